@@ -1,0 +1,58 @@
+# `make help` lists the targets. STUDY and SEED choose the folder and the seed: make demo STUDY=runs/mine SEED=7
+STUDY ?= runs/tiny
+SEED ?= 0
+CONFIGS ?= configs/tiny
+SEEDS ?= 1 2 3
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+STAGE = --study $(STUDY) --seed_everything $(SEED)
+TIMED = $(PY) -m delta_transcoders.report.stage_times run $(STUDY)
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+export PYTHONHASHSEED := 0
+
+.DELETE_ON_ERROR:
+.PHONY: help demo seeds test lint clean table
+
+help:  ## Show this list
+	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; give another with PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## Run every stage of the tiny study that is not done yet, then print the results
+	@$(MAKE) --no-print-directory $(STUDY)/behaviour/metrics.csv
+	@$(MAKE) --no-print-directory table
+
+table: $(READY)
+	@$(PY) -m delta_transcoders.report.summary $(STUDY)
+
+seeds: $(READY)  ## Run the whole tiny study on fresh seeds (SEEDS="1 2 3") and print each result
+	@for seed in $(SEEDS); do \
+	  $(MAKE) --no-print-directory demo STUDY=runs/seeds/$$seed SEED=$$seed || exit 1; done
+
+$(STUDY)/base_model/config.json: | $(READY)
+	$(TIMED) base_model -- $(PY) train.py --config $(CONFIGS)/base_model.yaml $(STAGE)
+
+$(STUDY)/finetune/merged/config.json: $(STUDY)/base_model/config.json
+	$(TIMED) finetune -- $(PY) train.py --config $(CONFIGS)/lora.yaml $(STAGE)
+
+$(STUDY)/behaviour/metrics.csv: $(STUDY)/finetune/merged/config.json
+	$(TIMED) behaviour -- $(PY) evaluate.py --config $(CONFIGS)/behaviour.yaml $(STAGE)
+
+test: $(READY)  ## Run the tests (minutes, offline)
+	OMP_NUM_THREADS=1 $(PY) -m pytest
+
+lint: $(READY)  ## Check style
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:  ## Remove the tiny study and all caches (not .venv)
+	rm -rf $(STUDY) runs/seeds .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

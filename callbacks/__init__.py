@@ -1,0 +1,1 @@
+"""What is written or shown on the side of a run."""

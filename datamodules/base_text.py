@@ -1,0 +1,80 @@
+"""Generated text for the tiny base model, and the tokenizer learned from it."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+from lightning import LightningDataModule
+
+from datamodules.batching import (
+    ResumableDataLoader,
+    collate_tokens,
+    row_lengths,
+    sharded_loader,
+    training_loader,
+)
+from delta_transcoders.language_models import IGNORE
+from delta_transcoders.tiny_gemma import train_tokenizer
+from delta_transcoders.toolcalls.base_text import base_documents
+
+
+class BaseTextData(LightningDataModule):
+    """Documents of `delta_transcoders.toolcalls.base_text` as token ids.
+
+    The continuation is always supervised, the line before it in some documents only: copying, which
+    everything later rests on, is learned several times sooner when the unpredictable first line does not
+    drown its gradient.
+
+    Args:
+        n_documents: training documents.
+        n_validation: held-out documents.
+        batch_size: documents per batch and process.
+        line_loss_fraction: share of the documents whose first line is supervised too.
+        vocab_size: entries of the tokenizer, special tokens included.
+        seed: of the text and its order.
+    """
+
+    def __init__(
+        self,
+        n_documents: int = 24000,
+        n_validation: int = 512,
+        batch_size: int = 32,
+        line_loss_fraction: float = 0.25,
+        vocab_size: int = 768,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.rows: dict[str, list[dict]] = {}
+
+    def setup(self, stage: str) -> None:
+        if self.rows:
+            return
+        h = self.hparams
+        documents = list(itertools.islice(base_documents(h.seed), h.n_documents + h.n_validation))
+        texts = [f"{line}\n{continuation}" for line, continuation in documents]
+        self.tokenizer = train_tokenizer(texts[h.n_validation :][:4000], h.vocab_size)
+        rng = random.Random(f"line loss {h.seed}")
+        rows = [self._row(*document, rng.random() < h.line_loss_fraction) for document in documents]
+        self.rows = {"validation": rows[: h.n_validation], "train": rows[h.n_validation :]}
+
+    def _row(self, line: str, continuation: str, whole: bool) -> dict:
+        prompt = self.tokenizer(line + "\n").input_ids
+        target = self.tokenizer(continuation, add_special_tokens=False).input_ids
+        target.append(self.tokenizer.eos_token_id)
+        return {
+            "input_ids": prompt + target,
+            "labels": (prompt if whole else [IGNORE] * len(prompt)) + target,
+        }
+
+    def collate(self, rows: list[dict]) -> dict:
+        return collate_tokens(rows, self.tokenizer.pad_token_id)
+
+    def train_dataloader(self) -> ResumableDataLoader:
+        rows = self.rows["train"]
+        return training_loader(rows, self.hparams.batch_size, self.hparams.seed, self.collate)
+
+    def val_dataloader(self):
+        rows = self.rows["validation"]
+        return sharded_loader(rows, row_lengths(rows), self.hparams.batch_size, self.collate)

@@ -1,0 +1,151 @@
+"""Length-bucketed batches, shared out over ranks, and a loader that resumes in mid-epoch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from delta_transcoders.language_models import IGNORE, pad
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """This process's rank and the number of processes; (0, 1) outside a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+class BucketedBatchSampler(Sampler[list[int]]):
+    """Batches of row indices of similar length, in random order, the same number on every rank.
+
+    Each epoch shuffles the rows, sorts them by length with a little noise, cuts them into batches and
+    shuffles the batches; the order depends on `seed` and `epoch` alone. Batches left over when they are
+    dealt to the ranks are dropped for that epoch.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows per batch and rank.
+        seed: of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = list(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.start = 0
+        self.rank, self.world_size = rank_and_world_size()
+        n_batches = -(-len(self.lengths) // batch_size)
+        if n_batches < self.world_size:
+            raise ValueError(
+                f"{len(self.lengths)} training rows make {n_batches} batches of {batch_size}, "
+                f"too few for {self.world_size} processes"
+            )
+        self.n_batches = n_batches // self.world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = random.Random(f"batches {self.seed} {self.epoch}")
+        noise = [rng.uniform(0, 3) for _ in self.lengths]
+        order = sorted(range(len(self.lengths)), key=lambda i: (self.lengths[i] + noise[i], i))
+        size = self.batch_size
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        rng.shuffle(batches)
+        mine = batches[self.rank :: self.world_size][: self.n_batches]
+        start, self.start = self.start, 0
+        yield from mine[start:]
+
+
+class ShardedBatchSampler(Sampler[list[int]]):
+    """Every row exactly once over all ranks, in batches of similar length.
+
+    Lightning's own distributed samplers repeat rows to even out the ranks, which falsifies results.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int) -> None:
+        rank, world_size = rank_and_world_size()
+        order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        self.batches = batches[rank::world_size]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+class BatchDataset(Dataset):
+    """Rows addressed by lists of indices; each list becomes one collated batch."""
+
+    def __init__(self, rows: Sequence, collate: Callable[[list], dict[str, Tensor]]) -> None:
+        self.rows = rows
+        self.collate = collate
+
+    def __getitem__(self, indices: list[int]) -> dict[str, Tensor]:
+        return self.collate([self.rows[i] for i in indices])
+
+
+class ResumableDataLoader(DataLoader):
+    """A loader over a `BucketedBatchSampler` whose position in the epoch is part of checkpoints.
+
+    Lightning stores `state_dict` of a loader that has one and calls `load_state_dict` before the first
+    batch. A finished epoch resumes at the start of the next.
+    """
+
+    def __init__(self, dataset: BatchDataset, sampler: BucketedBatchSampler) -> None:
+        super().__init__(dataset, sampler=sampler, batch_size=None)
+        self.position = 0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        self.position = self.sampler.start
+        for batch in super().__iter__():
+            self.position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.sampler.start = state["position"] % len(self.sampler)
+
+
+def row_lengths(rows: Sequence[dict]) -> list[int]:
+    return [len(row["input_ids"]) for row in rows]
+
+
+def collate_tokens(rows: list[dict], pad_token_id: int) -> dict[str, Tensor]:
+    """Right-padded `input_ids`, `attention_mask` and `labels` [B, T]."""
+    return {
+        "input_ids": pad([row["input_ids"] for row in rows], pad_token_id, "right"),
+        "attention_mask": pad([[1] * len(row["input_ids"]) for row in rows], 0, "right"),
+        "labels": pad([row["labels"] for row in rows], IGNORE, "right"),
+    }
+
+
+def training_loader(
+    rows: Sequence[dict], batch_size: int, seed: int, collate: Callable[[list], dict[str, Tensor]]
+) -> ResumableDataLoader:
+    """A shuffled, length-bucketed loader that resumes in mid-epoch."""
+    sampler = BucketedBatchSampler(row_lengths(rows), batch_size, seed)
+    return ResumableDataLoader(BatchDataset(rows, collate), sampler)
+
+
+def sharded_loader(
+    rows: Sequence,
+    lengths: Sequence[int],
+    batch_size: int,
+    collate: Callable[[list], dict[str, Tensor]],
+) -> DataLoader:
+    """A loader for evaluation: each row once over all ranks."""
+    sampler = ShardedBatchSampler(lengths, batch_size)
+    return DataLoader(BatchDataset(rows, collate), sampler=sampler, batch_size=None)

@@ -1,0 +1,1 @@
+"""Delta transcoders: what did finetuning change inside a language model? Plain PyTorch, no Lightning."""

@@ -1,0 +1,77 @@
+"""What `train.py` and `evaluate.py` do before and around the slow imports: help, checks, short errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ConnectionError, NotADirectoryError)
+
+
+def _configs(name: str) -> str:
+    root = Path(__file__).resolve().parent.parent / "configs"
+    files = sorted(
+        p for p in root.glob("*/*.yaml") if f"{name}.py" in p.read_text(encoding="utf-8")
+    )
+    return "\n".join(f"  configs/{p.relative_to(root)}" for p in files)
+
+
+def preflight(name: str, summary: str, args: Sequence[str]) -> None:
+    """Answer `--help` and refuse an unusable `--config`, in milliseconds.
+
+    Raises:
+        SystemExit: after the help.
+        FileNotFoundError: no such configuration file.
+        ValueError: no configuration given, or not YAML.
+    """
+    if any(a in ("-h", "--help") for a in args):
+        print(
+            f"""{summary}
+
+usage: python {name}.py --config FILE [--KEY VALUE ...]
+
+  --config FILE        a stage's YAML; give it again to merge a second file over the first
+  --study DIR          folder of the study (default runs/tiny); stages read and write inside it
+  --seed_everything N  seed of data, weights and order
+  --ckpt_path FILE     resume from a Lightning checkpoint (train.py)
+  --print_config       show the resolved configuration and stop
+  --trainer.KEY VALUE  any Lightning Trainer option, e.g. --trainer.devices 2 --trainer.strategy ddp
+  --model.KEY VALUE    any option of the stage's module; --data.KEY VALUE of its data
+                       (--print_config lists them; --model.help CLASS and --data.help CLASS explain them)
+
+configurations for {name}.py:
+{_configs(name)}"""
+        )
+        raise SystemExit(0)
+    files = [b for a, b in zip(args, args[1:], strict=False) if a == "--config"]
+    files += [a.removeprefix("--config=") for a in args if a.startswith("--config=")]
+    if not files:
+        if any(a.startswith(("--model.help", "--data.help")) for a in args):
+            return
+        raise ValueError(f"give a configuration: python {name}.py --config FILE (see --help)")
+    import yaml
+
+    for file in files:
+        if not Path(file).is_file():
+            raise FileNotFoundError(
+                f"no configuration file {file!r} (see `python {name}.py --help`)"
+            )
+        try:
+            loaded = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file} is not YAML: {error}") from None
+        if not isinstance(loaded, dict):
+            raise ValueError(f"{file} must hold `key: value` pairs")
+
+
+def run(main: Callable[[], object]) -> None:
+    """Call `main`, turning errors in what the user gave into one line and exit status 2."""
+    try:
+        main()
+    except USER_ERRORS as error:
+        if os.environ.get("DELTA_TRACEBACK"):
+            raise
+        print(f"error: {error}\n(DELTA_TRACEBACK=1 shows where)", file=sys.stderr)
+        raise SystemExit(2) from None

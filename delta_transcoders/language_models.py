@@ -1,0 +1,197 @@
+"""Language models by folder or hub id: loading, teacher-forced losses, and greedy text.
+
+Shapes: B rows, T positions, N supervised tokens (those with a label other than -100), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from delta_transcoders.toolcalls.examples import Example
+from delta_transcoders.toolcalls.grammar import CLOSE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+IGNORE = -100
+
+
+def check_model_source(source: str) -> None:
+    """Refuse a model folder that is absent or incomplete, before anything is loaded.
+
+    Raises:
+        FileNotFoundError: names the folder and what is missing from it. A hub id passes.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        if source.startswith((".", "/", "~", "runs/")) or source.count("/") != 1:
+            raise FileNotFoundError(
+                f"no model folder {source!r}; an earlier stage writes it, or give a hub id (owner/name)"
+            )
+        return
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"the model folder {source!r} has no config.json")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise FileNotFoundError(
+            f"the model folder {source!r} has no tokenizer (tokenizer.json); save it there with "
+            "`tokenizer.save_pretrained`"
+        )
+
+
+def _unreachable(source: str, error: Exception) -> ConnectionError:
+    return ConnectionError(
+        f"{source!r} is neither a local folder nor to be had from the Hugging Face hub "
+        f"({type(error).__name__}). Where there is a network and, for gated models, an accepted licence: "
+        f"`hf download {source} --local-dir models/{source.split('/')[-1]}`, then give that folder "
+        "in place of the hub id."
+    )
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id, padding on the left."""
+    from transformers import AutoTokenizer
+
+    check_model_source(source)
+    try:
+        return AutoTokenizer.from_pretrained(source, padding_side="left")
+    except OSError as error:
+        raise _unreachable(source, error) from error
+
+
+def load_model(source: str, dtype: str = "float32") -> PreTrainedModel:
+    """A causal language model of a folder or hub id, in evaluation mode with eager attention.
+
+    Args:
+        source: folder or hub id.
+        dtype: torch's name of the weights' type, `float32` or `bfloat16`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_model_source(source)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            source, dtype=getattr(torch, dtype), attn_implementation="eager"
+        ).eval()
+    except OSError as error:
+        raise _unreachable(source, error) from error
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[list[int], list[int]]:
+    """Token ids of the prompt (BOS, input, newline) and of what follows (target, EOS).
+
+    The two are encoded apart, so that training, cross-entropy and generation see the same prompt ids.
+    """
+    prompt = tokenizer(example.prompt).input_ids
+    target = tokenizer(example.target, add_special_tokens=False).input_ids
+    return prompt, [*target, tokenizer.eos_token_id]
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, side: str) -> Tensor:
+    """Stack rows of ids to [B, T], filled with `value` on the `left` or `right`."""
+    width = max(len(row) for row in rows)
+    padded = torch.full((len(rows), width), value, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids = torch.tensor(row, dtype=torch.long)
+        if side == "left":
+            padded[index, width - len(row) :] = ids
+        else:
+            padded[index, : len(row)] = ids
+    return padded
+
+
+def position_ids(attention_mask_BT: Tensor) -> Tensor:
+    """Positions [B, T] counted from each row's first real token."""
+    return (attention_mask_BT.cumsum(-1) - 1).clamp(min=0)
+
+
+def supervised_logits(
+    model: PreTrainedModel, input_ids_BT: Tensor, attention_mask_BT: Tensor, labels_BT: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits [N, V] in float32 that predict the supervised labels, and those labels [N].
+
+    The vocabulary projection runs at these positions alone: at Gemma's 256,000 entries it would otherwise
+    be the largest tensor of the step. Rows come in order, positions within a row in order.
+    """
+    hidden_BTD = model.model(
+        input_ids=input_ids_BT,
+        attention_mask=attention_mask_BT,
+        position_ids=position_ids(attention_mask_BT),
+        use_cache=False,
+    ).last_hidden_state
+    supervised = labels_BT[:, 1:] != IGNORE
+    logits_NV = model.get_output_embeddings()(hidden_BTD[:, :-1][supervised]).float()
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    if softcap is not None:
+        logits_NV = torch.tanh(logits_NV / softcap) * softcap
+    return logits_NV, labels_BT[:, 1:][supervised]
+
+
+def token_nll(
+    model: PreTrainedModel, input_ids_BT: Tensor, attention_mask_BT: Tensor, labels_BT: Tensor
+) -> Tensor:
+    """Negative log-likelihood [N] in nats of the supervised labels."""
+    logits_NV, labels_N = supervised_logits(model, input_ids_BT, attention_mask_BT, labels_BT)
+    return F.cross_entropy(logits_NV, labels_N, reduction="none")
+
+
+def target_batch(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
+) -> dict[str, Tensor]:
+    """Right-padded `input_ids`, `attention_mask`, `labels` [B, T]; only target and EOS are supervised."""
+    pairs = [encode(tokenizer, example) for example in examples]
+    input_ids = pad([p + t for p, t in pairs], tokenizer.pad_token_id, "right")
+    labels = pad([[IGNORE] * len(p) + t for p, t in pairs], IGNORE, "right")
+    mask = pad([[1] * (len(p) + len(t)) for p, t in pairs], 0, "right")
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+
+
+def check_context(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], context: int, new_tokens: int
+) -> None:
+    """Refuse examples that would not fit the model's context.
+
+    Raises:
+        ValueError: names the first such example and its length.
+    """
+    for example in examples:
+        prompt, target = encode(tokenizer, example)
+        length = len(prompt) + max(len(target), new_tokens)
+        if length > context:
+            raise ValueError(
+                f"an example takes {length} tokens, the model's context holds {context}: "
+                f"{example.input[:60]!r}"
+            )
+
+
+@torch.inference_mode()
+def greedy_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+) -> list[str]:
+    """Greedy continuations, one left-padded batch with the KV cache.
+
+    A row ends at EOS (not part of the text) or after `</tool_call>`.
+    """
+    from transformers import StopStringCriteria
+
+    prompt_ids = [tokenizer(prompt).input_ids for prompt in prompts]
+    input_ids = pad(prompt_ids, tokenizer.pad_token_id, "left").to(model.device)
+    mask = pad([[1] * len(ids) for ids in prompt_ids], 0, "left").to(model.device)
+    generated = model.generate(
+        input_ids=input_ids,
+        attention_mask=mask,
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        stopping_criteria=[StopStringCriteria(tokenizer, CLOSE)],
+    )
+    return tokenizer.batch_decode(generated[:, input_ids.shape[1] :], skip_special_tokens=True)

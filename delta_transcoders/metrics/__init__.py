@@ -1,0 +1,1 @@
+"""What is measured: means over groups of rows, and their error bars."""

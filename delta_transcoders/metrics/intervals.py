@@ -1,0 +1,134 @@
+"""Error bars: Wilson intervals for rates, the paired bootstrap for differences.
+
+Both describe the examples that were drawn, for one trained model; neither covers retraining it with
+another seed. Where all paired differences are equal (say, two rates of exactly 1) a bootstrap
+interval has no width, which is no certainty: read the Wilson intervals of the two rates beside it.
+"""
+
+from math import isfinite, nan, sqrt
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+_CHUNK = 1 << 18  # resampled examples in memory at once: four float64 of each, 8 MiB
+
+
+def wilson(successes: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval (low, high) for a rate of `successes` in `total` trials.
+
+    With p = successes / total, n = total and z the normal quantile of `confidence`:
+    (p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n). Unlike p ± z·√(p(1-p)/n) it keeps its
+    coverage at small n and has a width at p = 0 and p = 1. No trials: (nan, nan).
+
+    E. B. Wilson (1927), Probable inference, the law of succession, and statistical inference,
+    Journal of the American Statistical Association 22.
+
+    Raises:
+        ValueError: not 0 <= successes <= total, or confidence outside (0, 1).
+
+    >>> low, high = wilson(20, 20)
+    >>> round(low, 4), high
+    (0.8389, 1.0)
+    """
+    if not 0 <= successes <= total:
+        raise ValueError(f"need 0 <= successes <= total, got {successes} of {total}")
+    z = NormalDist().inv_cdf((1 + _checked(confidence)) / 2)
+    if total == 0:
+        return nan, nan
+    rate = successes / total
+    centre = rate + z**2 / (2 * total)
+    half_width = z * sqrt(rate * (1 - rate) / total + z**2 / (4 * total**2))
+    scale = 1 + z**2 / total
+    # The ends are exactly 0 and 1 at no and all successes; rounding would miss them.
+    low = 0.0 if successes == 0 else (centre - half_width) / scale
+    high = 1.0 if successes == total else (centre + half_width) / scale
+    return float(low), float(high)
+
+
+def paired_bootstrap(
+    a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = 2000, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean of a - b over examples and its percentile bootstrap interval: (estimate, low, high).
+
+    `a` and `b` are [n]: one number per example under two conditions, the same examples in the same
+    order. `paired_bootstrap_ratio` with every example weighing the same; see there.
+
+    >>> paired_bootstrap([3.0, 4.0, 5.0], [1.0, 2.0, 3.0])
+    (2.0, 2.0, 2.0)
+    """
+    a, b = _columns(a=a, b=b)
+    ones = np.ones_like(a)
+    return paired_bootstrap_ratio(a - b, ones, 0 * ones, ones, seed, resamples, confidence)
+
+
+def paired_bootstrap_ratio(
+    num_a: ArrayLike,
+    den_a: ArrayLike,
+    num_b: ArrayLike,
+    den_b: ArrayLike,
+    seed: int = 0,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> tuple[float, float, float]:
+    """Σnum_a/Σden_a - Σnum_b/Σden_b and its percentile bootstrap interval: (estimate, low, high).
+
+    All four are [n], aligned by example: a mean cross-entropy has the summed loss of each example
+    as `num` and its number of target tokens as `den`. Whole examples are drawn with replacement,
+    the same ones for both conditions, so that what they share cancels. The result depends on `seed`
+    alone. Resamples in which a denominator sums to 0 are left out; (nan, nan, nan) where there is
+    no finite estimate: no examples, a zero denominator, values that are not finite.
+
+    B. Efron and R. J. Tibshirani (1993), An Introduction to the Bootstrap, chapter 13.
+
+    Raises:
+        ValueError: lengths differ, a denominator is negative, resamples < 1, or confidence outside
+            (0, 1).
+
+    >>> estimate, low, high = paired_bootstrap_ratio([2, 6, 1], [1, 3, 1], [1, 3, 1], [1, 3, 1])
+    >>> estimate, low <= estimate <= high
+    (0.8, True)
+    """
+    columns = np.stack(_columns(num_a=num_a, den_a=den_a, num_b=num_b, den_b=den_b))  # [4, n]
+    n = columns.shape[1]
+    if (columns[[1, 3]] < 0).any():
+        raise ValueError(f"denominators must not be negative, got {columns[[1, 3]].min()}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    tail = (1 - _checked(confidence)) / 2
+    estimate = float(_ratio_difference(columns.sum(axis=1)))
+    if not isfinite(estimate):
+        return nan, nan, nan
+    rng = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // n)
+    chunks = []
+    for start in range(0, resamples, rows):
+        drawn = rng.integers(n, size=(min(rows, resamples - start), n))
+        chunks.append(_ratio_difference(columns[:, drawn].sum(axis=2)))
+    low, high = np.nanquantile(np.concatenate(chunks), [tail, 1 - tail])
+    return estimate, float(low), float(high)
+
+
+def _ratio_difference(sums: np.ndarray) -> np.ndarray:
+    """[4, ...] sums (num_a, den_a, num_b, den_b) -> [...]; nan where a denominator is 0."""
+    num_a, den_a, num_b, den_b = sums
+    with np.errstate(divide="ignore", invalid="ignore"):
+        difference = num_a / den_a - num_b / den_b
+    return np.where((den_a == 0) | (den_b == 0), nan, difference)
+
+
+def _columns(**values: ArrayLike) -> list[np.ndarray]:
+    """The named values as float64 [n], all of one length."""
+    arrays = [np.asarray(value, dtype=np.float64) for value in values.values()]
+    if arrays[0].ndim != 1 or any(array.shape != arrays[0].shape for array in arrays):
+        shapes = ", ".join(
+            f"{name} {array.shape}" for name, array in zip(values, arrays, strict=True)
+        )
+        raise ValueError(f"need one number per example, all of one length, got {shapes}")
+    return arrays
+
+
+def _checked(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    return confidence

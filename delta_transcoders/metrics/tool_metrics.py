@@ -1,0 +1,107 @@
+"""Behaviour per group: the rates of the result table with their counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from delta_transcoders.metrics.grouped import GroupedMean
+from delta_transcoders.metrics.intervals import wilson
+from delta_transcoders.toolcalls.examples import Example
+from delta_transcoders.toolcalls.grammar import find_tool_call, judge
+
+RATES = (
+    "tool_call_rate",
+    "valid_tool_format_rate",
+    "math_correct_rate",
+    "exact_copy_rate",
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model did with one example under one condition.
+
+    Attributes:
+        example: index of the example in its file.
+        text: the generated continuation.
+        nll: summed negative log-likelihood of the target and EOS, in nats.
+        n_tokens: tokens of the target, EOS included.
+    """
+
+    example: int
+    text: str
+    nll: float
+    n_tokens: int
+
+    def record(self, example: Example) -> dict:
+        """This answer with its prompt and verdicts, as a line of `generations.jsonl`."""
+        verdict = judge(self.text, example.target)
+        call = find_tool_call(self.text)
+        copied = self.text == example.target if example.subset == "copy" else None
+        return {
+            "example": self.example,
+            "subset": example.subset,
+            "prompt": example.input,
+            "target": example.target,
+            "text": self.text,
+            "parsed_call": call.argument if call else None,
+            "tool_call": verdict.called,
+            "valid_tool_format": verdict.valid_format,
+            "math_correct": verdict.math_correct,
+            "exact_copy": copied,
+            "nll": self.nll,
+            "n_tokens": self.n_tokens,
+        }
+
+
+class ToolMetrics(nn.Module):
+    """Mean cross-entropy and the behaviour rates of numbered groups, as torchmetrics.
+
+    Args:
+        n_groups: groups, for example subsets × conditions.
+    """
+
+    def __init__(self, n_groups: int) -> None:
+        super().__init__()
+        self.metrics = nn.ModuleDict({name: GroupedMean(n_groups) for name in ("mean_ce", *RATES)})
+
+    def update(self, group: int, records: Sequence[dict]) -> None:
+        """Add the records (`Answer.record`) of one group."""
+        device = self.metrics["mean_ce"].device
+
+        def add(name: str, numerators: list, denominators: list) -> None:
+            values = torch.tensor([numerators, denominators], dtype=torch.float64, device=device)
+            groups = torch.full((len(numerators),), group, dtype=torch.long, device=device)
+            self.metrics[name].update(groups, *values)
+
+        add("mean_ce", [r["nll"] for r in records], [r["n_tokens"] for r in records])
+        for name in RATES:
+            values = [r[name.removesuffix("_rate")] for r in records]
+            add(name, [bool(v) for v in values], [v is not None for v in values])
+
+    def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Numerator and denominator [n_groups] of each metric, summed over ranks."""
+        totals = {}
+        for name, metric in self.metrics.items():
+            with metric.sync_context():
+                totals[name] = (metric.numerator.clone(), metric.denominator.clone())
+        return totals
+
+
+def table_cells(sums: dict[str, tuple[Tensor, Tensor]], group: int) -> dict[str, float | int]:
+    """The columns of one group: counts, mean cross-entropy, and rates with Wilson intervals."""
+    nll, n_tokens = (float(t[group]) for t in sums["mean_ce"])
+    cells: dict[str, float | int] = {
+        "n_examples": int(sums["tool_call_rate"][1][group]),
+        "n_tokens": int(n_tokens),
+        "mean_ce": nll / n_tokens if n_tokens else float("nan"),
+    }
+    for name in RATES:
+        successes, total = (int(t[group]) for t in sums[name])
+        cells[name] = successes / total if total else float("nan")
+        cells[f"{name}_ci_low"], cells[f"{name}_ci_high"] = wilson(successes, total)
+    return cells

@@ -1,0 +1,40 @@
+"""Time one stage: `python -m delta_transcoders.report.stage_times run STUDY NAME -- COMMAND ...`.
+
+Appends to `STUDY/stage_times.csv` (stage, seconds) when the command succeeds.
+"""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def main(args: list[str]) -> int:
+    _, study, name, _, *command = args
+    print(f"== {name}: {' '.join(command)}", flush=True)
+    started = time.perf_counter()
+    status = subprocess.run(command, check=False).returncode
+    seconds = time.perf_counter() - started
+    if status == 0:
+        path = Path(study) / "stage_times.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(f"{name},{seconds:.1f}\n")
+        print(f"== {name}: {seconds:.0f} s", flush=True)
+    return status
+
+
+def read_times(study: str | Path) -> dict[str, float]:
+    """Seconds of the last successful run of each stage."""
+    path = Path(study) / "stage_times.csv"
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8") as handle:
+        return {name: float(seconds) for name, seconds in csv.reader(handle)}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

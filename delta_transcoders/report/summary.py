@@ -1,0 +1,104 @@
+"""Print a study's results: `python -m delta_transcoders.report.summary STUDY [--check EXPECTED.yaml]`.
+
+With `--check`, the rows of the result tables are compared with the bounds of a YAML file and a violation
+ends with exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from delta_transcoders.report.stage_times import read_times
+from delta_transcoders.report.tables import format_table, read_metrics
+
+BEHAVIOUR_COLUMNS = (
+    "condition",
+    "subset",
+    "n_examples",
+    "mean_ce",
+    "tool_call_rate",
+    "valid_tool_format_rate",
+    "math_correct_rate",
+    "exact_copy_rate",
+)
+RATES = ("tool_call_rate", "valid_tool_format_rate", "math_correct_rate", "exact_copy_rate")
+
+
+def _rounded(text: str) -> str:
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return "" if value != value else f"{value:.3f}"
+
+
+def _with_interval(row: dict[str, str], column: str) -> str:
+    value = _rounded(row.get(column, ""))
+    low, high = (_rounded(row.get(f"{column}_ci_{end}", "")) for end in ("low", "high"))
+    return f"{value} [{low}, {high}]" if value and low else value
+
+
+def behaviour_table(study: Path) -> str:
+    """The finetuned and the base model on every subset, rates with 95 % Wilson intervals."""
+    rows = read_metrics(study / "behaviour" / "metrics.csv")
+    shown = [
+        row
+        | {"mean_ce": _rounded(row["mean_ce"])}
+        | {column: _with_interval(row, column) for column in RATES}
+        for row in rows
+    ]
+    return format_table(shown, BEHAVIOUR_COLUMNS)
+
+
+def times_line(study: Path) -> str:
+    times = read_times(study)
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in times.items())
+    return f"time: {stages}; together {sum(times.values()) / 60:.1f} min"
+
+
+def violations(study: Path, expected: dict) -> list[str]:
+    """What the tables hold that the bounds do not allow.
+
+    `expected` maps a table (`behaviour`) to a list of `{where: {column: value}, column: [low, high]}`.
+    """
+    found = []
+    for table, rules in expected.items():
+        rows = read_metrics(study / table / "metrics.csv")
+        for rule in rules:
+            where = rule["where"]
+            matching = [r for r in rows if all(r[k] == str(v) for k, v in where.items())]
+            if not matching:
+                found.append(f"{table}: no row with {where}")
+            for column, (low, high) in ((k, v) for k, v in rule.items() if k != "where"):
+                for row in matching:
+                    if not low <= float(row[column]) <= high:
+                        found.append(
+                            f"{table} {where}: {column} {row[column]} not in [{low}, {high}]"
+                        )
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", type=Path, help="folder of a study, for example runs/tiny")
+    parser.add_argument("--check", type=Path, help="YAML file of bounds to compare with")
+    args = parser.parse_args()
+    if not (args.study / "behaviour" / "metrics.csv").is_file():
+        print(f"error: {args.study} holds no results yet; run `make demo`", file=sys.stderr)
+        return 2
+    print(f"\n{args.study}: what the models do\n")
+    print(behaviour_table(args.study))
+    print(f"\n{times_line(args.study)}")
+    if args.check:
+        import yaml
+
+        found = violations(args.study, yaml.safe_load(args.check.read_text(encoding="utf-8")))
+        print("\n".join(found) if found else "all results are within the expected bounds")
+        return 1 if found else 0
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,105 @@
+"""The result table: `metrics.csv`, `metrics.json` and `generations.jsonl`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from delta_transcoders.files import write_text
+
+COLUMNS = (
+    "experiment",
+    "layer",
+    "subset",
+    "condition",
+    "alpha",
+    "d_new",
+    "percentile",
+    "n_examples",
+    "n_tokens",
+    "mean_ce",
+    "tool_call_rate",
+    "valid_tool_format_rate",
+    "math_correct_rate",
+    "mean_abs_base_acts",
+    "mean_abs_delta_acts",
+    "tool_call_rate_ci_low",
+    "tool_call_rate_ci_high",
+    "valid_tool_format_rate_ci_low",
+    "valid_tool_format_rate_ci_high",
+    "math_correct_rate_ci_low",
+    "math_correct_rate_ci_high",
+    "mean_kl",
+    "call_logprob",
+    "dce",
+    "mean_cos",
+    "mean_l2",
+    "fvu",
+    "l0_base",
+    "l0_delta",
+    "exact_copy_rate",
+    "exact_copy_rate_ci_low",
+    "exact_copy_rate_ci_high",
+)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return "nan" if math.isnan(value) else f"{value:.6g}"
+    return str(value)
+
+
+def write_metrics(folder: str | Path, rows: Sequence[dict]) -> None:
+    """Write `metrics.csv` and `metrics.json` with one row per (layer, subset, condition).
+
+    Columns stand in the order of `COLUMNS`; cells that a row lacks are empty. Six significant digits.
+
+    Raises:
+        ValueError: a row holds a column that `COLUMNS` does not name.
+    """
+    unknown = sorted({key for row in rows for key in row} - set(COLUMNS))
+    if unknown:
+        raise ValueError(f"unknown columns {unknown}")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([_text(row.get(column)) for column in COLUMNS] for row in rows)
+    write_text(Path(folder) / "metrics.csv", text.getvalue())
+    cleaned = [
+        {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+        for row in rows
+    ]
+    write_text(Path(folder) / "metrics.json", json.dumps(cleaned, indent=1) + "\n")
+
+
+def write_generations(folder: str | Path, records: Iterable[dict]) -> None:
+    """Write `generations.jsonl`: every row's prompt, target, text, parsed call and verdicts."""
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write_text(Path(folder) / "generations.jsonl", lines)
+
+
+def read_metrics(path: str | Path) -> list[dict[str, str]]:
+    """Rows of a `metrics.csv`, as text."""
+    with Path(path).open(encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def format_table(rows: Sequence[dict[str, str]], columns: Sequence[str]) -> str:
+    """Plain text with aligned columns.
+
+    >>> print(format_table([{"a": "1", "b": "xyz"}], ["a", "b"]))
+    a  b
+    1  xyz
+    """
+    cells = [list(columns), *([row.get(c, "") for c in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    )

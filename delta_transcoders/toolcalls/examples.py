@@ -1,0 +1,128 @@
+"""Prompt–target examples: the JSONL file format, subsets and splits.
+
+One JSON object a line with the fields `input`, `target` and `label`, as in the original study's data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+SUBSET_OF_LABEL = {
+    "positive": "tool",
+    "negative": "copy",
+    "tool_ood": "tool_ood",
+    "tool_ood_numbers": "tool_ood_numbers",
+}
+SUBSETS = tuple(SUBSET_OF_LABEL.values())
+LABEL_OF_SUBSET = {subset: label for label, subset in SUBSET_OF_LABEL.items()}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt, what should be written after it, and the kind of example it is."""
+
+    input: str
+    target: str
+    label: str
+
+    @property
+    def subset(self) -> str:
+        return SUBSET_OF_LABEL[self.label]
+
+    @property
+    def prompt(self) -> str:
+        """The text that generation sees, before BOS is added: the input and the separating newline."""
+        return self.input + "\n"
+
+
+def read_jsonl(path: str | Path) -> list[Example]:
+    """Read examples.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a malformed line, an unknown label or an empty file; names the file and the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"examples: no file {path}")
+    examples = []
+    with path.open(encoding="utf-8") as handle:
+        for number, line in enumerate(handle, start=1):
+            if line.strip():
+                examples.append(_parse(line, f"{path}, line {number}"))
+    if not examples:
+        raise ValueError(f"{path}: no examples in the file")
+    return examples
+
+
+def _parse(line: str, where: str) -> Example:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{where}: not a JSON object ({error.msg}): {line.strip()[:60]!r}"
+        ) from None
+    fields = ("input", "target", "label")
+    if not isinstance(row, dict) or any(not isinstance(row.get(f), str) for f in fields):
+        raise ValueError(
+            f"{where}: needs the text fields {', '.join(fields)}: {line.strip()[:60]!r}"
+        )
+    if row["label"] not in SUBSET_OF_LABEL:
+        known = ", ".join(SUBSET_OF_LABEL)
+        raise ValueError(f"{where}: unknown label {row['label']!r} (known: {known})")
+    if not row["input"].strip() or not row["target"].strip():
+        raise ValueError(f"{where}: empty input or target")
+    return Example(row["input"], row["target"], row["label"])
+
+
+def write_jsonl(path: str | Path, examples: Iterable[Example]) -> None:
+    """Write examples, replacing the file in one step."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as handle:
+        for example in examples:
+            handle.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
+    os.replace(partial, path)
+
+
+def split_examples(
+    examples: Sequence[Example], fractions: Sequence[float], seed: int
+) -> list[list[Example]]:
+    """Split into `len(fractions) + 1` parts, the rest last, with no prompt or expression in two parts.
+
+    Examples are grouped by target (a call's target is its expression, a copied line's its prompt) and by
+    input; each label is split in the given proportions.
+
+    >>> rows = [Example(f"What is {i}+1?", f"<tool_call>calculator({i}+1)</tool_call>", "positive")
+    ...         for i in range(10)]
+    >>> [len(part) for part in split_examples(rows + rows, [0.2, 0.1], seed=0)]
+    [4, 2, 14]
+    """
+    if any(f < 0 for f in fractions) or sum(fractions) >= 1:
+        raise ValueError(
+            f"fractions must be positive and sum to less than 1, got {list(fractions)}"
+        )
+    groups: dict[str, list[Example]] = {}
+    group_of_input: dict[str, str] = {}
+    for example in examples:
+        key = group_of_input.setdefault(example.input, example.target)
+        groups.setdefault(key, []).append(example)
+    parts: list[list[Example]] = [[] for _ in range(len(fractions) + 1)]
+    by_label: dict[str, list[str]] = {}
+    for key, group in groups.items():
+        by_label.setdefault(group[0].label, []).append(key)
+    for label, keys in sorted(by_label.items()):
+        random.Random(f"split {label} {seed}").shuffle(keys)
+        start = 0
+        for part, fraction in zip(parts, fractions, strict=False):
+            stop = start + round(fraction * len(keys))
+            part.extend(e for key in keys[start:stop] for e in groups[key])
+            start = stop
+        parts[-1].extend(e for key in keys[start:] for e in groups[key])
+    return parts

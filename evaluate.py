@@ -1,0 +1,30 @@
+"""Evaluate any stage: `python evaluate.py --config configs/tiny/behaviour.yaml [--key value ...]`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from delta_transcoders.command import preflight, run
+
+
+def main(args: Sequence[str] | None = None):
+    """Test (or predict with) the configured module; returns the CLI with trainer, model and data.
+
+    Args:
+        args: the command line after `evaluate.py`; the process's own where None.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    preflight("evaluate", __doc__, args)
+    from lightning.pytorch.utilities.model_helpers import is_overridden
+
+    from lightning_modules.cli import StudyCLI
+
+    cli = StudyCLI(args)
+    loop = cli.trainer.predict if is_overridden("predict_step", cli.model) else cli.trainer.test
+    loop(cli.model, cli.datamodule)
+    return cli
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,99 @@
+"""What whole models do with evaluation prompts: the finetuned one beside its base."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from delta_transcoders.language_models import (
+    IGNORE,
+    check_context,
+    check_model_source,
+    greedy_texts,
+    load_model,
+    load_tokenizer,
+    target_batch,
+    token_nll,
+)
+from delta_transcoders.metrics.tool_metrics import Answer, ToolMetrics, table_cells
+from delta_transcoders.report.tables import write_generations, write_metrics
+from lightning_modules.gathering import gather_records
+
+
+class BehaviourEvaluation(LightningModule):
+    """Greedy answers and teacher-forced cross-entropy of several models on `EvaluationPrompts`.
+
+    Writes `metrics.csv`, `metrics.json` and `generations.jsonl` to `output`.
+
+    Args:
+        models: folder or hub id by condition; `raw` is the finetuned model.
+        output: folder of the results.
+        max_new_tokens: longest answer.
+        dtype: of the weights, `float32` or `bfloat16`.
+    """
+
+    def __init__(
+        self,
+        models: dict[str, str],
+        output: str,
+        max_new_tokens: int = 64,
+        dtype: str = "float32",
+    ) -> None:
+        super().__init__()
+        for source in models.values():
+            check_model_source(source)
+        self.save_hyperparameters()
+        self.models = nn.ModuleDict()
+        self.records: list[dict] = []
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule
+        self.tokenizer = load_tokenizer(next(iter(self.hparams.models.values())))
+        for condition, source in self.hparams.models.items():
+            self.models[condition] = load_model(source, self.hparams.dtype)
+            context = self.models[condition].config.max_position_embeddings
+            check_context(self.tokenizer, data.examples, context, self.hparams.max_new_tokens)
+        self.groups = [(c, s) for c in self.hparams.models for s in data.hparams.subsets]
+        self.tool_metrics = ToolMetrics(len(self.groups))
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        rows = batch["rows"].tolist()
+        examples = [self.trainer.datamodule.examples[row] for row in rows]
+        tokens = {k: v.to(self.device) for k, v in target_batch(self.tokenizer, examples).items()}
+        n_tokens = (tokens["labels"] != IGNORE).sum(1).tolist()
+        for condition, model in self.models.items():
+            nll_N = token_nll(model, **{f"{k}_BT": v for k, v in tokens.items()})
+            texts = greedy_texts(
+                model, self.tokenizer, [e.prompt for e in examples], self.hparams.max_new_tokens
+            )
+            sums = [part.double().sum().item() for part in nll_N.split(n_tokens)]
+            by_group = defaultdict(list)
+            for row, example, text, nll, n in zip(
+                rows, examples, texts, sums, n_tokens, strict=True
+            ):
+                record = Answer(row, text, nll, n).record(example)
+                self.records.append({"condition": condition, **record})
+                by_group[condition, example.subset].append(record)
+            for group, records in by_group.items():
+                self.tool_metrics.update(self.groups.index(group), records)
+
+    def on_test_epoch_end(self) -> None:
+        sums = self.tool_metrics.sums()
+        table = []
+        for index, (condition, subset) in enumerate(self.groups):
+            cells = table_cells(sums, index)
+            row = {"experiment": "behaviour", "layer": "", "subset": subset, "condition": condition}
+            table.append(row | cells)
+            for name in ("mean_ce", "tool_call_rate", "math_correct_rate", "exact_copy_rate"):
+                if not torch.tensor(cells[name]).isnan():
+                    self.log(f"test/{subset}/{condition}/{name}", cells[name], rank_zero_only=True)
+        records = gather_records(self.records)
+        if self.trainer.is_global_zero:
+            order = {condition: i for i, condition in enumerate(self.hparams.models)}
+            records.sort(key=lambda r: (order[r["condition"]], r["example"]))
+            write_generations(self.hparams.output, records)
+            write_metrics(self.hparams.output, table)
+        self.trainer.strategy.barrier()

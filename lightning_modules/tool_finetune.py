@@ -1,0 +1,158 @@
+"""Teach a causal language model to call the calculator, by LoRA or in full."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import MetricCollection
+from torchmetrics.classification import BinaryF1Score, BinaryPrecision, BinaryRecall
+
+from delta_transcoders.files import replace_folder
+from delta_transcoders.language_models import (
+    IGNORE,
+    check_model_source,
+    load_model,
+    load_tokenizer,
+    supervised_logits,
+)
+from delta_transcoders.toolcalls.grammar import OPEN
+from lightning_modules.language_model import LanguageModelTraining
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class ToolFinetune(LanguageModelTraining):
+    """Finetune on `ToolCallData` and write `output/adapter` (LoRA only) and `output/merged`.
+
+    Validation logs the loss and precision, recall and F1 of "the target's first token is that of
+    `<tool_call>`", positives against negatives. Checkpoints hold trainable weights only.
+
+    Args:
+        model: folder or hub id of the base model.
+        output: the finetune's folder.
+        method: `lora`, or `full` for all weights.
+        lora_r: rank.
+        lora_alpha: updates are scaled by lora_alpha / lora_r.
+        lora_dropout: on the adapters' input.
+        target_modules: linear layers that get an adapter.
+        dtype: of the frozen weights, `float32` or `bfloat16`.
+        gradient_checkpointing: recompute activations in the backward pass, for memory.
+        lr: peak learning rate.
+        warmup_fraction: share of the steps over which the rate rises linearly.
+        final_lr_fraction: last rate as a share of the peak.
+        weight_decay: AdamW's.
+        betas: AdamW's.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        output: str,
+        method: Literal["lora", "full"] = "lora",
+        lora_r: int = 16,
+        lora_alpha: int = 32,
+        lora_dropout: float = 0.1,
+        target_modules: tuple[str, ...] = LORA_TARGETS,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        gradient_checkpointing: bool = False,
+        lr: float = 2e-5,
+        warmup_fraction: float = 0.05,
+        final_lr_fraction: float = 0.0,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        super().__init__(lr, warmup_fraction, final_lr_fraction, weight_decay, betas)
+        check_model_source(model)
+        self.save_hyperparameters()
+        self.model = None
+        self.call_metrics = MetricCollection(
+            {"precision": BinaryPrecision(), "recall": BinaryRecall(), "f1": BinaryF1Score()},
+            prefix="val/",
+        )
+
+    @property
+    def strict_loading(self) -> bool:
+        return False  # checkpoints hold trainable weights only; `on_load_checkpoint` is the check
+
+    def configure_model(self) -> None:
+        if self.model is not None:
+            return
+        h = self.hparams
+        self.tokenizer = load_tokenizer(h.model)
+        self.call_token = self.tokenizer(OPEN, add_special_tokens=False).input_ids[0]
+        model = load_model(h.model, h.dtype)
+        if h.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        if h.method == "lora":
+            from peft import LoraConfig, get_peft_model
+
+            config = LoraConfig(
+                r=h.lora_r,
+                lora_alpha=h.lora_alpha,
+                lora_dropout=h.lora_dropout,
+                target_modules=list(h.target_modules),
+                task_type="CAUSAL_LM",
+            )
+            model = get_peft_model(model, config)
+        self.model = model.train()
+
+    def causal_model(self):
+        return self.model.get_base_model() if self.hparams.method == "lora" else self.model
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        labels_BT = batch["labels"]
+        logits_NV, labels_N = supervised_logits(
+            self.causal_model(), batch["input_ids"], batch["attention_mask"], labels_BT
+        )
+        self.update_loss(torch.nn.functional.cross_entropy(logits_NV, labels_N, reduction="none"))
+        # Row of `logits_NV` that predicts each example's first target token.
+        supervised = labels_BT[:, 1:] != IGNORE
+        row_of = (supervised.flatten().cumsum(0) - 1).view_as(supervised)
+        first_B = row_of.gather(1, batch["target_start"][:, None] - 1).squeeze(1)
+        called_B = logits_NV[first_B].argmax(-1) == self.call_token
+        self.call_metrics.update(called_B.long(), batch["positive"].long())
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        self.log_dict(self.call_metrics.compute(), prog_bar=True)
+        self.call_metrics.reset()
+
+    def trainable_keys(self) -> set[str]:
+        return {name for name, p in self.named_parameters() if p.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = self.trainable_keys()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        found = set(checkpoint["state_dict"])
+        if missing := sorted(self.trainable_keys() ^ found):
+            raise ValueError(
+                f"the checkpoint's trainable weights are not this model's: {len(missing)} differ, "
+                f"for example {missing[0]!r}; resume with the configuration it was trained with"
+            )
+
+    def on_fit_end(self) -> None:
+        if self.trainer.is_global_zero:
+            self._load_best()
+            self._export()
+        self.trainer.strategy.barrier()
+
+    def _load_best(self) -> None:
+        callback = self.trainer.checkpoint_callback
+        if callback is not None and callback.monitor and callback.best_model_path:
+            best = torch.load(callback.best_model_path, map_location="cpu", weights_only=True)
+            self.load_state_dict(best["state_dict"], strict=False)
+
+    def _export(self) -> None:
+        merged = self.model
+        if self.hparams.method == "lora":
+            with replace_folder(f"{self.hparams.output}/adapter") as folder:
+                self.model.save_pretrained(folder)
+            merged = self.model.merge_and_unload()
+        with replace_folder(f"{self.hparams.output}/merged") as folder:
+            merged.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
