@@ -7,15 +7,18 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+EXPERIMENTS := exp1 exp2a exp2b
+RESULTS = $(STUDY)/behaviour/metrics.csv $(EXPERIMENTS:%=$(STUDY)/%/metrics.csv)
 STAGE = --study $(STUDY) --seed_everything $(SEED)
 TIMED = $(PY) -m delta_transcoders.report.stage_times run $(STUDY)
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 export PYTHONHASHSEED := 0
+export PYTHONUNBUFFERED := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo seeds test lint clean table
+.PHONY: help demo seeds sweep test lint clean table
 
 help:  ## Show this list
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)  ## Run every stage of the tiny study that is not done yet, then print the results
-	@$(MAKE) --no-print-directory $(STUDY)/behaviour/metrics.csv
+	@$(MAKE) --no-print-directory $(RESULTS)
 	@$(MAKE) --no-print-directory table
 
 table: $(READY)
@@ -45,6 +48,33 @@ $(STUDY)/finetune/merged/config.json: $(STUDY)/base_model/config.json
 
 $(STUDY)/behaviour/metrics.csv: $(STUDY)/finetune/merged/config.json
 	$(TIMED) behaviour -- $(PY) evaluate.py --config $(CONFIGS)/behaviour.yaml $(STAGE)
+
+$(STUDY)/base_activations/manifest.json: $(STUDY)/base_model/config.json
+	$(TIMED) base_activations -- $(PY) evaluate.py --config $(CONFIGS)/base_activations.yaml $(STAGE)
+
+# Folders whose files' names hold measured numbers are marked done by a file of ours.
+$(STUDY)/base_transcoders/.done: $(STUDY)/base_activations/manifest.json
+	$(TIMED) base_transcoders -- $(PY) train.py --config $(CONFIGS)/base_transcoder.yaml $(STAGE)
+	@touch $@
+
+$(STUDY)/activations/manifest.json: $(STUDY)/finetune/merged/config.json
+	$(TIMED) activations -- $(PY) evaluate.py --config $(CONFIGS)/activations.yaml $(STAGE)
+
+# Training a delta adds residuals to the cache's manifest: only its absence asks for a new capture.
+$(STUDY)/delta/.done: $(STUDY)/base_transcoders/.done | $(STUDY)/activations/manifest.json
+	$(TIMED) delta -- $(PY) train.py --config $(CONFIGS)/delta.yaml $(STAGE)
+	@touch $@
+
+$(EXPERIMENTS:%=$(STUDY)/%/metrics.csv): $(STUDY)/%/metrics.csv: $(STUDY)/delta/.done
+	$(TIMED) $* -- $(PY) evaluate.py --config $(CONFIGS)/$*.yaml $(STAGE)
+
+$(STUDY)/sweep_base_transcoders/.done: $(STUDY)/base_activations/manifest.json
+	$(TIMED) sweep_base_transcoders -- $(PY) train.py --config $(CONFIGS)/base_transcoder.yaml $(STAGE) \
+	  --model.l0 '[16, 32, 64]' --model.output $(STUDY)/sweep_base_transcoders
+	@touch $@
+
+sweep: $(READY) $(STUDY)/sweep_base_transcoders/.done | $(STUDY)/activations/manifest.json  ## Every d_new × percentile × layer of the tiny study in one run
+	$(TIMED) sweep -- $(PY) train.py --config $(CONFIGS)/sweep.yaml $(STAGE)
 
 test: $(READY)  ## Run the tests (minutes, offline)
 	OMP_NUM_THREADS=1 $(PY) -m pytest

@@ -5,21 +5,19 @@ from __future__ import annotations
 import itertools
 import random
 
-from lightning import LightningDataModule
-
 from datamodules.batching import (
+    ResumableData,
     ResumableDataLoader,
     collate_tokens,
     row_lengths,
     sharded_loader,
-    training_loader,
 )
 from delta_transcoders.language_models import IGNORE
 from delta_transcoders.tiny_gemma import train_tokenizer
 from delta_transcoders.toolcalls.base_text import base_documents
 
 
-class BaseTextData(LightningDataModule):
+class BaseTextData(ResumableData):
     """Documents of `delta_transcoders.toolcalls.base_text` as token ids.
 
     The continuation is always supervised, the line before it in some documents only: copying, which
@@ -73,7 +71,8 @@ class BaseTextData(LightningDataModule):
 
     def train_dataloader(self) -> ResumableDataLoader:
         rows = self.rows["train"]
-        return training_loader(rows, self.hparams.batch_size, self.hparams.seed, self.collate)
+        h = self.hparams
+        return self.bucketed_loader(rows, h.batch_size, h.seed, self.collate)
 
     def val_dataloader(self):
         rows = self.rows["validation"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
 import torch.distributed as dist
+from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from delta_transcoders.language_models import IGNORE, pad
 
@@ -69,10 +71,15 @@ class ShardedBatchSampler(Sampler[list[int]]):
     """Every row exactly once over all ranks, in batches of similar length.
 
     Lightning's own distributed samplers repeat rows to even out the ranks, which falsifies results.
+    Batches shrink where there would be none for some rank: it would not take part in reductions, and the
+    others would wait for it.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int) -> None:
         rank, world_size = rank_and_world_size()
+        if len(lengths) < world_size:
+            raise ValueError(f"{len(lengths)} rows are too few for {world_size} processes")
+        batch_size = min(batch_size, len(lengths) // world_size)
         order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
         batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         self.batches = batches[rank::world_size]
@@ -96,18 +103,26 @@ class BatchDataset(Dataset):
 
 
 class ResumableDataLoader(DataLoader):
-    """A loader over a `BucketedBatchSampler` whose position in the epoch is part of checkpoints.
+    """A loader whose position in the epoch is part of checkpoints.
 
     Lightning stores `state_dict` of a loader that has one and calls `load_state_dict` before the first
-    batch. A finished epoch resumes at the start of the next.
+    batch. A finished epoch resumes at the start of the next. The generator of its own keeps the loader
+    from drawing a seed (for workers) from the global one, which a resumed run would do in mid-epoch.
+
+    Args:
+        dataset: yields whole batches, addressed by a sampler or by itself.
+        source: what decides the order, sampler or dataset; its `start` is the number of batches to leave
+            out at the next iteration, its length that of an epoch.
     """
 
-    def __init__(self, dataset: BatchDataset, sampler: BucketedBatchSampler) -> None:
-        super().__init__(dataset, sampler=sampler, batch_size=None)
+    def __init__(self, dataset: Dataset, source: Sampler | IterableDataset) -> None:
+        sampler = source if isinstance(source, Sampler) else None
+        super().__init__(dataset, sampler=sampler, batch_size=None, generator=torch.Generator())
+        self.source = source
         self.position = 0
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        self.position = self.sampler.start
+    def __iter__(self) -> Iterator:
+        self.position = self.source.start
         for batch in super().__iter__():
             self.position += 1
             yield batch
@@ -116,7 +131,7 @@ class ResumableDataLoader(DataLoader):
         return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.sampler.start = state["position"] % len(self.sampler)
+        self.source.start = state["position"] % len(self.source)
 
 
 def row_lengths(rows: Sequence[dict]) -> list[int]:
@@ -132,12 +147,42 @@ def collate_tokens(rows: list[dict], pad_token_id: int) -> dict[str, Tensor]:
     }
 
 
-def training_loader(
-    rows: Sequence[dict], batch_size: int, seed: int, collate: Callable[[list], dict[str, Tensor]]
-) -> ResumableDataLoader:
-    """A shuffled, length-bucketed loader that resumes in mid-epoch."""
-    sampler = BucketedBatchSampler(row_lengths(rows), batch_size, seed)
-    return ResumableDataLoader(BatchDataset(rows, collate), sampler)
+class ResumableData(LightningDataModule):
+    """Data whose position in the epoch is part of checkpoints.
+
+    Lightning's own restoring of loaders comes too late where the optimizer's schedule has asked for the
+    number of batches before: the data's state is restored first of all.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loader: ResumableDataLoader | None = None
+        self._position = 0
+
+    def training_loader(
+        self, dataset: Dataset, source: Sampler | IterableDataset
+    ) -> ResumableDataLoader:
+        """The loader of `train_dataloader`, at the position of the checkpoint if there is one."""
+        source.start = self._position % len(source)
+        self._loader = ResumableDataLoader(dataset, source)
+        return self._loader
+
+    def bucketed_loader(
+        self,
+        rows: Sequence[dict],
+        batch_size: int,
+        seed: int,
+        collate: Callable[[list], dict[str, Tensor]],
+    ) -> ResumableDataLoader:
+        """A shuffled, length-bucketed loader over rows with `input_ids`."""
+        sampler = BucketedBatchSampler(row_lengths(rows), batch_size, seed)
+        return self.training_loader(BatchDataset(rows, collate), sampler)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self._loader.position if self._loader is not None else 0}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._position = state["position"]
 
 
 def sharded_loader(
@@ -148,4 +193,5 @@ def sharded_loader(
 ) -> DataLoader:
     """A loader for evaluation: each row once over all ranks."""
     sampler = ShardedBatchSampler(lengths, batch_size)
-    return DataLoader(BatchDataset(rows, collate), sampler=sampler, batch_size=None)
+    dataset = BatchDataset(rows, collate)
+    return DataLoader(dataset, sampler=sampler, batch_size=None, generator=torch.Generator())

@@ -6,12 +6,12 @@ import torch
 from lightning import LightningDataModule
 
 from datamodules.batching import sharded_loader
-from delta_transcoders.language_models import encode, load_tokenizer
+from delta_transcoders.language_models import check_model_source, encode, load_tokenizer
 from delta_transcoders.toolcalls.examples import SUBSETS, Example, read_jsonl
 
 
 class EvaluationPrompts(LightningDataModule):
-    """Batches of example indices, of similar length within a batch and of one subset.
+    """Batches of example indices, subset by subset, of similar length within a batch.
 
     A batch is `{"rows": int64 [B]}`; the examples themselves are `examples`.
 
@@ -32,6 +32,7 @@ class EvaluationPrompts(LightningDataModule):
         batch_size: int = 100,
     ) -> None:
         super().__init__()
+        check_model_source(model)
         self.save_hyperparameters()
         self.examples: list[Example] = []
         everything = read_jsonl(jsonl)

@@ -7,22 +7,21 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from lightning import LightningDataModule
 
 from datamodules.batching import (
+    ResumableData,
     ResumableDataLoader,
     collate_tokens,
     row_lengths,
     sharded_loader,
-    training_loader,
 )
-from delta_transcoders.language_models import IGNORE, encode, load_tokenizer
+from delta_transcoders.language_models import IGNORE, check_model_source, encode, load_tokenizer
 from delta_transcoders.toolcalls import copy_lines
 from delta_transcoders.toolcalls.examples import Example, read_jsonl, split_examples, write_jsonl
 from delta_transcoders.toolcalls.prompts import generate_splits
 
 
-class ToolCallData(LightningDataModule):
+class ToolCallData(ResumableData):
     """Token ids and labels of calculator requests (positives) and lines to copy (negatives).
 
     Writes the splits to `output/data/{train,validation,evaluation}.jsonl`, which later stages read.
@@ -63,6 +62,7 @@ class ToolCallData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_model_source(model)
         needed = {"file": copy_file, "hub": copy_dataset, "synthetic": ""}[copy_source]
         if needed is None:
             option = "copy_file" if copy_source == "file" else "copy_dataset"
@@ -93,10 +93,7 @@ class ToolCallData(LightningDataModule):
             copy_lines=copy_lines.synthetic_lines(h.seed) if h.jsonl else self._copy_lines(),
             seed=h.seed,
         )
-        if h.jsonl is None:
-            splits = generated
-        else:
-            splits = self._split_jsonl(generated["evaluation"])
+        splits = generated if h.jsonl is None else self._split_jsonl(generated["evaluation"])
         for name, examples in splits.items():
             labels = {e.label for e in examples}
             for label in ("positive", "negative"):
@@ -151,7 +148,8 @@ class ToolCallData(LightningDataModule):
 
     def train_dataloader(self) -> ResumableDataLoader:
         rows = [self.encode_row(e) for e in self.splits["train"]]
-        return training_loader(rows, self.hparams.batch_size, self.hparams.seed, self.collate)
+        h = self.hparams
+        return self.bucketed_loader(rows, h.batch_size, h.seed, self.collate)
 
     def val_dataloader(self):
         rows = [self.encode_row(e) for e in self.splits["validation"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -45,7 +46,7 @@ configurations for {name}.py:
 {_configs(name)}"""
         )
         raise SystemExit(0)
-    files = [b for a, b in zip(args, args[1:], strict=False) if a == "--config"]
+    files = [b for a, b in itertools.pairwise(args) if a == "--config"]
     files += [a.removeprefix("--config=") for a in args if a.startswith("--config=")]
     if not files:
         if any(a.startswith(("--model.help", "--data.help")) for a in args):
@@ -61,7 +62,10 @@ configurations for {name}.py:
         try:
             loaded = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
-            raise ValueError(f"{file} is not YAML: {error}") from None
+            mark = getattr(error, "problem_mark", None)
+            where = f"{file}, line {mark.line + 1}" if mark else file
+            problem = getattr(error, "problem", None) or error
+            raise ValueError(f"{where}: not YAML ({problem})") from None
         if not isinstance(loaded, dict):
             raise ValueError(f"{file} must hold `key: value` pairs")
 
@@ -70,8 +74,10 @@ def run(main: Callable[[], object]) -> None:
     """Call `main`, turning errors in what the user gave into one line and exit status 2."""
     try:
         main()
-    except USER_ERRORS as error:
-        if os.environ.get("DELTA_TRACEBACK"):
+    except Exception as error:
+        # Lightning's own exception is known by its name alone: importing it takes seconds.
+        theirs = type(error).__name__ == "MisconfigurationException"
+        if os.environ.get("DELTA_TRACEBACK") or not (theirs or isinstance(error, USER_ERRORS)):
             raise
         print(f"error: {error}\n(DELTA_TRACEBACK=1 shows where)", file=sys.stderr)
         raise SystemExit(2) from None

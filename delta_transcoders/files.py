@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 
 @contextmanager
@@ -25,10 +26,21 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
     os.replace(partial, path)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 file in one step."""
+@contextmanager
+def replace_file(path: str | Path) -> Iterator[TextIO]:
+    """Yield a UTF-8 file beside `path` that takes its place when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        with partial.open("w", encoding="utf-8") as handle:
+            yield handle
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file in one step."""
+    with replace_file(path) as handle:
+        handle.write(text)

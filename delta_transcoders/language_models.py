@@ -44,7 +44,9 @@ def check_model_source(source: str) -> None:
         )
 
 
-def _unreachable(source: str, error: Exception) -> ConnectionError:
+def _unreachable(source: str, error: Exception) -> OSError:
+    if Path(source).is_dir():
+        return FileNotFoundError(f"the model folder {source!r} cannot be loaded: {error}")
     return ConnectionError(
         f"{source!r} is neither a local folder nor to be had from the Hugging Face hub "
         f"({type(error).__name__}). Where there is a network and, for gated models, an accepted licence: "

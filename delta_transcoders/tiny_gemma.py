@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     from transformers import Gemma2ForCausalLM, PreTrainedTokenizerFast
 
@@ -59,6 +61,9 @@ def build_tiny_gemma(
 ) -> Gemma2ForCausalLM:
     """A randomly initialised Gemma 2 for the tokenizer, in float32 with eager attention.
 
+    The gains before the MLPs start away from 1, as trained ones are: only then does it matter whether a
+    dictionary reads before or after them.
+
     The weights come from torch's global generator: seed it for a reproducible model.
     """
     from transformers import Gemma2Config, Gemma2ForCausalLM
@@ -82,4 +87,7 @@ def build_tiny_gemma(
         attn_implementation="eager",
         dtype="float32",
     )
-    return Gemma2ForCausalLM(config)
+    model = Gemma2ForCausalLM(config)
+    for layer in model.model.layers:
+        torch.nn.init.uniform_(layer.pre_feedforward_layernorm.weight, -0.5, 0.5)
+    return model

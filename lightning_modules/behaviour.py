@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Literal
 
 import torch
 from lightning import LightningModule
@@ -40,7 +41,7 @@ class BehaviourEvaluation(LightningModule):
         models: dict[str, str],
         output: str,
         max_new_tokens: int = 64,
-        dtype: str = "float32",
+        dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
         for source in models.values():

@@ -128,11 +128,12 @@ class ToolFinetune(LanguageModelTraining):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        found = set(checkpoint["state_dict"])
-        if missing := sorted(self.trainable_keys() ^ found):
+        found = {(name, value.shape) for name, value in checkpoint["state_dict"].items()}
+        own = {(name, p.shape) for name, p in self.named_parameters() if p.requires_grad}
+        if differing := sorted({name for name, _ in own ^ found}):
             raise ValueError(
-                f"the checkpoint's trainable weights are not this model's: {len(missing)} differ, "
-                f"for example {missing[0]!r}; resume with the configuration it was trained with"
+                f"the checkpoint's trainable weights are not this model's: {len(differing)} differ, "
+                f"for example {differing[0]!r}; resume with the configuration it was trained with"
             )
 
     def on_fit_end(self) -> None:

@@ -38,3 +38,91 @@ def tokenizer(model_folder):
 @pytest.fixture
 def model(model_folder):
     return load_model(model_folder)
+
+
+@pytest.fixture(scope="session")
+def arguments(pytestconfig):
+    """A quiet command line on the CPU: `arguments("tiny/lora.yaml", study, {"model.lr": 1e-3})`."""
+
+    def make(config: str, study, options: dict | None = None) -> list[str]:
+        quiet = {"trainer.accelerator": "cpu", "trainer.enable_progress_bar": "false"}
+        path = pytestconfig.rootpath / "configs" / config
+        given = {"config": path, "study": study} | quiet | (options or {})
+        return [f"--{key}={value}" for key, value in given.items()]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory, arguments):
+    """A study folder after two steps of the tiny base model and four of the finetune; read only."""
+    import train
+
+    folder = tmp_path_factory.mktemp("study")
+    trainer = {"trainer.val_check_interval": 2, "trainer.log_every_n_steps": 1}
+    shape = {"model.d_model": 32, "model.n_layers": 2, "model.d_mlp": 64, "data.vocab_size": 400}
+    base_data = {"data.n_documents": 48, "data.n_validation": 8}
+    calls = {"data.n_train": 64, "data.n_validation": 15, "data.n_evaluation": 5}
+    for config, options in (
+        ("base_model", shape | base_data | {"trainer.max_steps": 2}),
+        ("lora", calls | {"data.batch_size": 8, "trainer.max_steps": 4, "model.lora_dropout": 0.1}),
+    ):
+        train.main(arguments(f"tiny/{config}.yaml", folder, trainer | options))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def one_and_two_processes(tmp_path_factory, pytestconfig, study, arguments):
+    """Two studies, each one step of the finetune and the behaviour: by one process, and by two.
+
+    A step of one process accumulates the two batches that the two processes share out.
+    """
+    import subprocess
+    import sys
+
+    import evaluate
+    import train
+    from delta_transcoders.toolcalls.grammar import OPEN
+
+    if not torch.distributed.is_gloo_available():
+        pytest.skip("torch without gloo")
+    both = tmp_path_factory.mktemp("processes")
+    # With a louder `<` the random model opens some of its answers with the call's first token.
+    tokenizer = load_tokenizer(str(study / "base_model"))
+    model = load_model(str(study / "base_model"))
+    call_token = tokenizer(OPEN, add_special_tokens=False).input_ids[0]
+    model.model.embed_tokens.weight.data[call_token] *= 8
+    for name in ("one", "two"):
+        model.save_pretrained(both / name / "base_model")
+        tokenizer.save_pretrained(both / name / "base_model")
+
+    finetune = {
+        "data.n_train": 60,
+        "data.n_validation": 33,
+        "data.n_evaluation": 7,
+        "data.batch_size": 8,
+        "model.lr": 1e-3,
+        "trainer.max_steps": 1,
+        "trainer.log_every_n_steps": 1,
+    }
+    accumulate = {"trainer.accumulate_grad_batches": 2, "trainer.val_check_interval": 2}
+    ddp = {"trainer.devices": 2, "trainer.strategy": "ddp"}
+    behaviour = {"data.batch_size": 5, "model.max_new_tokens": 12}
+    train.main(arguments("tiny/lora.yaml", both / "one", finetune | accumulate))
+    evaluate.main(arguments("tiny/behaviour.yaml", both / "one", behaviour))
+
+    share_out = finetune | ddp | {"trainer.val_check_interval": 1}
+    stages = [
+        ("train", arguments("tiny/lora.yaml", both / "two", share_out)),
+        ("evaluate", arguments("tiny/behaviour.yaml", both / "two", behaviour | ddp)),
+    ]
+    script = both / "two_stages.py"  # Lightning starts it again for the second process
+    script.write_text("".join(f"import {name}\n{name}.main({args})\n" for name, args in stages))
+    subprocess.run(
+        [sys.executable, str(script)],
+        cwd=both,
+        env=os.environ | {"PYTHONPATH": str(pytestconfig.rootpath), "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=300,
+    )
+    return both / "one", both / "two"

@@ -27,34 +27,38 @@ class Answer:
 
     Attributes:
         example: index of the example in its file.
-        text: the generated continuation.
+        text: the generated continuation; None where nothing was generated.
         nll: summed negative log-likelihood of the target and EOS, in nats.
         n_tokens: tokens of the target, EOS included.
     """
 
     example: int
-    text: str
+    text: str | None
     nll: float
     n_tokens: int
 
     def record(self, example: Example) -> dict:
         """This answer with its prompt and verdicts, as a line of `generations.jsonl`."""
-        verdict = judge(self.text, example.target)
-        call = find_tool_call(self.text)
-        copied = self.text == example.target if example.subset == "copy" else None
-        return {
+        record = {
             "example": self.example,
             "subset": example.subset,
             "prompt": example.input,
             "target": example.target,
+            "nll": self.nll,
+            "n_tokens": self.n_tokens,
+        }
+        if self.text is None:
+            return record
+        verdict = judge(self.text, example.target)
+        call = find_tool_call(self.text)
+        copied = self.text == example.target if example.subset == "copy" else None
+        return record | {
             "text": self.text,
             "parsed_call": call.argument if call else None,
             "tool_call": verdict.called,
             "valid_tool_format": verdict.valid_format,
             "math_correct": verdict.math_correct,
             "exact_copy": copied,
-            "nll": self.nll,
-            "n_tokens": self.n_tokens,
         }
 
 
@@ -67,7 +71,8 @@ class ToolMetrics(nn.Module):
 
     def __init__(self, n_groups: int) -> None:
         super().__init__()
-        self.metrics = nn.ModuleDict({name: GroupedMean(n_groups) for name in ("mean_ce", *RATES)})
+        names = ("mean_ce", "examples", *RATES)
+        self.metrics = nn.ModuleDict({name: GroupedMean(n_groups) for name in names})
 
     def update(self, group: int, records: Sequence[dict]) -> None:
         """Add the records (`Answer.record`) of one group."""
@@ -79,8 +84,9 @@ class ToolMetrics(nn.Module):
             self.metrics[name].update(groups, *values)
 
         add("mean_ce", [r["nll"] for r in records], [r["n_tokens"] for r in records])
+        add("examples", [1] * len(records), [1] * len(records))
         for name in RATES:
-            values = [r[name.removesuffix("_rate")] for r in records]
+            values = [r.get(name.removesuffix("_rate")) for r in records]
             add(name, [bool(v) for v in values], [v is not None for v in values])
 
     def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -96,7 +102,7 @@ def table_cells(sums: dict[str, tuple[Tensor, Tensor]], group: int) -> dict[str,
     """The columns of one group: counts, mean cross-entropy, and rates with Wilson intervals."""
     nll, n_tokens = (float(t[group]) for t in sums["mean_ce"])
     cells: dict[str, float | int] = {
-        "n_examples": int(sums["tool_call_rate"][1][group]),
+        "n_examples": int(sums["examples"][1][group]),
         "n_tokens": int(n_tokens),
         "mean_ce": nll / n_tokens if n_tokens else float("nan"),
     }

@@ -7,6 +7,7 @@ ends with exit status 1.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -23,6 +24,11 @@ BEHAVIOUR_COLUMNS = (
     "math_correct_rate",
     "exact_copy_rate",
 )
+EXPERIMENTS = {
+    "exp1": "Experiment 1: cross-entropy with dictionaries in place of MLPs",
+    "exp2a": "Experiment 2A: behaviour",
+    "exp2b": "Experiment 2B: dose–response",
+}
 RATES = ("tool_call_rate", "valid_tool_format_rate", "math_correct_rate", "exact_copy_rate")
 
 
@@ -50,6 +56,36 @@ def behaviour_table(study: Path) -> str:
         for row in rows
     ]
     return format_table(shown, BEHAVIOUR_COLUMNS)
+
+
+def _layers(table: str, study: Path) -> list[dict[str, str]]:
+    path = study / table / "metrics.csv"
+    return read_metrics(path) if path.is_file() else []
+
+
+def reconstruction_table(study: Path) -> str:
+    """Each layer's delta on held-out tokens: what its config.json says was measured."""
+    rows = []
+    for path in sorted(study.glob("delta/layer_*/config.json")):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        measured = config["measured"]
+        ratio = measured["fvu_base"] / measured["fvu_full"]
+        numbers = {name: f"{value:.3f}" for name, value in measured.items()}
+        rows.append({"layer": str(config["layer"]), **numbers, "fvu_base/fvu_full": f"{ratio:.1f}"})
+    return format_table(rows, list(rows[0])) if rows else ""
+
+
+def intervention_table(study: Path, table: str) -> str:
+    """An experiment's rates, cross-entropy and distance to raw."""
+    columns = ("layer", "subset", "condition", "mean_ce", "dce", "mean_kl", "call_logprob", *RATES)
+    rows = [
+        row
+        | {c: _rounded(row[c]) for c in ("mean_ce", "mean_kl", "call_logprob")}
+        | {c: _with_interval(row, c) for c in ("dce", *RATES)}
+        for row in _layers(table, study)
+    ]
+    used = [c for c in columns if any(row.get(c) for row in rows)]
+    return format_table(rows, used) if rows else ""
 
 
 def times_line(study: Path) -> str:
@@ -90,6 +126,11 @@ def main() -> int:
         return 2
     print(f"\n{args.study}: what the models do\n")
     print(behaviour_table(args.study))
+    if table := reconstruction_table(args.study):
+        print(f"\nwhat the dictionaries reconstruct (held-out tokens)\n\n{table}")
+    for name, title in EXPERIMENTS.items():
+        if table := intervention_table(args.study, name):
+            print(f"\n{title}\n\n{table}")
     print(f"\n{times_line(args.study)}")
     if args.check:
         import yaml

@@ -36,6 +36,8 @@ COLUMNS = (
     "mean_kl",
     "call_logprob",
     "dce",
+    "dce_ci_low",
+    "dce_ci_high",
     "mean_cos",
     "mean_l2",
     "fvu",

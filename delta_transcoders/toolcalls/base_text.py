@@ -126,5 +126,5 @@ def base_documents(seed: int) -> Iterator[tuple[str, str]]:
         if rng.random() < 0.3:
             yield _instruction(rng)
         else:
-            line = rng.choices(copied, weights=(7, 4, 2, 2, 2, 1))[0](rng)
+            line = rng.choices(copied, weights=(5, 4, 2, 2, 2, 1))[0](rng)
             yield line, line

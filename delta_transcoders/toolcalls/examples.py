@@ -6,11 +6,12 @@ One JSON object a line with the fields `input`, `target` and `label`, as in the 
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from delta_transcoders.files import replace_file
 
 SUBSET_OF_LABEL = {
     "positive": "tool",
@@ -51,7 +52,7 @@ def read_jsonl(path: str | Path) -> list[Example]:
     if not path.is_file():
         raise FileNotFoundError(f"examples: no file {path}")
     examples = []
-    with path.open(encoding="utf-8") as handle:
+    with path.open("rb") as handle:
         for number, line in enumerate(handle, start=1):
             if line.strip():
                 examples.append(_parse(line, f"{path}, line {number}"))
@@ -60,9 +61,12 @@ def read_jsonl(path: str | Path) -> list[Example]:
     return examples
 
 
-def _parse(line: str, where: str) -> Example:
+def _parse(encoded: bytes, where: str) -> Example:
     try:
+        line = encoded.decode("utf-8")
         row = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 (byte {error.start + 1} of the line)") from None
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{where}: not a JSON object ({error.msg}): {line.strip()[:60]!r}"
@@ -82,13 +86,9 @@ def _parse(line: str, where: str) -> Example:
 
 def write_jsonl(path: str | Path, examples: Iterable[Example]) -> None:
     """Write examples, replacing the file in one step."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as handle:
+    with replace_file(path) as handle:
         for example in examples:
             handle.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
-    os.replace(partial, path)
 
 
 def split_examples(
@@ -96,8 +96,8 @@ def split_examples(
 ) -> list[list[Example]]:
     """Split into `len(fractions) + 1` parts, the rest last, with no prompt or expression in two parts.
 
-    Examples are grouped by target (a call's target is its expression, a copied line's its prompt) and by
-    input; each label is split in the given proportions.
+    Examples that share an input or a target (a call's target is its expression, a copied line's its
+    prompt) stay together, directly or through others; each label is split in the given proportions.
 
     >>> rows = [Example(f"What is {i}+1?", f"<tool_call>calculator({i}+1)</tool_call>", "positive")
     ...         for i in range(10)]
@@ -108,13 +108,21 @@ def split_examples(
         raise ValueError(
             f"fractions must be positive and sum to less than 1, got {list(fractions)}"
         )
-    groups: dict[str, list[Example]] = {}
-    group_of_input: dict[str, str] = {}
+    parent: dict[tuple[str, str], tuple[str, str]] = {}  # a forest of inputs and targets
+
+    def root(kind: str, text: str) -> tuple[str, str]:
+        node = (kind, text)
+        while parent.setdefault(node, node) != node:
+            node = parent[node]
+        return node
+
     for example in examples:
-        key = group_of_input.setdefault(example.input, example.target)
-        groups.setdefault(key, []).append(example)
+        parent[root("input", example.input)] = root("target", example.target)
+    groups: dict[tuple[str, str], list[Example]] = {}
+    for example in examples:
+        groups.setdefault(root("target", example.target), []).append(example)
     parts: list[list[Example]] = [[] for _ in range(len(fractions) + 1)]
-    by_label: dict[str, list[str]] = {}
+    by_label: dict[str, list[tuple[str, str]]] = {}
     for key, group in groups.items():
         by_label.setdefault(group[0].label, []).append(key)
     for label, keys in sorted(by_label.items()):

@@ -1,0 +1,103 @@
+"""Captured activations to the cache on disk, while Lightning's predict loop runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
+
+from delta_transcoders.activations.capture import Captured
+from delta_transcoders.activations.layout import CacheMeta, disk_bytes
+from delta_transcoders.activations.writing import CacheWriter, finish_cache, start_cache
+from delta_transcoders.fingerprints import hash_texts, tokenizer_fingerprint
+from delta_transcoders.toolcalls.examples import SUBSETS
+
+
+class ActivationWriter(BasePredictionWriter):
+    """Writes what `ActivationCapture` captures of `ActivationTexts`; the manifest comes last.
+
+    Args:
+        output: folder of the cache; an older cache there is removed first.
+        dtype: of the stored activations.
+        shard_rows: tokens per file.
+        n_targets: targets that will be added per layer, for the estimate of the disk it takes.
+    """
+
+    def __init__(
+        self,
+        output: str,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        shard_rows: int = 16384,
+        n_targets: int = 1,
+    ) -> None:
+        super().__init__(write_interval="batch")
+        self.output = Path(output)
+        self.dtype = dtype
+        self.shard_rows = shard_rows
+        self.n_targets = n_targets
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = trainer.datamodule
+        width = pl_module.model.config.hidden_size
+        self.meta = CacheMeta(
+            layers=tuple(pl_module.layers),
+            d_in=width,
+            d_out=width,
+            dtype=self.dtype,
+            hook_site=pl_module.site,
+            text_policy=data.hparams.text,
+            model_fingerprint=pl_module.fingerprint,
+            tokenizer_fingerprint=tokenizer_fingerprint(data.tokenizer),
+            subsets=SUBSETS,
+            n_examples={split: len(rows) for split, rows in data.rows.items()},
+            texts_sha256={split: hash_texts(data.texts(split)) for split in data.rows},
+        )
+        n_tokens = sum(len(row["input_ids"]) for rows in data.rows.values() for row in rows)
+        need = disk_bytes(n_tokens, len(self.meta.layers), width, width, self.dtype, self.n_targets)
+        if trainer.is_global_zero:
+            start_cache(self.output)
+            free = shutil.disk_usage(self.output).free
+            if need > free:
+                raise ValueError(
+                    f"the cache {self.output} will take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
+                    "free; capture fewer layers or texts, or use dtype bfloat16"
+                )
+        rank_zero_info(
+            f"{n_tokens:,} tokens × {len(self.meta.layers)} layers: {self.output} will take "
+            f"{need / 1e6:,.0f} MB"
+        )
+        trainer.strategy.barrier()
+        self.writer = CacheWriter(self.output, self.meta, trainer.global_rank, self.shard_rows)
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Captured,
+        batch_indices: Sequence[int] | None,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        rows = prediction.rows
+        self.writer.add(
+            batch["split"],
+            prediction.activations,
+            token_ids=prediction.token_ids,
+            positions=prediction.positions,
+            example_ids=batch["example_ids"][rows],
+            subset_ids=batch["subset_ids"][rows].to(torch.uint8),
+        )
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.writer.finish()
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            finish_cache(self.output, self.meta, trainer.world_size)
+        trainer.strategy.barrier()

@@ -1,0 +1,137 @@
+"""Cached activations as batches of tokens: for base dictionaries, and with residuals for deltas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from datamodules.batching import ResumableData, ResumableDataLoader, rank_and_world_size
+from delta_transcoders.activations.cache import ActivationCache, Batch
+from delta_transcoders.transcoders.stack import Variant
+
+
+class TokenStream(IterableDataset):
+    """Several passes over a cache in one iteration, each in an order of its own.
+
+    Attributes:
+        start: batches to leave out at the next iteration, for a resumed run.
+    """
+
+    def __init__(
+        self, cache: ActivationCache, layers: list[int], targets: list[str], passes: int, hparams
+    ) -> None:
+        self.cache, self.layers, self.targets, self.passes = cache, layers, targets, passes
+        self.hparams = hparams
+        self.start = 0
+        self.rank, self.world_size = rank_and_world_size()
+        self.n_batches = cache.n_batches("train", hparams.batch_tokens, self.world_size)
+
+    def __len__(self) -> int:
+        return self.passes * self.n_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        first, start = divmod(self.start, self.n_batches)
+        self.start = 0
+        for epoch in range(first, self.passes):
+            yield from self.cache.stream(
+                "train",
+                self.layers,
+                self.targets,
+                batch_tokens=self.hparams.batch_tokens,
+                buffer_tokens=self.hparams.buffer_tokens,
+                seed=self.hparams.seed,
+                epoch=epoch,
+                rank=self.rank,
+                world_size=self.world_size,
+                start_batch=start if epoch == first else 0,
+            )
+
+
+class HeldOutStream(IterableDataset):
+    """One pass over the validation tokens in a fixed order, y as the last target of each layer."""
+
+    def __init__(self, data: ActivationData) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[Batch]:
+        h = self.data.hparams
+        rank, world_size = rank_and_world_size()
+        yield from self.data.cache.stream(
+            "validation",
+            self.data.layers,
+            [*self.data.targets, "y"],
+            batch_tokens=h.batch_tokens,
+            buffer_tokens=h.buffer_tokens,
+            seed=0,
+            epoch=0,
+            rank=rank,
+            world_size=world_size,
+        )
+
+
+class ActivationData(ResumableData):
+    """A cache's x and y, in shuffled batches (`Batch`) that hold the same tokens of all layers.
+
+    Args:
+        cache: folder that `ActivationWriter` wrote.
+        layers: those to train; all of the cache where None.
+        batch_tokens: tokens per step and process.
+        buffer_tokens: tokens held in memory to shuffle among, per process.
+        passes: over the cache; training may stop earlier.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        cache: str,
+        layers: list[int] | None = None,
+        batch_tokens: int = 2048,
+        buffer_tokens: int = 65536,
+        passes: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self._squares: list[float] | None = None
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the cached targets that dictionaries learn."""
+        return ["y"]
+
+    def setup(self, stage: str) -> None:
+        self.cache = ActivationCache(self.hparams.cache)
+        self.layers = list(self.hparams.layers or self.cache.meta.layers)
+        self.cache.check_layers(self.layers)
+
+    def first_batch(self) -> Batch:
+        """The batch that fixes scales and starting thresholds."""
+        return next(iter(TokenStream(self.cache, self.layers, self.targets, 1, self.hparams)))
+
+    def train_dataloader(self) -> ResumableDataLoader:
+        stream = TokenStream(
+            self.cache, self.layers, self.targets, self.hparams.passes, self.hparams
+        )
+        return self.training_loader(stream, stream)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(HeldOutStream(self), batch_size=None)
+
+    def squares(self) -> list[float]:
+        """Σ‖y − ȳ‖² over the validation tokens, by index of the layer: the denominator of FVU."""
+        if self._squares is None:
+            self._squares = []
+            for layer in self.layers:
+                y_ND = self.cache.load("validation", layer, ["y"])["y"].double()
+                self._squares.append(float((y_ND - y_ND.mean(0)).square().sum()))
+        return self._squares
+
+    def held_out(self, variant: Variant) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """x, target and y [B, d] of one variant's layer, float32, over all validation tokens."""
+        layer = self.layers[variant.layer]
+        name = self.targets[variant.target % len(self.targets)]
+        for span in self.cache.shards("validation"):
+            rows = [self.cache.rows("validation", layer, n, span).float() for n in ("x", name, "y")]
+            yield from zip(*(r.split(self.hparams.batch_tokens) for r in rows), strict=True)

@@ -1,0 +1,141 @@
+"""What a frozen base dictionary leaves of the finetuned model's MLP outputs, as training batches."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_info
+from tqdm import tqdm
+
+from datamodules.activations import ActivationData
+from delta_transcoders.activations.cache import ActivationCache
+from delta_transcoders.activations.capture import boot_bridge
+from delta_transcoders.activations.hook_sites import ReconstructionFit, require_site
+from delta_transcoders.activations.site_check import base_model_fits
+from delta_transcoders.activations.targets import add_residuals
+from delta_transcoders.files import write_text
+from delta_transcoders.language_models import check_model_source, load_model, load_tokenizer
+from delta_transcoders.toolcalls.examples import read_jsonl
+from delta_transcoders.transcoders.gemma_scope import BaseId, load_base
+
+SITE_CHECK_NAME = "hook_site_check.json"
+
+
+class DeltaData(ActivationData):
+    """A cache of the finetuned model with residuals r = y − base(x), added to it where they are missing.
+
+    Before anything is trained, the base dictionaries are tried on the *base* model at every candidate
+    hook site: if another than the cache's fits better, this stops and names it. (A cache of the
+    `original` site only warns.)
+
+    Args:
+        cache: folder that `ActivationWriter` wrote, of the finetuned model.
+        base_transcoders: folder or hub id in the Gemma Scope layout.
+        base_model: folder or hub id of the un-finetuned model.
+        examples: JSONL of held-out examples, whose prompts the base model reads for the check.
+        percentiles: which base of a layer, in the order of its average L0; several for a sweep.
+        width: features of the bases; needed where there are several widths.
+        n_check_examples: first so many examples for the check.
+        layers, batch_tokens, buffer_tokens, passes, seed: see `ActivationData`.
+    """
+
+    def __init__(
+        self,
+        cache: str,
+        base_transcoders: str,
+        base_model: str,
+        examples: str,
+        percentiles: list[float] = (0.5,),
+        width: int | None = None,
+        n_check_examples: int = 128,
+        layers: list[int] | None = None,
+        batch_tokens: int = 2048,
+        buffer_tokens: int = 65536,
+        passes: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(cache, layers, batch_tokens, buffer_tokens, passes, seed)
+        check_model_source(base_model)
+        if not percentiles or not all(0 <= p <= 1 for p in percentiles):
+            raise ValueError(f"percentiles are {list(percentiles)}, expected numbers in [0, 1]")
+        self.save_hyperparameters()
+        self._percentiles = {f"p{p:g}": p for p in percentiles}
+
+    @property
+    def base_keys(self) -> list[str]:
+        """A name for each base of a layer, like `p0.5`."""
+        return list(self._percentiles)
+
+    @property
+    def targets(self) -> list[str]:
+        return [f"residual-{key}" for key in self.base_keys]
+
+    def percentile(self, key: str) -> float:
+        return self._percentiles[key]
+
+    def _load_base(self, layer: int, key: str, d_model: int):
+        h = self.hparams
+        return load_base(
+            h.base_transcoders,
+            layer,
+            width=h.width,
+            percentile=self._percentiles[key],
+            d_model=d_model,
+        )
+
+    def prepare_data(self) -> None:
+        cache = ActivationCache(self.hparams.cache)
+        layers = list(self.hparams.layers or cache.meta.layers)
+        cache.check_layers(layers)
+        examples = read_jsonl(self.hparams.examples)[: self.hparams.n_check_examples]
+        device = self.trainer.strategy.root_device if self.trainer else "cpu"
+        model = load_model(self.hparams.base_model).to(device)
+        bridge = boot_bridge(model, load_tokenizer(self.hparams.base_model))
+        rows = []
+        for layer in tqdm(layers, desc="residuals and hook-site check"):
+            bases, ids = {}, {}
+            for key in self.base_keys:
+                base, ids[key] = self._load_base(layer, key, cache.meta.d_in)
+                bases[key] = base.to(device)
+            table, fits = base_model_fits(bridge, layer, bases, examples, cache.meta.hook_site)
+            self._require(table, cache)
+            for key, base in bases.items():
+                add_residuals(cache, layer, key, base, asdict(ids[key]), device)
+            rows.append(
+                {
+                    "layer": layer,
+                    "sites": [
+                        {"site": row.site.name, "fvu": row.fvu, "cosine": row.cosine}
+                        for row in table
+                    ],
+                    "base_model": {key: asdict(fit) for key, fit in fits.items()},
+                }
+            )
+        write_text(Path(self.hparams.cache) / SITE_CHECK_NAME, json.dumps(rows, indent=1) + "\n")
+
+    @staticmethod
+    def _require(table, cache: ActivationCache) -> None:
+        try:
+            require_site(table, cache.meta.hook_site)
+        except ValueError as error:
+            if cache.meta.hook_site.name != "original":
+                raise
+            rank_zero_info(f"warning: {error}")
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        rows = json.loads((Path(self.hparams.cache) / SITE_CHECK_NAME).read_text(encoding="utf-8"))
+        self._base_model_fits = {row["layer"]: row["base_model"] for row in rows}
+
+    def base_id(self, layer: int, key: str) -> BaseId:
+        return BaseId(**self.cache.target(f"residual-{key}", layer)["identity"])
+
+    def base_fit(self, layer: int, key: str) -> ReconstructionFit:
+        """The base alone on the finetuned model's validation tokens."""
+        return ReconstructionFit(**self.cache.target(f"residual-{key}", layer)["fit"]["validation"])
+
+    def base_model_fit(self, layer: int, key: str) -> ReconstructionFit:
+        """The base alone on the base model's activations of the checked examples."""
+        return ReconstructionFit(**self._base_model_fits[layer][key])

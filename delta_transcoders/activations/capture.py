@@ -1,0 +1,145 @@
+"""Inputs and outputs of a model's MLPs, read at TransformerLens hook points.
+
+Which tokens count is decided here and nowhere else (`kept_tokens`): BOS, EOS and padding are left
+out, as they were in the training of the public dictionaries.
+
+Shapes: B rows, T positions, n kept tokens (row by row, in order), d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from delta_transcoders.activations.hook_sites import HookSite
+from delta_transcoders.language_models import position_ids
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOKEN_POLICY = "without BOS, EOS and padding"
+
+
+class Captured(NamedTuple):
+    """One batch's kept tokens: activations by layer, and where each token stood."""
+
+    activations: dict[int, tuple[Tensor, Tensor]]
+    """layer -> (x [n, d_in], y [n, d_out]), in the site's unit and the hook points' dtype."""
+    token_ids: Tensor
+    """int64 [n]"""
+    positions: Tensor
+    """int64 [n], counted from the row's first real token (BOS is 0)."""
+    rows: Tensor
+    """int64 [n], the row of the batch."""
+
+
+def boot_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> TransformerBridge:
+    """Wrap a loaded model, which stays on its device and in its dtype.
+
+    The model is changed in place: its submodules become the bridge's. An adapter must have been
+    merged into it, and the tokenizer must come from `from_pretrained`.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(
+        model.config._name_or_path,
+        hf_model=model.eval(),
+        tokenizer=tokenizer,
+        device=model.device,
+        dtype=model.dtype,
+    )
+
+
+def kept_tokens(
+    tokenizer: PreTrainedTokenizerBase, input_ids_BT: Tensor, attention_mask_BT: Tensor
+) -> Tensor:
+    """Which tokens are captured, bool [B, T]: the real ones that are neither BOS nor EOS."""
+    special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    left_out = torch.tensor([id_ for id_ in special if id_ is not None], device=input_ids_BT.device)
+    return attention_mask_BT.bool() & ~torch.isin(input_ids_BT, left_out)
+
+
+@torch.inference_mode()
+def capture_hooks(
+    bridge: TransformerBridge,
+    input_ids_BT: Tensor,
+    attention_mask_BT: Tensor,
+    names: Sequence[str],
+    stop_at_layer: int | None = None,
+) -> dict[str, Tensor]:
+    """Tensors [n, d] at the named hook points, all from one forward pass, kept tokens only.
+
+    Args:
+        stop_at_layer: blocks from here on are not computed.
+
+    Raises:
+        RuntimeError: a hook point did not fire exactly once.
+    """
+    if any(name.endswith("hook_mlp_in") for name in names):
+        bridge.set_use_hook_mlp_in(True)
+    device = next(bridge.original_model.parameters()).device
+    input_ids_BT, attention_mask_BT = input_ids_BT.to(device), attention_mask_BT.to(device)
+    keep_BT = kept_tokens(bridge.tokenizer, input_ids_BT, attention_mask_BT)
+    fired: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def recorder(name: str):
+        # Not by hook.name: a name like hook_mlp_out is an alias, and the hook knows only its own.
+        def record(tensor_BTD: Tensor, hook: object) -> None:
+            fired[name].append(tensor_BTD[keep_BT])
+
+        return record
+
+    with bridge.hooks(fwd_hooks=[(name, recorder(name)) for name in fired]):
+        bridge(
+            input_ids_BT,
+            attention_mask=attention_mask_BT,
+            position_ids=position_ids(attention_mask_BT),
+            stop_at_layer=stop_at_layer,
+            use_cache=False,
+            logits_to_keep=1,  # the vocabulary projection is not needed, and would be the largest
+            return_type=None,
+        )
+    for name, tensors in fired.items():
+        if len(tensors) != 1:
+            raise RuntimeError(f"{name} fired {len(tensors)} times in one forward pass")
+    return {name: tensor for name, (tensor,) in fired.items()}
+
+
+def capture(
+    bridge: TransformerBridge,
+    input_ids_BT: Tensor,
+    attention_mask_BT: Tensor,
+    layers: Sequence[int],
+    site: HookSite,
+) -> Captured:
+    """Input and output of the MLP of every requested layer, in one forward pass.
+
+    Raises:
+        ValueError: a layer that the model does not have.
+    """
+    n_layers = len(bridge.blocks)
+    for layer in layers:
+        if not 0 <= layer < n_layers:
+            raise ValueError(f"there is no layer {layer}: the model has {n_layers}, from 0")
+    names = {layer: site.names(layer) for layer in layers}
+    tensors = capture_hooks(
+        bridge,
+        input_ids_BT,
+        attention_mask_BT,
+        [name for pair in names.values() for name in pair],
+        stop_at_layer=max(layers) + 1,
+    )
+    keep_BT = kept_tokens(bridge.tokenizer, input_ids_BT, attention_mask_BT)
+    return Captured(
+        activations={
+            layer: tuple(tensors[name] * site.factor(tensors[name].shape[1]) for name in pair)
+            for layer, pair in names.items()
+        },
+        token_ids=input_ids_BT[keep_BT],
+        positions=position_ids(attention_mask_BT)[keep_BT],
+        rows=keep_BT.nonzero()[:, 0],
+    )

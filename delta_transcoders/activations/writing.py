@@ -1,0 +1,182 @@
+"""Writing a cache: each process its shards, then one of them the manifest."""
+
+import itertools
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from delta_transcoders.activations.cache import ActivationCache
+from delta_transcoders.activations.layout import (
+    FORMAT_VERSION,
+    INDEX_DTYPES,
+    MANIFEST_NAME,
+    SPLITS,
+    CacheMeta,
+    check_finite,
+    index_path,
+    part_path,
+    save_tensors,
+    shard_path,
+)
+from delta_transcoders.files import write_text
+
+
+def start_cache(folder: str | Path) -> None:
+    """Empty the folder for a new capture; one process calls it before any has a writer.
+
+    The manifest goes first: a run killed after this leaves nothing that passes for a cache.
+    """
+    folder = Path(folder)
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    for part in folder.glob("part-r*.json"):
+        part.unlink()
+    for split in SPLITS:
+        if (folder / split).exists():
+            shutil.rmtree(folder / split)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+class CacheWriter:
+    """Writes one process's share of a cache, shard by shard; holds at most a shard per split.
+
+    Args:
+        folder: emptied by `start_cache`.
+        rank: number of this process.
+        shard_rows: tokens per shard.
+    """
+
+    def __init__(self, folder: str | Path, meta: CacheMeta, rank: int = 0, shard_rows: int = 4096):
+        self.folder = Path(folder)
+        self.meta = meta
+        self.rank = rank
+        self.shard_rows = shard_rows
+        self._dtype = getattr(torch, meta.dtype)
+        self._buffers: dict[str, list[dict[str, Tensor]]] = {split: [] for split in SPLITS}
+        self._shards: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+
+    def add(
+        self,
+        split: str,
+        activations: Mapping[int, tuple[Tensor, Tensor]],
+        *,
+        token_ids: Tensor,
+        positions: Tensor,
+        example_ids: Tensor,
+        subset_ids: Tensor,
+    ) -> None:
+        """Append tokens.
+
+        Args:
+            split: train or validation.
+            activations: layer -> (x [n, d_in], y [n, d_out]), any float dtype and device.
+            token_ids, positions, example_ids, subset_ids: integers [n].
+
+        Raises:
+            ValueError: layers or widths other than the metadata's; NaN or infinite values.
+        """
+        if set(activations) != set(self.meta.layers):
+            raise ValueError(
+                f"activations of layers {sorted(activations)}, the cache is for "
+                f"{sorted(self.meta.layers)}"
+            )
+        index = {
+            "token_ids": token_ids,
+            "positions": positions,
+            "example_ids": example_ids,
+            "subset_ids": subset_ids,
+        }
+        rows = {name: index[name].to("cpu", dtype) for name, dtype in INDEX_DTYPES.items()}
+        for layer, pair in activations.items():
+            for name, tensor, width in zip(
+                "xy", pair, (self.meta.d_in, self.meta.d_out), strict=True
+            ):
+                if tensor.shape != (len(token_ids), width):
+                    raise ValueError(
+                        f"layer {layer}: {name} has shape {list(tensor.shape)}, expected "
+                        f"{[len(token_ids), width]}"
+                    )
+                rows[f"{layer}/{name}"] = tensor.detach().to("cpu", self._dtype)
+        self._buffers[split].append(rows)
+        while self._buffered(split) >= self.shard_rows:
+            self._write_shard(split)
+
+    def finish(self) -> None:
+        """Write what is left, and this process's list of shards."""
+        for split in SPLITS:
+            while self._buffered(split):
+                self._write_shard(split)
+        write_text(part_path(self.folder, self.rank), json.dumps(self._shards))
+
+    def _buffered(self, split: str) -> int:
+        return sum(len(rows["token_ids"]) for rows in self._buffers[split])
+
+    def _write_shard(self, split: str) -> None:
+        buffer = self._buffers[split]
+        rows = {name: torch.cat([part[name] for part in buffer]) for name in buffer[0]}
+        self._buffers[split] = [{k: v[self.shard_rows :].clone() for k, v in rows.items()}]
+        rows = {name: tensor[: self.shard_rows] for name, tensor in rows.items()}
+        shard = f"r{self.rank}-{len(self._shards[split]):05d}"
+        files = {index_path(split, shard): {name: rows[name] for name in INDEX_DTYPES}}
+        for layer in self.meta.layers:
+            pair = {name: rows[f"{layer}/{name}"] for name in "xy"}
+            for name, tensor in pair.items():
+                check_finite(tensor, f"layer {layer}, shard {split}/{shard}: {name}")
+            files[shard_path(split, layer, "xy", shard)] = pair
+        sizes = {path: save_tensors(self.folder / path, pair) for path, pair in files.items()}
+        self._shards[split].append({"name": shard, "rows": len(rows["token_ids"]), "bytes": sizes})
+
+
+def finish_cache(folder: str | Path, meta: CacheMeta, world_size: int = 1) -> ActivationCache:
+    """Gather what all processes wrote, check that every example is there once, write the manifest.
+
+    Raises:
+        ValueError: a process did not finish; an example is missing or was captured twice.
+    """
+    folder = Path(folder)
+    parts = [part_path(folder, rank) for rank in range(world_size)]
+    for rank, part in enumerate(parts):
+        if not part.is_file():
+            raise ValueError(f"{folder}: process {rank} of {world_size} has not finished writing")
+    written = [json.loads(part.read_text()) for part in parts]
+    splits = {}
+    for split in SPLITS:
+        shards = list(itertools.chain.from_iterable(part[split] for part in written))
+        _check_examples(folder, split, [shard["name"] for shard in shards], meta.n_examples[split])
+        splits[split] = {"n_tokens": sum(shard["rows"] for shard in shards), "shards": shards}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "meta": asdict(meta),
+        "splits": splits,
+        "targets": {},
+    }
+    write_text(folder / MANIFEST_NAME, json.dumps(manifest, indent=1))
+    for part in parts:
+        part.unlink()
+    return ActivationCache(folder)
+
+
+def _check_examples(folder: Path, split: str, shards: Sequence[str], n_examples: int) -> None:
+    tokens = [torch.empty(0, dtype=torch.int64)]
+    for shard in shards:
+        with safe_open(folder / index_path(split, shard), "pt") as file:
+            example_ids, positions = (file.get_tensor(k) for k in ("example_ids", "positions"))
+        tokens.append((example_ids.long() << 32) + positions)
+    keys, counts = torch.cat(tokens).unique(return_counts=True)
+    found = set((keys >> 32).unique().tolist())
+    for problem, ids in (
+        ("were captured twice", (keys[counts > 1] >> 32).unique().tolist()),
+        ("are missing", sorted(set(range(n_examples)) - found)),
+        ("were not asked for", sorted(found - set(range(n_examples)))),
+    ):
+        if ids:
+            raise ValueError(
+                f"{folder}: {len(ids)} of {n_examples} {split} examples {problem}, "
+                f"example_ids {ids[:5]}{' …' if len(ids) > 5 else ''}"
+            )

@@ -1,0 +1,68 @@
+"""Content hashes of tensors and texts: what a cache or a delta was made from, in 64 hex digits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over sorted names, dtypes, shapes and bytes, whatever the device or memory layout.
+
+    >>> a = {"w": torch.arange(6.0).view(2, 3)}
+    >>> hash_tensors(a) == hash_tensors({"w": a["w"].T.contiguous().T})
+    True
+    >>> hash_tensors(a) == hash_tensors({"w": a["w"].view(3, 2)})
+    False
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name!r} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def hash_texts(texts: Iterable[str]) -> str:
+    """sha256 over texts in their order, each preceded by its length, so that boundaries count.
+
+    >>> hash_texts(["ab", "c"]) == hash_texts(["a", "bc"])
+    False
+    """
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode()
+        digest.update(f"{len(encoded)}:".encode())
+        digest.update(encoded)
+    return digest.hexdigest()
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Hash of a model's weights, the same before and after a TransformerBridge has wrapped it.
+
+    A tied weight counts once. Another dtype is another model: its activations differ.
+    """
+    # The bridge nests each module in one more and adds aliases, which `named_parameters` skips.
+    return hash_tensors(
+        {
+            name.replace("._original_component", ""): parameter
+            for name, parameter in model.named_parameters()
+        }
+    )
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Hash of what turns text into ids: vocabulary, rules, special tokens; padding is not in it."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    for state in ("padding", "truncation"):  # left behind by the latest call
+        rules.pop(state)
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    return hash_texts([json.dumps(rules, sort_keys=True), json.dumps(special)])

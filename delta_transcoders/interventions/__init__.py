@@ -1,0 +1,1 @@
+"""What is written in place of an MLP's output: interventions as data, their sources, and the engine."""

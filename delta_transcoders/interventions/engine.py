@@ -1,0 +1,266 @@
+"""Batches whose rows carry different interventions: teacher-forced scores and greedy text.
+
+    engine = InterventionEngine(boot_bridge(model, tokenizer), tokenizer, bank)
+    engine.generate(prompts, interventions, max_new_tokens=64)
+
+Shapes: B rows of one forward pass, N supervised tokens (target and EOS), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from delta_transcoders.activations.hook_sites import HOOK_SITES, HookSite
+from delta_transcoders.generation import greedy_texts
+from delta_transcoders.interventions.application import Application
+from delta_transcoders.interventions.intervention import RAW, Intervention
+from delta_transcoders.interventions.sources import MLPSource, SourceBank, check_sources
+from delta_transcoders.language_models import IGNORE, encode, supervised_logits, target_batch
+from delta_transcoders.toolcalls.examples import Example
+from delta_transcoders.toolcalls.grammar import format_tool_call
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TeacherForced:
+    """Scores of one row, in nats; sums over its tokens, to be divided once by whoever adds up rows."""
+
+    nll: float
+    """−Σ log p(label) over the target and EOS."""
+    n_tokens: int
+    """Tokens of the target, EOS included."""
+    kl: float
+    """Σ KL(raw ‖ this row) over the same tokens; 0 for raw."""
+    call_logprob: float
+    """log p(first token of a tool call) where the target starts."""
+    n_replaced: int
+    """Replaced positions, summed over layers: what the sums below are to be divided by."""
+    activation_sums: dict[str, float]
+    """Σ|a| by source, over replaced positions and layers; only sources of this row that have features."""
+    active_sums: dict[str, float]
+    """Number of active features by source, summed likewise (L0 after division)."""
+
+
+class InterventionEngine:
+    """Runs a bridged model on rows of which each has its own intervention.
+
+    Rows are run together where they replace the same layers, then by length; a row's result does
+    not depend on the rows beside it, apart from float rounding.
+
+    Args:
+        bridge: of `activations.capture.boot_bridge`.
+        tokenizer: the model's; it must add BOS, which is never replaced.
+        bank: the sources, on the model's device.
+        site: where x is read and the output replaced.
+        rows_per_pass: of one forward pass. Teacher forcing holds [tokens, V] float32 logits of a
+            pass and of every distinct example of the call: at 256,000 entries 1 MB a token.
+
+    Raises:
+        ValueError: the tokenizer adds no BOS, or MLPs are to be put back at a site whose input is
+            not what they read.
+    """
+
+    def __init__(
+        self,
+        bridge: TransformerBridge,
+        tokenizer: PreTrainedTokenizerBase,
+        bank: SourceBank,
+        site: HookSite = HOOK_SITES["gemma_scope"],
+        rows_per_pass: int = 256,
+    ) -> None:
+        if tokenizer("").input_ids != [tokenizer.bos_token_id]:
+            raise ValueError("the tokenizer adds no BOS token before a text, or something else too")
+        normalized = HOOK_SITES["gemma_scope"].hook_in
+        for name, by_layer in bank.items():
+            if site.hook_in != normalized and any(
+                isinstance(source, MLPSource) for source in by_layer.values()
+            ):
+                raise ValueError(
+                    f"source {name!r} is a model's MLP and reads {normalized}; hook site "
+                    f"{site.name!r} reads {site.hook_in}"
+                )
+        if site.hook_in.endswith("hook_mlp_in"):
+            bridge.set_use_hook_mlp_in(True)
+        self.bridge = bridge
+        self.model = bridge.original_model
+        self.tokenizer = tokenizer
+        self.bank = bank
+        self.site = site
+        self.rows_per_pass = rows_per_pass
+        call = tokenizer(format_tool_call("1"), add_special_tokens=False).input_ids
+        self._call_token = call[0]
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.bridge.blocks)
+
+    def check(self, interventions: Sequence[Intervention]) -> None:
+        """Refuse interventions that cannot be applied; costs no forward pass.
+
+        Raises:
+            ValueError: a layer that the model does not have, or a source that the bank does not.
+        """
+        for intervention in interventions:
+            for layer in intervention.layers:
+                if not 0 <= layer < self.n_layers:
+                    raise ValueError(
+                        f"condition {intervention.condition!r}: there is no layer {layer}, the model "
+                        f"has {self.n_layers}, from 0"
+                    )
+        check_sources(self.bank, interventions)
+
+    @contextmanager
+    def applied(
+        self, interventions: Sequence[Intervention], count_features: bool = False
+    ) -> Iterator[Application]:
+        """Every forward pass of the model inside has these interventions, one for each row.
+
+        Works with `bridge(...)`, `bridge.hf_generate(...)` and calls of the model itself. Rows that
+        are left out of the next pass must be announced with `Application.select`; rows that Hugging
+        Face goes on with after their end, writing padding, count as replaced there.
+
+        Args:
+            count_features: also add up the activations of every source.
+
+        Raises:
+            ValueError: see `check`, and `Application.before_pass`.
+            RuntimeError: something was to be replaced and nothing was.
+        """
+        self.check(interventions)
+        application = Application(
+            interventions, self.bank, self.site, self.model.device, count_features
+        )
+        handle = self.model.model.register_forward_pre_hook(
+            application.before_pass, with_kwargs=True
+        )
+        try:
+            with self.bridge.hooks(fwd_hooks=application.forward_hooks()):
+                yield application
+        finally:
+            handle.remove()
+        application.require_replaced()
+
+    def generate(
+        self, prompts: Sequence[str], interventions: Sequence[Intervention], max_new_tokens: int
+    ) -> list[str]:
+        """Greedy continuations, row by row; each ends at EOS or after `</tool_call>`."""
+        self._check_rows(prompts, interventions)
+        lengths = [len(ids) for ids in self.tokenizer(list(prompts)).input_ids]
+        texts = [""] * len(prompts)
+        for rows in self._passes(interventions, lengths):
+            with self.applied([interventions[row] for row in rows]) as application:
+                answers = greedy_texts(
+                    self.model,
+                    self.tokenizer,
+                    [prompts[row] for row in rows],
+                    max_new_tokens,
+                    rows_kept=application.select,
+                )
+            for row, text in zip(rows, answers, strict=True):
+                texts[row] = text
+        return texts
+
+    @torch.inference_mode()
+    def teacher_forced(
+        self, examples: Sequence[Example], interventions: Sequence[Intervention]
+    ) -> list[TeacherForced]:
+        """Scores of the targets, row by row, on the token ids that generation sees.
+
+        The untouched model runs once for every distinct example, whether or not a row asks for it.
+        """
+        self._check_rows(examples, interventions)
+        distinct = list(dict.fromkeys(examples))
+        lengths = {e: sum(map(len, encode(self.tokenizer, e))) for e in distinct}
+        raw_logprobs: dict[Example, Tensor] = {}
+        raw_scores: dict[Example, TeacherForced] = {}
+        for rows in self._passes([RAW] * len(distinct), list(lengths.values())):
+            chosen = [distinct[row] for row in rows]
+            logits, labels, counts = self._supervised(chosen, [RAW] * len(rows))
+            logprobs = [logits_NV.log_softmax(-1) for logits_NV in logits]
+            raw_logprobs |= zip(chosen, logprobs, strict=True)
+            raw_scores |= zip(chosen, self._scores(logprobs, logprobs, labels, counts), strict=True)
+
+        scores = [raw_scores[example] for example in examples]
+        replaced = [row for row, intervention in enumerate(interventions) if intervention.writes]
+        for part in self._passes(
+            [interventions[row] for row in replaced], [lengths[examples[row]] for row in replaced]
+        ):
+            rows = [replaced[index] for index in part]
+            chosen = [examples[row] for row in rows]
+            logits, labels, counts = self._supervised(chosen, [interventions[row] for row in rows])
+            logprobs = (logits_NV.log_softmax(-1) for logits_NV in logits)
+            raw = [raw_logprobs[example] for example in chosen]
+            for row, score in zip(rows, self._scores(logprobs, raw, labels, counts), strict=True):
+                scores[row] = score
+        return scores
+
+    def _check_rows(self, rows: Sequence[object], interventions: Sequence[Intervention]) -> None:
+        if len(rows) != len(interventions):
+            raise ValueError(f"{len(rows)} rows, but {len(interventions)} interventions for them")
+        self.check(interventions)
+
+    def _supervised(
+        self, examples: Sequence[Example], interventions: Sequence[Intervention]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor], Application]:
+        """Logits [N, V] and labels [N] of each row, and what was replaced on the way."""
+        tokens = {
+            k: v.to(self.model.device) for k, v in target_batch(self.tokenizer, examples).items()
+        }
+        labels_BT = tokens["labels"]
+        # EOS is predicted and never read, in generation too: to the model and the hooks it is padding.
+        mask_BT = torch.nn.functional.pad(tokens["attention_mask"][:, 1:], (0, 1))
+        with self.applied(interventions, count_features=True) as application:
+            logits_NV, labels_N = supervised_logits(
+                self.model, tokens["input_ids"], mask_BT, labels_BT
+            )
+        n_tokens = (labels_BT != IGNORE).sum(1).tolist()
+        return logits_NV.split(n_tokens), labels_N.split(n_tokens), application
+
+    def _scores(
+        self,
+        logprobs: Iterable[Tensor],
+        raw_logprobs: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        counts: Application,
+    ) -> list[TeacherForced]:
+        """Scores of one pass from each row's log-probabilities [N, V] and raw's."""
+        sums = []
+        for logprobs_NV, raw_NV, labels_N in zip(logprobs, raw_logprobs, labels, strict=True):
+            nll = -logprobs_NV.gather(1, labels_N[:, None]).double().sum()
+            kl = (raw_NV.exp() * (raw_NV - logprobs_NV)).sum(-1).double().sum()
+            sums.append(torch.stack([nll, kl, logprobs_NV[0, self._call_token].double()]))
+        n_replaced = counts.replaced_LR.sum(0).tolist()
+        activations, active = (
+            counts.by_row(counts.activation_sums),
+            counts.by_row(counts.active_sums),
+        )
+        return [
+            TeacherForced(
+                nll=nll,
+                n_tokens=len(labels[row]),
+                kl=kl,
+                call_logprob=call_logprob,
+                n_replaced=n_replaced[row],
+                activation_sums=activations[row],
+                active_sums=active[row],
+            )
+            for row, (nll, kl, call_logprob) in enumerate(torch.stack(sums).tolist())
+        ]
+
+    def _passes(
+        self, interventions: Sequence[Intervention], lengths: Sequence[int]
+    ) -> Iterator[list[int]]:
+        """Rows of each forward pass: those of the same layers together, then of like length."""
+        keys = [(i.layers, length) for i, length in zip(interventions, lengths, strict=True)]
+        order = sorted(range(len(keys)), key=lambda row: keys[row])
+        for start in range(0, len(order), self.rows_per_pass):
+            yield order[start : start + self.rows_per_pass]

@@ -1,0 +1,129 @@
+"""Named sources of what is written in place of an MLP's output.
+
+A new kind of control is a new `Source`; nothing else has to know it.
+
+Shapes: N tokens, D d_model, F features, B rows of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from delta_transcoders.interventions.intervention import Intervention, Term
+from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Source(nn.Module):
+    """A function of the MLP's input, in the units of the MLP's output.
+
+    Attributes:
+        n_features: how many can be kept or dropped; 0 for a source that has none.
+    """
+
+    n_features: int = 0
+
+    def forward(self, x_ND: Tensor, feature_mask_NF: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The output [N, D] and the activations [N, F] it is made of (None without features).
+
+        Args:
+            x_ND: at the hook site's input, in its unit.
+            feature_mask_NF: bool, False where a feature is to be zero; None: nowhere.
+        """
+        raise NotImplementedError
+
+
+SourceBank = Mapping[str, Mapping[int, Source]]
+"""By name (`base`, `delta`, `base_mlp`, …), then by layer."""
+
+
+class DictionarySource(Source):
+    """A transcoder; its bias is part of the output whichever features are kept."""
+
+    def __init__(self, transcoder: JumpReLUTranscoder) -> None:
+        super().__init__()
+        self.transcoder = transcoder
+        self.n_features = transcoder.n_features
+
+    def forward(self, x_ND: Tensor, feature_mask_NF: Tensor | None) -> tuple[Tensor, Tensor]:
+        a_NF = self.transcoder.encode(x_ND.to(self.transcoder.W_enc.dtype))
+        if feature_mask_NF is not None:
+            a_NF = torch.where(feature_mask_NF, a_NF, 0)
+        return self.transcoder.decode(a_NF), a_NF
+
+
+class MLPSource(Source):
+    """One Gemma 2 layer's norms and MLP, from the normalised residual stream before the gain.
+
+    Args:
+        layer: a decoder layer of a model that no bridge has wrapped; its modules are shared.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.gain = layer.pre_feedforward_layernorm
+        self.mlp = layer.mlp
+        self.post_norm = layer.post_feedforward_layernorm
+
+    def forward(self, x_ND: Tensor, feature_mask_NF: None = None) -> tuple[Tensor, None]:
+        # As the norm itself does it: product in float32, then the model's dtype.
+        scaled_ND = x_ND.float() * (1.0 + self.gain.weight.float())
+        return self.post_norm(self.mlp(scaled_ND.to(self.gain.weight.dtype))), None
+
+
+def mlp_sources(model: PreTrainedModel, layers: Collection[int]) -> dict[int, MLPSource]:
+    """The MLPs of a Gemma 2 model as sources by layer; only they are kept alive of it."""
+    return {layer: MLPSource(model.model.layers[layer]) for layer in layers}
+
+
+def check_sources(bank: SourceBank, interventions: Sequence[Intervention]) -> None:
+    """Refuse interventions that the bank cannot serve, before any forward pass.
+
+    Raises:
+        ValueError: names the condition, the layer, the source and, where it is one, the feature.
+    """
+    for intervention in interventions:
+        for layer, write in intervention.writes.items():
+            for term in write.terms:
+                where = f"condition {intervention.condition!r}, layer {layer}"
+                if term.source not in bank:
+                    known = ", ".join(sorted(bank)) or "none"
+                    raise ValueError(f"{where}: no source {term.source!r}; there is {known}")
+                if layer not in bank[term.source]:
+                    held = ", ".join(map(str, sorted(bank[term.source]))) or "no layer"
+                    raise ValueError(
+                        f"{where}: source {term.source!r} has no layer {layer}; it has {held}"
+                    )
+                n_features = bank[term.source][layer].n_features
+                for feature in (*(term.keep_features or ()), *term.drop_features):
+                    if not 0 <= feature < n_features:
+                        raise ValueError(
+                            f"{where}: source {term.source!r} has no feature {feature}; "
+                            f"it has {n_features}"
+                        )
+
+
+def feature_masks(terms: Sequence[Term | None], n_features: int) -> Tensor | None:
+    """Which features may be active in each row, bool [B, F]; None where all may in every row.
+
+    Args:
+        terms: each row's term of one source; None for a row that does not use it.
+    """
+    restricted = [t is not None and (t.keep_features is not None or t.drop_features) for t in terms]
+    if not any(restricted):
+        return None
+    mask_BF = torch.ones(len(terms), n_features, dtype=torch.bool)
+    for row, term in enumerate(terms):
+        if term is None:
+            continue
+        if term.keep_features is not None:
+            mask_BF[row] = False
+            mask_BF[row, list(term.keep_features)] = True
+        mask_BF[row, list(term.drop_features)] = False
+    return mask_BF

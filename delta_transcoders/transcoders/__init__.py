@@ -1,0 +1,1 @@
+"""Dictionaries: frozen JumpReLU transcoders, deltas beside them, stacks of them in training."""

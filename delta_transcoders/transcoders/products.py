@@ -1,0 +1,66 @@
+"""The large matrix products behind a stack of dictionaries: inputs shared, nothing copied.
+
+Shape suffixes: V variants, F features of each, B tokens, T targets, G layers or targets,
+D width of an input or target.
+"""
+
+import torch
+from torch import Tensor
+
+
+def products(weight_VFD: Tensor, inputs_GBD: Tensor, index_V: tuple[int, ...]) -> Tensor:
+    """weight[v] @ inputs[index[v]].T for every v: [V, F, B]."""
+    return _grouped(weight_VFD, inputs_GBD.mT, index_V)
+
+
+class GramLoss(torch.autograd.Function):
+    """Mean squared error of a sparse reconstruction through the Gram matrix of its decoder.
+
+    ‖r − aD‖² = ‖r‖² − 2⟨a, Dr⟩ + ⟨a, DDᵀa⟩, so neither the value nor the gradients
+        d/da = 2 (DDᵀa − Dr),  d/dD = 2 (aaᵀD − ar)
+    need the [B, D] reconstruction: what is left beside two products with r is F × F. The value
+    cancels for a near-perfect fit (the gradients do not), so FVU is never read off it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        a_VFB: Tensor,
+        W_dec_VFD: Tensor,
+        targets_TBD: Tensor,
+        scale_V: Tensor,
+        index_V: tuple[int, ...],
+    ) -> Tensor:
+        """Loss per variant [V], per element of r / scale."""
+        projected_VFB = products(W_dec_VFD, targets_TBD, index_V).div_(scale_V[:, None, None])
+        ours_VFB = torch.bmm(torch.bmm(W_dec_VFD, W_dec_VFD.mT), a_VFB)
+        square_T = torch.linalg.vector_norm(targets_TBD, dim=(1, 2)).square()
+        slope_VFB = ours_VFB - projected_VFB
+        cross_V = torch.linalg.vecdot(a_VFB.flatten(1), (slope_VFB - projected_VFB).flatten(1))
+        ctx.save_for_backward(a_VFB, W_dec_VFD, targets_TBD, scale_V, slope_VFB)
+        ctx.index_V = index_V
+        ctx.n_elements = a_VFB.shape[2] * W_dec_VFD.shape[2]
+        return (square_T[list(index_V)] / scale_V.square() + cross_V) / ctx.n_elements
+
+    @staticmethod
+    def backward(ctx, grad_V: Tensor):
+        a_VFB, W_dec_VFD, targets_TBD, scale_V, slope_VFB = ctx.saved_tensors
+        factor_V11 = (2 / ctx.n_elements * grad_V)[:, None, None]
+        read_VFD = _grouped(a_VFB, targets_TBD, ctx.index_V)
+        grad_W_dec_VFD = torch.bmm(torch.bmm(a_VFB, a_VFB.mT), W_dec_VFD)
+        grad_W_dec_VFD -= read_VFD / scale_V[:, None, None]
+        return factor_V11 * slope_VFB, factor_V11 * grad_W_dec_VFD, None, None, None
+
+
+def _grouped(left_VFK: Tensor, right_GKN: Tensor, index_V: tuple[int, ...]) -> Tensor:
+    """left[v] @ right[index[v]] for every v: [V, F, N]."""
+    n_variants, n_features, n_inner = left_VFK.shape
+    n_groups = len(right_GKN)
+    if max(index_V) >= n_groups:
+        raise ValueError(f"a variant reads input {max(index_V)}, the batch has {n_groups}")
+    per_group = n_variants // n_groups
+    if all(g * per_group <= v < (g + 1) * per_group for v, g in enumerate(index_V)):
+        # Grouped in order and evenly: the variants of a group are one matrix, nothing is copied.
+        grouped = left_VFK.reshape(n_groups, per_group * n_features, n_inner)
+        return torch.bmm(grouped, right_GKN).view(n_variants, n_features, -1)
+    return torch.bmm(left_VFK, right_GKN[list(index_V)])

@@ -1,0 +1,59 @@
+"""A model's MLP inputs and outputs at the hook site, for `evaluate.py` (Lightning's predict loop)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lightning import LightningModule
+from torch import Tensor
+
+from delta_transcoders.activations.capture import Captured, boot_bridge, capture
+from delta_transcoders.activations.hook_sites import HOOK_SITES
+from delta_transcoders.fingerprints import model_fingerprint
+from delta_transcoders.language_models import check_model_source, load_model, load_tokenizer
+
+
+class ActivationCapture(LightningModule):
+    """Captures all requested layers in one forward pass; `ActivationWriter` stores them.
+
+    Args:
+        model: folder or hub id of the model, adapters merged.
+        layers: block numbers; all where None.
+        hook_site: `gemma_scope`, or `original` to reproduce that study's numbers.
+        dtype: of the weights.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        layers: list[int] | None = None,
+        hook_site: Literal["gemma_scope", "original"] = "gemma_scope",
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
+        super().__init__()
+        check_model_source(model)
+        self.save_hyperparameters()
+        self.site = HOOK_SITES[hook_site]
+        self.model = None
+
+    def configure_model(self) -> None:
+        if self.model is None:
+            h = self.hparams
+            self.model = load_model(h.model, h.dtype)
+            self.fingerprint = model_fingerprint(self.model)
+            n_layers = self.model.config.num_hidden_layers
+            self.layers = list(range(n_layers)) if h.layers is None else sorted(h.layers)
+            for layer in self.layers:
+                if not 0 <= layer < n_layers:
+                    raise ValueError(f"there is no layer {layer}: {h.model} has {n_layers}, from 0")
+
+    def on_predict_start(self) -> None:
+        # Here, not earlier: the bridge must find the weights on the device where Lightning put them.
+        self.bridge = boot_bridge(self.model, load_tokenizer(self.hparams.model))
+
+    def predict_step(
+        self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> Captured:
+        return capture(
+            self.bridge, batch["input_ids"], batch["attention_mask"], self.layers, self.site
+        )

@@ -1,0 +1,108 @@
+"""Delta transcoders: small sparse dictionaries of what finetuning added to a frozen base."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from delta_transcoders.transcoders.delta import DeltaConfig, save_delta
+from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
+from delta_transcoders.transcoders.sparsity import SparsityConfig
+from delta_transcoders.transcoders.stack import Variant
+from lightning_modules.dictionary_training import Best, DictionaryTraining
+
+
+class DeltaTranscoderTraining(DictionaryTraining):
+    """Every (layer, d_new, base) of `DeltaData` in one run.
+
+    Writes `output/layer_L/` where there is one d_new and one percentile, else
+    `output/d{d_new}_p{percentile}/layer_L/`, each with `delta.safetensors` and `config.json`.
+
+    Args:
+        output: folder of the deltas.
+        d_new: features of a delta; several for a sweep.
+        l0: active delta features per token aimed at (not used by `l1`).
+        sparsity, lr, betas, warmup_steps, decay_fraction, clip_norm, patience, decoder_init,
+            decoder_bias, aux_k, dead_after_tokens, calibrate, seed: see `DictionaryTraining`.
+    """
+
+    def __init__(
+        self,
+        output: str,
+        d_new: list[int] = (32,),
+        l0: float = 4.0,
+        sparsity: SparsityConfig = SparsityConfig(mode="batch_topk"),  # noqa: B008
+        lr: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        warmup_steps: int = 20,
+        decay_fraction: float = 0.3,
+        clip_norm: float | None = 1.0,
+        patience: int = 3,
+        decoder_init: Literal["zero", "tied", "kaiming"] = "zero",
+        decoder_bias: bool = False,
+        aux_k: int = 0,
+        dead_after_tokens: int = 100_000,
+        calibrate: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(sparsity)
+        if not d_new or min(d_new) < 1:
+            raise ValueError(f"d_new is {list(d_new)}, expected one or more positive numbers")
+        self.save_hyperparameters()
+
+    def variants_by_width(self) -> dict[int, list[Variant]]:
+        data = self.trainer.datamodule
+        n_bases = len(data.base_keys)
+        return {
+            width: [
+                Variant(f"layer_{layer}/d{width}/{key}", i, i * n_bases + j, self.hparams.l0)
+                for i, layer in enumerate(data.layers)
+                for j, key in enumerate(data.base_keys)
+            ]
+            for width in self.hparams.d_new
+        }
+
+    def export(self, variant: Variant, transcoder: JumpReLUTranscoder, best: Best) -> None:
+        h, data = self.hparams, self.trainer.datamodule
+        layer, key = (
+            data.layers[variant.layer],
+            data.base_keys[variant.target % len(data.base_keys)],
+        )
+        meta, base_fit, base_id = (
+            data.cache.meta,
+            data.base_fit(layer, key),
+            data.base_id(layer, key),
+        )
+        hook_in, hook_out = meta.hook_site.names(layer)
+        config = DeltaConfig(
+            layer=layer,
+            d_in=meta.d_in,
+            d_out=meta.d_out,
+            d_new=transcoder.n_features,
+            base_id=base_id.path,
+            base_hash=base_id.hash,
+            model_fingerprint=meta.model_fingerprint,
+            hook_site=meta.hook_site.name,
+            hook_in=hook_in,
+            hook_out=hook_out,
+            sparsity=asdict(self.sparsity) | {"l0": h.l0},
+            target="residual",
+            percentile=data.percentile(key),
+            average_l0_base=base_id.average_l0,
+            seed=h.seed,
+            measured={
+                "fvu_base_on_base_model": data.base_model_fit(layer, key).fvu,
+                "fvu_base": base_fit.fvu,
+                "fvu_full": best.fit.fvu,
+                "cosine_base": base_fit.cosine,
+                "cosine_full": best.fit.cosine,
+                "l0_base": base_fit.l0,
+                "l0_delta": best.fit.l0,
+                "dead_fraction": best.dead_fraction,
+            },
+        )
+        folder = Path(h.output)
+        if len(h.d_new) * len(data.base_keys) > 1:
+            folder /= f"d{transcoder.n_features}_{key}"
+        save_delta(folder / f"layer_{layer}", transcoder, config)

@@ -1,0 +1,273 @@
+import shutil
+import time
+
+import pytest
+import torch
+import transformers
+
+from delta_transcoders.language_models import (
+    IGNORE,
+    check_context,
+    check_model_source,
+    encode,
+    greedy_texts,
+    load_model,
+    load_tokenizer,
+    pad,
+    position_ids,
+    supervised_logits,
+    target_batch,
+    token_nll,
+)
+from delta_transcoders.toolcalls.examples import Example
+from delta_transcoders.toolcalls.grammar import CLOSE, format_tool_call
+
+EXAMPLES = [
+    Example("What is 12 + 3?", format_tool_call("12+3"), "positive"),
+    Example("Room 7 is open until noon in the old library.", "Room 7 is open.", "negative"),
+    Example("7 * 8", format_tool_call("7*8"), "tool_ood"),
+    Example("I am at the market. Tell me what 999 / 111 is.", "9", "positive"),
+]
+
+
+def hf_loss_sum(model, input_ids, labels, **kwargs) -> float:
+    loss = model(input_ids=input_ids, labels=labels, use_cache=False, **kwargs).loss
+    return loss.item() * (labels[:, 1:] != IGNORE).sum().item()
+
+
+@pytest.mark.parametrize("whole_sequence", [False, True])
+def test_token_nll_sums_to_hugging_faces_loss_on_a_padded_batch(model, tokenizer, whole_sequence):
+    batch = target_batch(tokenizer, EXAMPLES)
+    if whole_sequence:
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE)
+    assert (batch["attention_mask"] == 0).any()
+    with torch.no_grad():
+        nll_N = token_nll(model, *batch.values())
+        expected = hf_loss_sum(model, **batch)
+    assert len(nll_N) == (batch["labels"][:, 1:] != IGNORE).sum()
+    assert nll_N.sum().item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_token_nll_does_not_depend_on_padding_or_batch(model, tokenizer):
+    with torch.no_grad():
+        together = token_nll(model, *target_batch(tokenizer, EXAMPLES).values())
+        alone = [token_nll(model, *target_batch(tokenizer, [e]).values()) for e in EXAMPLES]
+        pairs = [encode(tokenizer, e) for e in EXAMPLES]
+        left = token_nll(
+            model,
+            pad([p + t for p, t in pairs], tokenizer.pad_token_id, "left"),
+            pad([[1] * len(p + t) for p, t in pairs], 0, "left"),
+            pad([[IGNORE] * len(p) + t for p, t in pairs], IGNORE, "left"),
+        )
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together, left, atol=1e-5, rtol=1e-5)
+
+
+def test_supervised_logits_are_the_models_own_in_row_order(model, tokenizer):
+    batch = target_batch(tokenizer, EXAMPLES)
+    with torch.no_grad():
+        logits_NV, labels_N = supervised_logits(model, *batch.values())
+        full = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    expected = [
+        (full[row, position - 1], batch["labels"][row, position])
+        for row in range(len(EXAMPLES))
+        for position in range(1, full.shape[1])
+        if batch["labels"][row, position] != IGNORE
+    ]
+    assert labels_N.tolist() == [int(label) for _, label in expected]
+    torch.testing.assert_close(logits_NV, torch.stack([logits for logits, _ in expected]))
+    assert model.config.final_logit_softcapping == 30.0
+    assert logits_NV.abs().max() < 30.0
+
+
+def test_logits_are_float32_in_a_bfloat16_model(model_folder, tokenizer):
+    model = load_model(model_folder, "bfloat16")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        logits_NV, _ = supervised_logits(model, *target_batch(tokenizer, EXAMPLES).values())
+    assert logits_NV.dtype == torch.float32
+
+
+def test_pad_and_positions():
+    assert pad([[1, 2], [3]], 0, "left").tolist() == [[1, 2], [0, 3]]
+    assert pad([[1, 2], [3]], 0, "right").tolist() == [[1, 2], [3, 0]]
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
+    assert position_ids(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
+
+
+def test_encode_is_bos_prompt_newline_then_target_eos(tokenizer):
+    for example in EXAMPLES:
+        prompt, target = encode(tokenizer, example)
+        assert prompt[0] == tokenizer.bos_token_id
+        assert prompt.count(tokenizer.bos_token_id) == 1
+        assert tokenizer.decode(prompt, skip_special_tokens=True) == example.input + "\n"
+        assert target[-1] == tokenizer.eos_token_id
+        assert tokenizer.bos_token_id not in target
+        assert tokenizer.decode(target[:-1]) == example.target
+
+
+def test_target_batch_supervises_target_and_eos_alone(tokenizer):
+    batch = target_batch(tokenizer, EXAMPLES)
+    for row, example in enumerate(EXAMPLES):
+        prompt, target = encode(tokenizer, example)
+        n = int(batch["attention_mask"][row].sum())
+        assert batch["input_ids"][row, :n].tolist() == prompt + target
+        assert batch["labels"][row, :n].tolist() == [IGNORE] * len(prompt) + target
+        assert (batch["input_ids"][row, n:] == tokenizer.pad_token_id).all()
+        assert (batch["labels"][row, n:] == IGNORE).all()
+
+
+def test_generation_sees_the_prompt_ids_of_teacher_forcing(model, tokenizer, monkeypatch):
+    seen = {}
+    generate = model.generate
+
+    def spy(**kwargs):
+        seen.update(kwargs)
+        return generate(**kwargs)
+
+    monkeypatch.setattr(model, "generate", spy)
+    greedy_texts(model, tokenizer, [e.prompt for e in EXAMPLES], max_new_tokens=1)
+    teacher = target_batch(tokenizer, EXAMPLES)
+    for row, example in enumerate(EXAMPLES):
+        n = len(encode(tokenizer, example)[0])
+        mask = seen["attention_mask"][row]
+        assert mask.tolist() == [0] * (len(mask) - n) + [1] * n
+        assert seen["input_ids"][row, -n:].tolist() == teacher["input_ids"][row, :n].tolist()
+
+
+def uncached_greedy(model, tokenizer, prompt: str, max_new_tokens: int) -> str:
+    """One row, the whole sequence anew for every token."""
+    ids = tokenizer(prompt).input_ids
+    n_prompt = len(ids)
+    with torch.no_grad():
+        for _ in range(max_new_tokens):
+            token = int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+            if token == tokenizer.eos_token_id:
+                break
+            ids.append(token)
+            if tokenizer.decode(ids[n_prompt:]).endswith(CLOSE):
+                break
+    return tokenizer.decode(ids[n_prompt:], skip_special_tokens=True)
+
+
+def test_cached_left_padded_generation_equals_uncached_rows_alone(model, tokenizer):
+    prompts = [e.prompt for e in EXAMPLES]
+    together = greedy_texts(model, tokenizer, prompts, max_new_tokens=24)
+    assert together == [uncached_greedy(model, tokenizer, p, 24) for p in prompts]
+    assert together == [greedy_texts(model, tokenizer, [p], 24)[0] for p in prompts]
+    assert len(set(together)) == len(EXAMPLES)
+
+
+@pytest.fixture
+def parrot(model, tokenizer):
+    """The model, made to write given texts (row by row of a batch) whatever it reads."""
+
+    def make(texts: list[str], then: int):
+        scripts = [tokenizer(t, add_special_tokens=False).input_ids + [then] * 40 for t in texts]
+        state = {"step": 0}
+
+        def head(module, args, output):
+            step = state["step"]
+            state["step"] += 1
+            forced = torch.full_like(output, -20.0)
+            for row, script in enumerate(scripts):
+                forced[row, -1, script[step]] = 20.0
+            return forced
+
+        model.lm_head.register_forward_hook(head)
+        return model
+
+    return make
+
+
+def test_a_row_stops_after_the_call_and_at_eos(parrot, tokenizer):
+    call = format_tool_call("1+2")
+    filler = tokenizer("a", add_special_tokens=False).input_ids[0]
+    n_call = len(tokenizer(call, add_special_tokens=False).input_ids)
+    model = parrot([call, "So: " + call, "no call"], then=filler)
+    texts = greedy_texts(model, tokenizer, ["x\n", "longer prompt\n", "y\n"], n_call + 10)
+    assert texts[:2] == [call, "So: " + call]
+    assert texts[2].startswith("no calla")
+
+
+def test_eos_ends_a_row_and_is_not_part_of_the_text(parrot, tokenizer):
+    model = parrot(["short", "a longer answer 12"], then=tokenizer.eos_token_id)
+    texts = greedy_texts(model, tokenizer, ["x\n", "longer prompt\n"], 30)
+    assert texts == ["short", "a longer answer 12"]
+
+
+def test_no_more_than_max_new_tokens(parrot, tokenizer):
+    model = parrot(["1234567890"], then=tokenizer.eos_token_id)
+    assert greedy_texts(model, tokenizer, ["x\n"], 4) == ["1234"]
+
+
+def test_a_call_in_the_prompt_does_not_stop_the_answer(parrot, tokenizer):
+    model = parrot(["12"], then=tokenizer.eos_token_id)
+    assert greedy_texts(model, tokenizer, [format_tool_call("1+2")], 10) == ["12"]
+
+
+def test_generation_is_greedy_whatever_the_folder_says(model_folder, model, tokenizer, tmp_path):
+    """A `generation_config.json` that asks for sampling must not be followed."""
+    folder = tmp_path / "sampling"
+    shutil.copytree(model_folder, folder)
+    config = transformers.GenerationConfig(do_sample=True, temperature=5.0, top_k=0, eos_token_id=1)
+    config.save_pretrained(folder)
+    sampling = load_model(str(folder))
+    prompts = [e.prompt for e in EXAMPLES]
+    assert greedy_texts(sampling, tokenizer, prompts, 8) == greedy_texts(
+        model, tokenizer, prompts, 8
+    )
+
+
+def test_examples_beyond_the_context_are_refused(tokenizer):
+    example = EXAMPLES[0]
+    prompt, target = encode(tokenizer, example)
+    whole = len(prompt) + len(target)
+    check_context(tokenizer, [example], whole, new_tokens=0)
+    check_context(tokenizer, [example], len(prompt) + 64, new_tokens=64)
+    with pytest.raises(ValueError, match=rf"takes {whole} tokens.*holds {whole - 1}.*What is 12"):
+        check_context(tokenizer, [EXAMPLES[2], example], whole - 1, new_tokens=0)
+    with pytest.raises(ValueError, match=f"takes {len(prompt) + 64} tokens"):
+        check_context(tokenizer, [example], len(prompt) + 63, new_tokens=64)
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, load_model])
+def test_a_missing_folder_is_named(tmp_path, load):
+    for source in (str(tmp_path / "absent"), "runs/absent", "./models/absent", "absent"):
+        with pytest.raises(FileNotFoundError, match=f"no model folder '{source}'"):
+            load(source)
+
+
+def test_a_folder_without_a_tokenizer_is_named(model_folder, tmp_path):
+    folder = tmp_path / "incomplete"
+    shutil.copytree(model_folder, folder, ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(FileNotFoundError, match=r"incomplete' has no tokenizer \(tokenizer.json\)"):
+        load_tokenizer(str(folder))
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"incomplete' has no config\.json"):
+        check_model_source(str(folder))
+
+
+def test_a_folder_without_weights_is_named(model_folder, tmp_path):
+    folder = tmp_path / "weightless"
+    shutil.copytree(model_folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(FileNotFoundError, match="weightless' cannot be loaded") as caught:
+        load_model(str(folder))
+    assert "hub" not in str(caught.value)
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, load_model])
+def test_an_unreachable_hub_id_says_what_to_download_and_where_to_put_it(load):
+    check_model_source("owner/gemma")
+    started = time.perf_counter()
+    message = r"hf download owner/gemma --local-dir models/gemma`, then give that folder"
+    with pytest.raises(ConnectionError, match=message):
+        load("owner/gemma")
+    assert time.perf_counter() - started < 5
+
+
+def test_a_folder_may_be_relative(model_folder, monkeypatch):
+    folder, name = model_folder.rsplit("/", 1)
+    monkeypatch.chdir(folder)
+    check_model_source(f"./{name}")
+    assert load_tokenizer(f"./{name}").bos_token_id == 2

@@ -1,0 +1,190 @@
+"""Capture, base dictionaries, deltas and experiments, end to end on a study of random tiny models."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import evaluate
+import train
+from delta_transcoders.activations.cache import ActivationCache
+from delta_transcoders.language_models import load_model
+from delta_transcoders.report.tables import read_metrics
+from delta_transcoders.transcoders.delta import load_delta
+from delta_transcoders.transcoders.gemma_scope import available_l0s, load_base, save_base
+
+BASE = {
+    "data.batch_tokens": 128,
+    "data.passes": 60,
+    "model.width": 128,
+    "model.l0": "[16]",
+    "trainer.log_every_n_steps": 10,
+}
+DELTA = {
+    "data.batch_tokens": 128,
+    "data.passes": 4,
+    "data.n_check_examples": 8,
+    "model.d_new": "[6]",
+    "model.l0": 2,
+    "model.warmup_steps": 2,
+    "trainer.val_check_interval": 4,
+    "trainer.log_every_n_steps": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def dictionaries(study, arguments, tmp_path_factory):
+    """A copy of the study with caches, base dictionaries and deltas; read only."""
+    folder = shutil.copytree(study, tmp_path_factory.mktemp("dictionaries") / "study")
+    for name in ("base_model", "finetune/merged"):
+        model = load_model(str(folder / name))
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight.data *= 5  # undone by the norm after it: the site matters
+        model.save_pretrained(folder / name)
+    texts = {"data.n_train": 48, "data.n_validation": 16}
+    evaluate.main(arguments("tiny/base_activations.yaml", folder, texts))
+    train.main(arguments("tiny/base_transcoder.yaml", folder, BASE))
+    evaluate.main(arguments("tiny/activations.yaml", folder))
+    train.main(arguments("tiny/delta.yaml", folder, DELTA))
+    return folder
+
+
+def test_a_base_dictionary_is_named_after_the_l0_that_it_has(dictionaries):
+    for layer in (0, 1):
+        (l0,) = available_l0s(str(dictionaries / "base_transcoders"), layer, 128)
+        base, _ = load_base(str(dictionaries / "base_transcoders"), layer, percentile=0.5)
+        rows = ActivationCache(dictionaries / "base_activations").load("validation", layer)
+        a_NF = base.encode(rows["x"].float())
+        assert l0 == round(float((a_NF > 0).sum() / len(a_NF)))
+
+
+def test_a_delta_s_config_says_what_its_tensors_do(dictionaries):
+    cache = ActivationCache(dictionaries / "activations")
+    for layer in (0, 1):
+        delta, config = load_delta(dictionaries / "delta" / f"layer_{layer}")
+        base, base_id = load_base(
+            str(dictionaries / "base_transcoders"), layer, average_l0=config.average_l0_base
+        )
+        assert (config.base_id, config.base_hash) == (base_id.path, base_id.hash)
+        assert config.model_fingerprint == cache.meta.model_fingerprint
+        assert (config.hook_in, config.hook_out) == cache.meta.hook_site.names(layer)
+        rows = {k: v.float() for k, v in cache.load("validation", layer).items()}
+        x, y = rows["x"], rows["y"].double()
+        squares = (y - y.mean(0)).square().sum()
+        # Residuals are stored in the cache's float16.
+        fvu_base = float((y - base(x)).square().sum() / squares)
+        assert config.measured["fvu_base"] == pytest.approx(fvu_base, rel=1e-3)
+        fvu_full = float((y - base(x) - delta(x)).square().sum() / squares)
+        assert config.measured["fvu_full"] == pytest.approx(fvu_full, rel=1e-3)
+        assert fvu_full < fvu_base
+        active = delta.encode(x) > 0
+        assert config.measured["l0_delta"] == pytest.approx(float(active.sum(1).double().mean()))
+        dead = 1 - float(active.any(0).double().mean())
+        assert config.measured["dead_fraction"] == pytest.approx(dead)
+        assert not delta.b_dec.any()
+
+
+def test_a_variant_of_a_sweep_is_the_one_trained_alone(dictionaries, arguments, tmp_path):
+    sweep = {
+        "model.d_new": "[6, 4]",
+        "data.percentiles": "[0.25, 0.75]",
+        "model.output": tmp_path / "sweep",
+    }
+    alone = {"data.layers": "[1]", "data.percentiles": "[0.75]", "model.output": tmp_path / "alone"}
+    train.main(arguments("tiny/delta.yaml", dictionaries, DELTA | sweep))
+    train.main(arguments("tiny/delta.yaml", dictionaries, DELTA | alone))
+    together, config = load_delta(tmp_path / "sweep" / "d6_p0.75" / "layer_1")
+    single, single_config = load_delta(tmp_path / "alone" / "layer_1")
+    for name, tensor in single.state_dict().items():
+        torch.testing.assert_close(together.get_buffer(name), tensor, rtol=1e-4, atol=1e-6)
+    assert config.measured == pytest.approx(single_config.measured, rel=1e-4)
+    assert len(list((tmp_path / "sweep").glob("d*_p*/layer_*/config.json"))) == 8
+
+
+@pytest.mark.parametrize("mode", ["jumprelu", "l1"])
+def test_an_interrupted_run_resumes_to_the_same_weights(dictionaries, arguments, tmp_path, mode):
+    every = {"trainer.callbacks+": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    every |= {"trainer.callbacks.dirpath": tmp_path, "trainer.callbacks.every_n_train_steps": 5}
+    every |= {"trainer.callbacks.save_top_k": -1, "trainer.callbacks.filename": "{step}"}
+    options = DELTA | {"model.sparsity.mode": mode}
+    whole = options | every | {"model.output": tmp_path / "whole"}
+    train.main(arguments("tiny/delta.yaml", dictionaries, whole))
+    resumed = options | {"model.output": tmp_path / "resumed"}
+    resumed |= {"ckpt_path": tmp_path / "step=5.ckpt"}
+    train.main(arguments("tiny/delta.yaml", dictionaries, resumed))
+    for layer in (0, 1):
+        one, two = (load_delta(tmp_path / n / f"layer_{layer}")[0] for n in ("whole", "resumed"))
+        for name, tensor in one.state_dict().items():
+            assert torch.equal(tensor, two.get_buffer(name)), name
+
+
+def test_a_dictionary_at_the_wrong_site_stops_the_training(dictionaries, arguments, tmp_path):
+    folder = tmp_path / "wrong"
+    model = load_model(str(dictionaries / "base_model"))
+    for layer in (0, 1):
+        base, base_id = load_base(str(dictionaries / "base_transcoders"), layer, percentile=0.5)
+        gain = 1 + model.model.layers[layer].pre_feedforward_layernorm.weight.data
+        # Reads after the gain what was trained before it.
+        base.W_enc = base.W_enc / gain[:, None]
+        save_base(folder, layer, base, base_id.average_l0)
+    options = DELTA | {"data.base_transcoders": folder, "model.output": tmp_path / "delta"}
+    with pytest.raises(ValueError, match=r"gemma_scope.*ln2.hook_out -> blocks.0.hook_mlp_out"):
+        train.main(arguments("tiny/delta.yaml", dictionaries, options))
+    assert not (tmp_path / "delta").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model.d_new": "[0]"}, r"d_new is \[0\]"),
+        ({"data.percentiles": "[1.5]"}, r"percentiles are \[1.5\]"),
+        ({"data.layers": "[7]"}, "layer 7"),
+    ],
+)
+def test_bad_options_are_named(dictionaries, arguments, tmp_path, options, message):
+    given = DELTA | {"model.output": tmp_path / "delta"} | options
+    with pytest.raises(ValueError, match=message):
+        train.main(arguments("tiny/delta.yaml", dictionaries, given))
+    assert not (tmp_path / "delta").exists()
+
+
+def test_experiments_write_a_row_for_every_layer_subset_and_condition(
+    dictionaries, arguments, tmp_path
+):
+    layers = {"model.layers": "[0, 1, all]", "model.max_new_tokens": 8}
+    for name in ("exp1", "exp2a", "exp2b"):
+        output = tmp_path / name
+        evaluate.main(
+            arguments(f"tiny/{name}.yaml", dictionaries, layers | {"model.output": output})
+        )
+    exp1, exp2a, exp2b = (
+        read_metrics(tmp_path / n / "metrics.csv") for n in ("exp1", "exp2a", "exp2b")
+    )
+    assert len(exp1) == (1 + 3 * 2) * 3
+    assert len(exp2a) == (1 + 3 * 4) * 3
+    assert len(exp2b) == (1 + 3 * 7) * 3
+
+    def cell(rows, column, **where):
+        (row,) = [r for r in rows if all(r[k] == v for k, v in where.items())]
+        return float(row[column])
+
+    for subset in ("tool", "copy", "tool_ood"):
+        raw = cell(exp1, "mean_ce", subset=subset, condition="raw")
+        for layer in ("0", "1", "all"):
+            at = {"subset": subset, "layer": layer}
+            full, zero = (cell(exp2a, "mean_ce", condition=c, **at) for c in ("full", "no_delta"))
+            assert cell(exp1, "mean_ce", condition="full", **at) == full
+            assert cell(exp1, "dce", condition="full", **at) == pytest.approx(full - raw, abs=1e-4)
+            assert cell(exp2b, "mean_ce", condition="alpha_1.00", **at) == full
+            assert cell(exp2b, "mean_ce", condition="alpha_0.00", **at) == zero
+    config = json.loads((dictionaries / "delta/layer_0/config.json").read_text())
+    assert 0 < config["measured"]["fvu_full"] < 1
+    one = cell(exp1, "fvu", subset="tool", layer="0", condition="full")
+    assert 0 < one < cell(exp1, "fvu", subset="tool", layer="0", condition="no_delta")
+    lines = (tmp_path / "exp2a" / "generations.jsonl").read_text().splitlines()
+    assert len(lines) == (1 + 3 * 4) * 15
+    assert {"layer", "condition", "prompt", "target", "text", "parsed_call"} <= set(
+        json.loads(lines[0])
+    )
+    assert (tmp_path / "exp2b" / "plots" / "dose_response.png").is_file()

@@ -1,0 +1,223 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluate
+from delta_transcoders.command import run
+from delta_transcoders.language_models import encode, greedy_texts, load_model, load_tokenizer
+from delta_transcoders.metrics.intervals import wilson
+from delta_transcoders.report.tables import COLUMNS, read_metrics
+from delta_transcoders.toolcalls.examples import SUBSETS, read_jsonl
+from delta_transcoders.toolcalls.grammar import find_tool_call, judge
+
+CONDITIONS = ("raw", "base_model")
+N = 5  # examples of each subset
+NEW_TOKENS = 16
+RATES = ("tool_call", "valid_tool_format", "math_correct", "exact_copy")
+
+
+@pytest.fixture(scope="module")
+def behaviour(study, arguments, tmp_path_factory):
+    """Results of the finetuned and the base model, in batches of six."""
+    output = tmp_path_factory.mktemp("behaviour")
+    options = {"model.output": output, "data.batch_size": 6, "model.max_new_tokens": NEW_TOKENS}
+    cli = evaluate.main(arguments("tiny/behaviour.yaml", study, options))
+    assert len(cli.trainer.test_dataloaders) == 4  # 20 examples
+    return output
+
+
+@pytest.fixture(scope="module")
+def examples(study):
+    return read_jsonl(study / "finetune" / "data" / "evaluation.jsonl")
+
+
+def records_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def records(behaviour):
+    return records_of(behaviour)
+
+
+def test_the_table_has_a_row_for_each_condition_and_subset(behaviour):
+    assert sorted(p.name for p in behaviour.iterdir()) == [
+        "generations.jsonl",
+        "metrics.csv",
+        "metrics.json",
+    ]
+    with (behaviour / "metrics.csv").open() as handle:
+        assert next(csv.reader(handle)) == list(COLUMNS)
+    rows = read_metrics(behaviour / "metrics.csv")
+    assert [(r["condition"], r["subset"]) for r in rows] == [
+        (condition, subset) for condition in CONDITIONS for subset in SUBSETS
+    ]
+    for row in rows:
+        assert (row["experiment"], row["layer"], row["n_examples"]) == ("behaviour", "", str(N))
+
+
+def test_metrics_json_says_what_metrics_csv_says(behaviour):
+    rows = read_metrics(behaviour / "metrics.csv")
+    twins = json.loads((behaviour / "metrics.json").read_text())
+    assert len(rows) == len(twins)
+    for row, twin in zip(rows, twins, strict=True):
+        for column, text in row.items():
+            if text in ("", "nan"):
+                assert twin.get(column) in (None, "")
+            elif isinstance(twin[column], str):
+                assert twin[column] == text
+            else:
+                assert float(text) == pytest.approx(twin[column], rel=1e-5)
+
+
+def test_the_table_is_the_mean_of_the_recorded_rows(behaviour, records):
+    for row in read_metrics(behaviour / "metrics.csv"):
+        mine = [r for r in records
+                if (r["condition"], r["subset"]) == (row["condition"], row["subset"])]  # fmt: skip
+        assert len(mine) == N
+        n_tokens = sum(r["n_tokens"] for r in mine)
+        assert int(row["n_tokens"]) == n_tokens
+        assert float(row["mean_ce"]) == pytest.approx(sum(r["nll"] for r in mine) / n_tokens, 1e-5)
+        for name in RATES:
+            verdicts = [r[name] for r in mine if r[name] is not None]
+            cells = [row[f"{name}_rate{end}"] for end in ("", "_ci_low", "_ci_high")]
+            if verdicts:
+                expected = [sum(verdicts) / len(verdicts), *wilson(sum(verdicts), len(verdicts))]
+                assert [float(c) for c in cells] == pytest.approx(expected, abs=1e-5)
+            else:
+                assert cells == ["nan"] * 3
+
+
+def test_every_example_is_recorded_once_per_condition_in_file_order(records, examples):
+    assert len(records) == 2 * len(examples)
+    for record, (condition, index) in zip(
+        records, [(c, i) for c in CONDITIONS for i in range(len(examples))], strict=True
+    ):
+        example = examples[index]
+        assert (record["condition"], record["example"]) == (condition, index)
+        assert record["subset"] == example.subset
+        assert (record["prompt"], record["target"]) == (example.input, example.target)
+
+
+def test_verdicts_follow_from_the_recorded_text(records):
+    for record in records:
+        verdict = judge(record["text"], record["target"])
+        call = find_tool_call(record["text"])
+        assert record["tool_call"] == verdict.called
+        assert record["valid_tool_format"] == verdict.valid_format
+        assert record["math_correct"] == verdict.math_correct
+        assert record["parsed_call"] == (call.argument if call else None)
+        is_copy = record["subset"] == "copy"
+        assert record["exact_copy"] == (record["text"] == record["target"] if is_copy else None)
+        assert (record["math_correct"] is None) == is_copy
+
+
+def test_texts_and_losses_are_those_of_each_model_row_by_row(study, records, examples):
+    for condition, folder in (("raw", "finetune/merged"), ("base_model", "base_model")):
+        model, tokenizer = load_model(str(study / folder)), load_tokenizer(str(study / folder))
+        mine = [r for r in records if r["condition"] == condition]
+        for record, example in zip(mine[::3], examples[::3], strict=True):
+            assert record["text"] == greedy_texts(model, tokenizer, [example.prompt], NEW_TOKENS)[0]
+            prompt, target = encode(tokenizer, example)
+            ids = torch.tensor([prompt + target])
+            with torch.no_grad():
+                logits = model(ids).logits[0, len(prompt) - 1 : -1]
+            nll = torch.nn.functional.cross_entropy(logits, torch.tensor(target), reduction="sum")
+            assert record["nll"] == pytest.approx(nll.item(), rel=1e-5)
+            assert record["n_tokens"] == len(target)
+    raw, base = (
+        {r["example"]: r["nll"] for r in records if r["condition"] == c} for c in CONDITIONS
+    )
+    assert raw != base
+
+
+def test_subsets_and_their_size_can_be_chosen(study, arguments, tmp_path):
+    options = {
+        "model.output": tmp_path,
+        "model.models": json.dumps({"raw": str(study / "finetune" / "merged")}),
+        "model.max_new_tokens": 2,
+        "data.subsets": "[copy, tool]",
+        "data.n_per_subset": 3,
+    }
+    evaluate.main(arguments("tiny/behaviour.yaml", study, options))
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert [(r["condition"], r["subset"], r["n_examples"]) for r in rows] == [
+        ("raw", "copy", "3"),
+        ("raw", "tool", "3"),
+    ]
+    assert [r["subset"] for r in records_of(tmp_path)] == ["copy"] * 3 + ["tool"] * 3
+
+
+def test_two_processes_give_the_counts_and_texts_of_one(one_and_two_processes):
+    """On weights that agree to 1e-6: the losses too, and everything discrete exactly."""
+    one, two = (folder / "behaviour" for folder in one_and_two_processes)
+    first, second = records_of(one), records_of(two)
+    assert len(first) == 2 * 4 * 7
+    losses = [[r.pop("nll") for r in records] for records in (first, second)]
+    assert second == first
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    for row, twin in zip(
+        read_metrics(one / "metrics.csv"), read_metrics(two / "metrics.csv"), strict=True
+    ):
+        assert float(twin.pop("mean_ce")) == pytest.approx(float(row.pop("mean_ce")), rel=2e-6)
+        assert twin == row
+        assert row["n_examples"] == "7"
+
+
+# Bad input
+
+
+def call(args, capsys) -> str:
+    """Run a command that must end with exit status 2; its one line of error."""
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.delenv("DELTA_TRACEBACK", raising=False)
+        run(lambda: evaluate.main(args))
+    assert end.value.code == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(line) < 400
+    return line.removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model.max_new_token": 3}, "Option 'max_new_token' is not accepted"),
+        ({"model.dtype": "float23"}, "Literal['float32', 'bfloat16']"),
+        ({"model.models.raw": "absent/a/b"}, "no model folder 'absent/a/b'"),
+        ({"data.jsonl": "absent.jsonl"}, "examples: no file absent.jsonl"),
+        ({"data.subsets": "[tool, tol]"}, "holds no example of the subset 'tol'"),
+        ({"model.max_new_tokens": 1000}, "the model's context holds 256"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_bad_option_is_one_short_line_and_writes_nothing(
+    study, arguments, tmp_path, capsys, options, message
+):
+    output = tmp_path / "behaviour"
+    args = arguments("tiny/behaviour.yaml", study, {"model.output": output} | options)
+    assert message in call(args, capsys)
+    assert not output.exists()
+
+
+def test_a_study_that_has_no_models_yet(arguments, tmp_path, capsys):
+    message = call(arguments("tiny/behaviour.yaml", tmp_path / "new"), capsys)
+    assert message.startswith(f"no model folder '{tmp_path / 'new' / 'finetune' / 'merged'}'")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_evaluation_keeps_the_results_before_it(study, arguments, tmp_path, capsys):
+    folder = shutil.copytree(study, tmp_path / "study")
+    evaluate.main(arguments("tiny/behaviour.yaml", folder, {"model.max_new_tokens": 2}))
+    before = {p.name: p.read_bytes() for p in (folder / "behaviour").iterdir()}
+    path = folder / "finetune" / "data" / "evaluation.jsonl"
+    path.write_text(path.read_text() + "{\n")
+    message = call(arguments("tiny/behaviour.yaml", folder), capsys)
+    assert f"{path}, line 21: not a JSON object" in message
+    assert {p.name: p.read_bytes() for p in (folder / "behaviour").iterdir()} == before
