@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from delta_transcoders.language_models import greedy_texts
+from delta_transcoders.generation import greedy_texts
 
 
 class GeneratedTexts(Callback):

@@ -1,4 +1,4 @@
-"""Language models by folder or hub id: loading, teacher-forced losses, and greedy text.
+"""Language models by folder or hub id: loading, and losses on given targets.
 
 Shapes: B rows, T positions, N supervised tokens (those with a label other than -100), V vocabulary.
 """
@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from delta_transcoders.toolcalls.examples import Example
-from delta_transcoders.toolcalls.grammar import CLOSE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -169,31 +168,3 @@ def check_context(
                 f"an example takes {length} tokens, the model's context holds {context}: "
                 f"{example.input[:60]!r}"
             )
-
-
-@torch.inference_mode()
-def greedy_texts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-) -> list[str]:
-    """Greedy continuations, one left-padded batch with the KV cache.
-
-    A row ends at EOS (not part of the text) or after `</tool_call>`.
-    """
-    from transformers import StopStringCriteria
-
-    prompt_ids = [tokenizer(prompt).input_ids for prompt in prompts]
-    input_ids = pad(prompt_ids, tokenizer.pad_token_id, "left").to(model.device)
-    mask = pad([[1] * len(ids) for ids in prompt_ids], 0, "left").to(model.device)
-    generated = model.generate(
-        input_ids=input_ids,
-        attention_mask=mask,
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        stopping_criteria=[StopStringCriteria(tokenizer, CLOSE)],
-    )
-    return tokenizer.batch_decode(generated[:, input_ids.shape[1] :], skip_special_tokens=True)

@@ -9,11 +9,11 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from delta_transcoders.generation import greedy_texts
 from delta_transcoders.language_models import (
     IGNORE,
     check_context,
     check_model_source,
-    greedy_texts,
     load_model,
     load_tokenizer,
     target_batch,

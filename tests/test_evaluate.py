@@ -8,7 +8,8 @@ import torch
 
 import evaluate
 from delta_transcoders.command import run
-from delta_transcoders.language_models import encode, greedy_texts, load_model, load_tokenizer
+from delta_transcoders.generation import greedy_texts
+from delta_transcoders.language_models import encode, load_model, load_tokenizer
 from delta_transcoders.metrics.intervals import wilson
 from delta_transcoders.report.tables import COLUMNS, read_metrics
 from delta_transcoders.toolcalls.examples import SUBSETS, read_jsonl

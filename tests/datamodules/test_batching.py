@@ -6,8 +6,8 @@ import torch
 
 from datamodules import batching
 from datamodules.batching import (
-    ResumableData,
     BucketedBatchSampler,
+    ResumableData,
     ShardedBatchSampler,
     collate_tokens,
     sharded_loader,

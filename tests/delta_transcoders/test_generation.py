@@ -1,7 +1,7 @@
 import torch
 from torch.nn.functional import one_hot
 
-from delta_transcoders import generation, language_models
+from delta_transcoders import generation
 
 PROMPTS = ["What is 12+34?\n", "Hi\n", "Anna sold 5 lamps and 3 chairs at the market.\n"]
 
@@ -31,7 +31,9 @@ class Scripted:
 
 
 def test_same_texts_as_hugging_face(model, tokenizer):
-    want = language_models.greedy_texts(model, tokenizer, PROMPTS, 12)
+    batch = tokenizer(PROMPTS, padding=True, return_tensors="pt")
+    ids = model.generate(**batch, do_sample=False, max_new_tokens=12)
+    want = tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
     assert generation.greedy_texts(model, tokenizer, PROMPTS, 12) == want
 
 

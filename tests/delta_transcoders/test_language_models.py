@@ -5,12 +5,12 @@ import pytest
 import torch
 import transformers
 
+from delta_transcoders.generation import greedy_texts
 from delta_transcoders.language_models import (
     IGNORE,
     check_context,
     check_model_source,
     encode,
-    greedy_texts,
     load_model,
     load_tokenizer,
     pad,

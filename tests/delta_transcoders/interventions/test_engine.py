@@ -5,11 +5,11 @@ import torch
 
 from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.activations.hook_sites import HOOK_SITES
+from delta_transcoders.generation import greedy_texts
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.intervention import RAW, from_spec
 from delta_transcoders.interventions.sources import mlp_sources
 from delta_transcoders.language_models import (
-    greedy_texts,
     load_model,
     position_ids,
     target_batch,

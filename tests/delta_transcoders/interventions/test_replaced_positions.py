@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from delta_transcoders import generation
+from delta_transcoders.generation import greedy_texts
 from delta_transcoders.interventions.intervention import RAW, from_spec
 from delta_transcoders.language_models import (
-    greedy_texts,
     load_tokenizer,
     position_ids,
 )
