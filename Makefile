@@ -35,6 +35,7 @@ demo: $(READY)  ## Run every stage of the tiny study that is not done yet, then 
 
 table: $(READY)
 	@$(PY) -m delta_transcoders.report.summary $(STUDY)
+	@$(PY) -m delta_transcoders.report.html $(STUDY)
 
 seeds: $(READY)  ## Run the whole tiny study on fresh seeds (SEEDS="1 2 3") and print each result
 	@for seed in $(SEEDS); do \

@@ -63,12 +63,24 @@ class DeltaTranscoderTraining(DictionaryTraining):
             for width in self.hparams.d_new
         }
 
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        data = self.trainer.datamodule
+        for stack in self.stacks.values():
+            for variant in stack.variants:
+                layer, key = self._base_of(variant)
+                fit = data.base_fit(layer, key)
+                self._log_scalar(f"val/{variant.key}/fvu_base", fit.fvu)
+                self._log_scalar(f"val/{variant.key}/l0_base", fit.l0)
+
+    def _base_of(self, variant: Variant) -> tuple[int, str]:
+        """Layer and key of the base whose residual the variant learns."""
+        data = self.trainer.datamodule
+        return data.layers[variant.layer], data.base_keys[variant.target % len(data.base_keys)]
+
     def export(self, variant: Variant, transcoder: JumpReLUTranscoder, best: Best) -> None:
         h, data = self.hparams, self.trainer.datamodule
-        layer, key = (
-            data.layers[variant.layer],
-            data.base_keys[variant.target % len(data.base_keys)],
-        )
+        layer, key = self._base_of(variant)
         meta, base_fit, base_id = (
             data.cache.meta,
             data.base_fit(layer, key),

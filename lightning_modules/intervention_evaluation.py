@@ -19,7 +19,7 @@ from delta_transcoders.interventions.intervention import (
     from_spec,
     layer_groups,
 )
-from delta_transcoders.interventions.loading import DeltaSet, load_delta_set, relabel
+from delta_transcoders.interventions.loading import DeltaSet, load_delta_sets, relabel
 from delta_transcoders.interventions.sources import mlp_sources
 from delta_transcoders.language_models import (
     check_context,
@@ -44,23 +44,25 @@ SCORES = (
     "l0_base",
     "l0_delta",
 )
+RECONSTRUCTION = ("mean_cos", "mean_l2", "fvu")
 
 
 @dataclass(frozen=True)
 class Column:
     """One intervention of the experiment and the set of deltas it uses (none for raw)."""
 
+    layer: str
     intervention: Intervention
     deltas: DeltaSet | None
 
     @property
     def labels(self) -> dict[str, Any]:
-        known = self.deltas is not None
         return {
+            "layer": self.layer,
             "condition": self.intervention.condition,
             "alpha": self.intervention.alpha,
-            "d_new": self.deltas.d_new if known else None,
-            "percentile": self.deltas.percentile if known else None,
+            "d_new": self.deltas.d_new if self.deltas else None,
+            "percentile": self.deltas.percentile if self.deltas else None,
         }
 
 
@@ -104,8 +106,9 @@ class InterventionEvaluation(LightningModule):
         super().__init__()
         for source in (model, base_model):
             check_model_source(source)
+        if not deltas:
+            raise ValueError("deltas names no folder of trained deltas")
         self.save_hyperparameters()
-        self.records: list[dict] = []
 
     def setup(self, stage: str) -> None:
         h, data = self.hparams, self.trainer.datamodule
@@ -113,31 +116,47 @@ class InterventionEvaluation(LightningModule):
         self.model = load_model(h.model, h.dtype)
         context = self.model.config.max_position_embeddings
         check_context(self.tokenizer, data.examples, context, h.max_new_tokens)
-        sets = [load_delta_set(folder, h.base_transcoders, self.model) for folder in h.deltas]
-        if len({s.site for s in sets}) > 1:
+        self.sets = load_delta_sets(h.deltas, h.base_transcoders, self.model)
+        if len({s.site for s in self.sets}) > 1:
             raise ValueError("deltas of different hook sites cannot share an experiment")
-        n_layers = self.model.config.num_hidden_layers
-        base_mlps = mlp_sources(load_model(h.base_model, h.dtype), range(n_layers))
-        bank = {"base_mlp": base_mlps}
-        self.columns = [Column(RAW, None)]
-        self.layer_labels = [""]
-        for deltas in sets:
-            bank |= {f"{name}@{deltas.label}": by for name, by in deltas.sources.items()}
-            for group in layer_groups(h.layers, n_layers, deltas.configs):
-                for spec in h.conditions:
-                    intervention = from_spec(spec, group)
-                    if intervention.writes:
-                        relabelled = relabel(intervention, deltas.label, set(deltas.sources))
-                        self.columns.append(Column(relabelled, deltas))
-                        self.layer_labels.append(intervention.layer_label(n_layers))
-        self.sets, self.bank = sets, bank
+        self.columns = [Column("", RAW, None)]
+        for deltas in self.sets:
+            self.columns += self._columns(deltas)
+        keys = [tuple(column.labels.values()) for column in self.columns]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"layer {key[0]!r}, condition {key[1]!r} is asked for twice")
+        self.bank = {
+            f"{name}@{deltas.label}": by_layer
+            for deltas in self.sets
+            for name, by_layer in deltas.sources.items()
+        }
+        writes = [w for column in self.columns for w in column.intervention.writes.values()]
+        if any(term.source == "base_mlp" for write in writes for term in write.terms):
+            n_layers = self.model.config.num_hidden_layers
+            self.bank["base_mlp"] = mlp_sources(load_model(h.base_model, h.dtype), range(n_layers))
         # Registered, so that Lightning moves them to the device.
-        self.sources = nn.ModuleList(s for by_layer in bank.values() for s in by_layer.values())
+        self.sources = nn.ModuleList(
+            s for by_layer in self.bank.values() for s in by_layer.values()
+        )
         self.subsets = list(data.hparams.subsets)
         n_groups = len(self.columns) * len(self.subsets)
         self.tool_metrics = ToolMetrics(n_groups)
         self.scores = nn.ModuleDict({name: GroupedMean(n_groups) for name in SCORES})
         self.reconstruction = GroupedReconstruction(n_groups, self.model.config.hidden_size)
+        self.records: list[dict] = []
+
+    def _columns(self, deltas: DeltaSet) -> list[Column]:
+        """Every group of layers with every condition, raw apart."""
+        n_layers = self.model.config.num_hidden_layers
+        columns = []
+        for group in layer_groups(self.hparams.layers, n_layers, deltas.configs):
+            for spec in self.hparams.conditions:
+                intervention = from_spec(spec, group)
+                if intervention.writes:
+                    ours = relabel(intervention, deltas.label, set(deltas.sources))
+                    columns.append(Column(intervention.layer_label(n_layers), ours, deltas))
+        return columns
 
     def on_test_start(self) -> None:
         # The bridge must find the weights on the device where Lightning has put them.
@@ -192,70 +211,74 @@ class InterventionEvaluation(LightningModule):
                 add(f"mean_abs_{kind}_acts", sums)
                 add(f"l0_{kind}", [(s.active_sums[source], s.n_replaced) for s in used])
 
+    def _single_layers(self) -> dict[int, int]:
+        """The columns whose reconstruction is measured, each with its layer."""
+        return {
+            c: column.intervention.layers[0]
+            for c, column in enumerate(self.columns)
+            if len(column.intervention.layers) == 1
+            and column.intervention.condition in ("no_delta", "full")
+        }
+
     @torch.inference_mode()
     def _update_reconstruction(self, examples: list) -> None:
         """What `no_delta` and `full` would write at single layers, against the MLP's own output."""
-        for subset in dict.fromkeys(e.subset for e in examples):
-            tokens = target_batch(self.tokenizer, [e for e in examples if e.subset == subset])
-            layers = sorted(
-                {c.intervention.layers[0] for c in self.columns if len(c.intervention.layers) == 1}
-            )
+        at = self._single_layers()
+        if not at:
+            return
+        for s, subset in enumerate(self.subsets):
+            chosen = [e for e in examples if e.subset == subset]
+            if not chosen:
+                continue
+            tokens = target_batch(self.tokenizer, chosen)
             captured = capture(
                 self.engine.bridge,
                 tokens["input_ids"],
                 tokens["attention_mask"],
-                layers,
+                sorted(set(at.values())),
                 self.engine.site,
             )
-            for c, column in enumerate(self.columns):
-                condition, at = column.intervention.condition, column.intervention.layers
-                if len(at) != 1 or condition not in ("no_delta", "full"):
-                    continue
-                x_ND, y_ND = captured.activations[at[0]]
-                ours_ND = column.deltas.sources["base"][at[0]](x_ND, None)[0]
-                if condition == "full":
-                    ours_ND = ours_ND + column.deltas.sources["delta"][at[0]](x_ND, None)[0]
-                group = c * len(self.subsets) + self.subsets.index(subset)
-                self.reconstruction.update(group, y_ND, ours_ND)
+            for c, layer in at.items():
+                sources = self.columns[c].deltas.sources
+                x_ND, y_ND = captured.activations[layer]
+                ours_ND = sources["base"][layer](x_ND, None)[0]
+                if self.columns[c].intervention.condition == "full":
+                    ours_ND = ours_ND + sources["delta"][layer](x_ND, None)[0]
+                self.reconstruction.update(c * len(self.subsets) + s, y_ND, ours_ND)
 
     def on_test_epoch_end(self) -> None:
         sums = self.tool_metrics.sums()
         scores = {name: metric.compute().reshape(-1) for name, metric in self.scores.items()}
-        reconstruction = self.reconstruction.compute()
+        if self.hparams.reconstruction and self._single_layers():
+            measured = self.reconstruction.compute()
+            scores |= {name: values.reshape(-1) for name, values in measured.items()}
         records = gather_records(self.records)
+        records.sort(key=lambda r: (r["column"], r["example"]))
+        by_group = defaultdict(list)
+        for record in records:
+            by_group[record["column"], record["subset"]].append(record)
         table = []
         for c, column in enumerate(self.columns):
             for s, subset in enumerate(self.subsets):
                 group = c * len(self.subsets) + s
                 row = {
                     "experiment": self.hparams.experiment,
-                    "layer": self.layer_labels[c],
-                    "subset": subset,
                     **column.labels,
+                    "subset": subset,
+                    **dict.fromkeys(RECONSTRUCTION, float("nan")),
                     **table_cells(sums, group),
                     **{name: float(values[group]) for name, values in scores.items()},
-                    **{name: float(values[group]) for name, values in reconstruction.items()},
-                    **self._paired_difference(records, c, subset),
+                    **_dce(by_group[c, subset], by_group[0, subset]),
                 }
                 if not self.hparams.generate:
                     row = {k: v for k, v in row.items() if "_rate" not in k}
                 table.append(row)
-                self._log_row(row)
+                self._log_row(row, column.deltas)
         if self.trainer.is_global_zero:
             self._write(table, records)
         self.trainer.strategy.barrier()
 
-    def _paired_difference(self, records: list[dict], c: int, subset: str) -> dict[str, float]:
-        """ΔCE against raw with a paired bootstrap over examples."""
-        sides = []
-        for column in (c, 0):
-            chosen = [r for r in records if r["column"] == column and r["subset"] == subset]
-            chosen.sort(key=lambda r: r["example"])
-            sides += [[r["nll"] for r in chosen], [r["n_tokens"] for r in chosen]]
-        dce, low, high = paired_bootstrap_ratio(*sides)
-        return {"dce": dce, "dce_ci_low": low, "dce_ci_high": high}
-
-    def _log_row(self, row: dict[str, Any]) -> None:
+    def _log_row(self, row: dict[str, Any], deltas: DeltaSet | None) -> None:
         for name in (
             "mean_ce",
             "dce",
@@ -269,8 +292,7 @@ class InterventionEvaluation(LightningModule):
             if value is not None and value == value:
                 parts = ["test", row["subset"], row["condition"]]
                 parts += [f"layer_{row['layer']}"] if row["layer"] else []
-                if len(self.sets) > 1 and row["d_new"]:
-                    parts.append(f"d{row['d_new']}_p{row['percentile']:g}")
+                parts += [deltas.label] if deltas and len(self.sets) > 1 else []
                 self.log("/".join([*parts, name]), value, rank_zero_only=True)
 
     def _write(self, table: list[dict], records: list[dict]) -> None:
@@ -282,9 +304,12 @@ class InterventionEvaluation(LightningModule):
             if self.logger is not None:
                 self.logger.experiment.add_figure(f"test/{name}", figure)
         if self.hparams.generate:
-            records.sort(key=lambda r: (r["column"], r["example"]))
-            lines = []
-            for record in records:
-                c = record.pop("column")
-                lines.append({"layer": self.layer_labels[c], **self.columns[c].labels, **record})
+            lines = [{**self.columns[r.pop("column")].labels, **r} for r in records]
             write_generations(self.hparams.output, lines)
+
+
+def _dce(records: list[dict], raw: list[dict]) -> dict[str, float]:
+    """ΔCE against raw with a paired bootstrap over examples; both in the examples' order."""
+    sides = [[r[key] for r in side] for side in (records, raw) for key in ("nll", "n_tokens")]
+    dce, low, high = paired_bootstrap_ratio(*sides)
+    return {"dce": dce, "dce_ci_low": low, "dce_ci_high": high}

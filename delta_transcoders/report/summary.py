@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from delta_transcoders.report.stage_times import read_times
@@ -58,7 +59,7 @@ def behaviour_table(study: Path) -> str:
     return format_table(shown, BEHAVIOUR_COLUMNS)
 
 
-def _layers(table: str, study: Path) -> list[dict[str, str]]:
+def _rows(table: str, study: Path) -> list[dict[str, str]]:
     path = study / table / "metrics.csv"
     return read_metrics(path) if path.is_file() else []
 
@@ -75,14 +76,15 @@ def reconstruction_table(study: Path) -> str:
     return format_table(rows, list(rows[0])) if rows else ""
 
 
-def intervention_table(study: Path, table: str) -> str:
-    """An experiment's rates, cross-entropy and distance to raw."""
+def intervention_table(study: Path, table: str, layers: Sequence[str] | None = None) -> str:
+    """An experiment's rates, cross-entropy and distance to raw; of the given `layer`s where not None."""
     columns = ("layer", "subset", "condition", "mean_ce", "dce", "mean_kl", "call_logprob", *RATES)
     rows = [
         row
         | {c: _rounded(row[c]) for c in ("mean_ce", "mean_kl", "call_logprob")}
         | {c: _with_interval(row, c) for c in ("dce", *RATES)}
-        for row in _layers(table, study)
+        for row in _rows(table, study)
+        if layers is None or row["layer"] in layers
     ]
     used = [c for c in columns if any(row.get(c) for row in rows)]
     return format_table(rows, used) if rows else ""
@@ -129,8 +131,8 @@ def main() -> int:
     if table := reconstruction_table(args.study):
         print(f"\nwhat the dictionaries reconstruct (held-out tokens)\n\n{table}")
     for name, title in EXPERIMENTS.items():
-        if table := intervention_table(args.study, name):
-            print(f"\n{title}\n\n{table}")
+        if table := intervention_table(args.study, name, layers=("", "all")):
+            print(f"\n{title} (raw, and all layers together)\n\n{table}")
     print(f"\n{times_line(args.study)}")
     if args.check:
         import yaml
