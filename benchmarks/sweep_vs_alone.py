@@ -4,7 +4,8 @@
 
 Trains every (layer, d_new, percentile) of `configs/tiny/sweep.yaml` in one run, then each of them in a
 run of its own, in one process on the same machine. Only the training loops are timed, validations
-included; imports, the hook-site check and the caching of residuals are not. Needs `make sweep` first. Prints both times and the largest relative difference in FVU.
+included; imports, the hook-site check and the caching of residuals are not. Needs `make sweep` first.
+Prints both times and the largest relative difference in FVU.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -68,6 +69,48 @@ def study(tmp_path_factory, arguments):
         ("lora", calls | {"data.batch_size": 8, "trainer.max_steps": 4, "model.lora_dropout": 0.1}),
     ):
         train.main(arguments(f"tiny/{config}.yaml", folder, trainer | options))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def delta_options():
+    """Options of `configs/tiny/delta.yaml` for a training of seconds."""
+    return {
+        "data.batch_tokens": 128,
+        "data.passes": 4,
+        "data.n_check_examples": 8,
+        "model.d_new": "[6]",
+        "model.l0": 2,
+        "model.warmup_steps": 2,
+        "trainer.val_check_interval": 4,
+        "trainer.log_every_n_steps": 4,
+    }
+
+
+@pytest.fixture(scope="session")
+def dictionaries(study, arguments, delta_options, tmp_path_factory):
+    """A copy of the study with caches, base dictionaries and deltas; read only."""
+    import evaluate
+    import train
+
+    folder = shutil.copytree(study, tmp_path_factory.mktemp("dictionaries") / "study")
+    for name in ("base_model", "finetune/merged"):
+        model = load_model(str(folder / name))
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight.data *= 5  # undone by the norm after it: the site matters
+        model.save_pretrained(folder / name)
+    base = {
+        "data.batch_tokens": 128,
+        "data.passes": 60,
+        "model.width": 128,
+        "model.l0": "[16]",
+        "trainer.log_every_n_steps": 10,
+    }
+    texts = {"data.n_train": 48, "data.n_validation": 16}
+    evaluate.main(arguments("tiny/base_activations.yaml", folder, texts))
+    train.main(arguments("tiny/base_transcoder.yaml", folder, base))
+    evaluate.main(arguments("tiny/activations.yaml", folder))
+    train.main(arguments("tiny/delta.yaml", folder, delta_options))
     return folder
 
 

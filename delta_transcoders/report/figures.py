@@ -97,15 +97,18 @@ def dose_response(rows: Sequence[Row], columns: dict[str, str]) -> Figure:
 
 
 def heat_map(rows: Sequence[Row], column: str, title: str) -> Figure:
-    """A column over d_new × percentile, for the summary of a sweep."""
+    """A column over d_new × percentile, for the summary of a sweep; nan where there is no row."""
     widths = sorted({int(row["d_new"]) for row in rows})
     percentiles = sorted({float(row["percentile"]) for row in rows})
     grid = [
         [
             next(
-                _number(r, column)
-                for r in rows
-                if int(r["d_new"]) == width and float(r["percentile"]) == percentile
+                (
+                    _number(r, column)
+                    for r in rows
+                    if int(r["d_new"]) == width and float(r["percentile"]) == percentile
+                ),
+                math.nan,
             )
             for percentile in percentiles
         ]

@@ -1,7 +1,6 @@
 """Capture, base dictionaries, deltas and experiments, end to end on a study of random tiny models."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -13,41 +12,6 @@ from delta_transcoders.language_models import load_model
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.transcoders.delta import load_delta
 from delta_transcoders.transcoders.gemma_scope import available_l0s, load_base, save_base
-
-BASE = {
-    "data.batch_tokens": 128,
-    "data.passes": 60,
-    "model.width": 128,
-    "model.l0": "[16]",
-    "trainer.log_every_n_steps": 10,
-}
-DELTA = {
-    "data.batch_tokens": 128,
-    "data.passes": 4,
-    "data.n_check_examples": 8,
-    "model.d_new": "[6]",
-    "model.l0": 2,
-    "model.warmup_steps": 2,
-    "trainer.val_check_interval": 4,
-    "trainer.log_every_n_steps": 4,
-}
-
-
-@pytest.fixture(scope="module")
-def dictionaries(study, arguments, tmp_path_factory):
-    """A copy of the study with caches, base dictionaries and deltas; read only."""
-    folder = shutil.copytree(study, tmp_path_factory.mktemp("dictionaries") / "study")
-    for name in ("base_model", "finetune/merged"):
-        model = load_model(str(folder / name))
-        for layer in model.model.layers:
-            layer.mlp.down_proj.weight.data *= 5  # undone by the norm after it: the site matters
-        model.save_pretrained(folder / name)
-    texts = {"data.n_train": 48, "data.n_validation": 16}
-    evaluate.main(arguments("tiny/base_activations.yaml", folder, texts))
-    train.main(arguments("tiny/base_transcoder.yaml", folder, BASE))
-    evaluate.main(arguments("tiny/activations.yaml", folder))
-    train.main(arguments("tiny/delta.yaml", folder, DELTA))
-    return folder
 
 
 def test_a_base_dictionary_is_named_after_the_l0_that_it_has(dictionaries):
@@ -85,15 +49,17 @@ def test_a_delta_s_config_says_what_its_tensors_do(dictionaries):
         assert not delta.b_dec.any()
 
 
-def test_a_variant_of_a_sweep_is_the_one_trained_alone(dictionaries, arguments, tmp_path):
+def test_a_variant_of_a_sweep_is_the_one_trained_alone(
+    dictionaries, arguments, delta_options, tmp_path
+):
     sweep = {
         "model.d_new": "[6, 4]",
         "data.percentiles": "[0.25, 0.75]",
         "model.output": tmp_path / "sweep",
     }
     alone = {"data.layers": "[1]", "data.percentiles": "[0.75]", "model.output": tmp_path / "alone"}
-    train.main(arguments("tiny/delta.yaml", dictionaries, DELTA | sweep))
-    train.main(arguments("tiny/delta.yaml", dictionaries, DELTA | alone))
+    train.main(arguments("tiny/delta.yaml", dictionaries, delta_options | sweep))
+    train.main(arguments("tiny/delta.yaml", dictionaries, delta_options | alone))
     together, config = load_delta(tmp_path / "sweep" / "d6_p0.75" / "layer_1")
     single, single_config = load_delta(tmp_path / "alone" / "layer_1")
     for name, tensor in single.state_dict().items():
@@ -103,11 +69,13 @@ def test_a_variant_of_a_sweep_is_the_one_trained_alone(dictionaries, arguments, 
 
 
 @pytest.mark.parametrize("mode", ["jumprelu", "l1"])
-def test_an_interrupted_run_resumes_to_the_same_weights(dictionaries, arguments, tmp_path, mode):
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    dictionaries, arguments, delta_options, tmp_path, mode
+):
     every = {"trainer.callbacks+": "lightning.pytorch.callbacks.ModelCheckpoint"}
     every |= {"trainer.callbacks.dirpath": tmp_path, "trainer.callbacks.every_n_train_steps": 5}
     every |= {"trainer.callbacks.save_top_k": -1, "trainer.callbacks.filename": "{step}"}
-    options = DELTA | {"model.sparsity.mode": mode}
+    options = delta_options | {"model.sparsity.mode": mode}
     whole = options | every | {"model.output": tmp_path / "whole"}
     train.main(arguments("tiny/delta.yaml", dictionaries, whole))
     resumed = options | {"model.output": tmp_path / "resumed"}
@@ -119,7 +87,9 @@ def test_an_interrupted_run_resumes_to_the_same_weights(dictionaries, arguments,
             assert torch.equal(tensor, two.get_buffer(name)), name
 
 
-def test_a_dictionary_at_the_wrong_site_stops_the_training(dictionaries, arguments, tmp_path):
+def test_a_dictionary_at_the_wrong_site_stops_the_training(
+    dictionaries, arguments, delta_options, tmp_path
+):
     folder = tmp_path / "wrong"
     model = load_model(str(dictionaries / "base_model"))
     for layer in (0, 1):
@@ -128,7 +98,7 @@ def test_a_dictionary_at_the_wrong_site_stops_the_training(dictionaries, argumen
         # Reads after the gain what was trained before it.
         base.W_enc = base.W_enc / gain[:, None]
         save_base(folder, layer, base, base_id.average_l0)
-    options = DELTA | {"data.base_transcoders": folder, "model.output": tmp_path / "delta"}
+    options = delta_options | {"data.base_transcoders": folder, "model.output": tmp_path / "delta"}
     with pytest.raises(ValueError, match=r"gemma_scope.*ln2.hook_out -> blocks.0.hook_mlp_out"):
         train.main(arguments("tiny/delta.yaml", dictionaries, options))
     assert not (tmp_path / "delta").exists()
@@ -142,8 +112,8 @@ def test_a_dictionary_at_the_wrong_site_stops_the_training(dictionaries, argumen
         ({"data.layers": "[7]"}, "layer 7"),
     ],
 )
-def test_bad_options_are_named(dictionaries, arguments, tmp_path, options, message):
-    given = DELTA | {"model.output": tmp_path / "delta"} | options
+def test_bad_options_are_named(dictionaries, arguments, delta_options, tmp_path, options, message):
+    given = delta_options | {"model.output": tmp_path / "delta"} | options
     with pytest.raises(ValueError, match=message):
         train.main(arguments("tiny/delta.yaml", dictionaries, given))
     assert not (tmp_path / "delta").exists()

@@ -1,0 +1,133 @@
+"""Behaviour measured while deltas are trained: what is logged, and that training does not notice."""
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+from callbacks.behaviour_while_training import BehaviourWhileTraining
+from delta_transcoders.generation import greedy_texts
+from delta_transcoders.language_models import encode, load_model, load_tokenizer
+from delta_transcoders.toolcalls.examples import read_jsonl
+from delta_transcoders.toolcalls.grammar import judge
+from delta_transcoders.transcoders.gemma_scope import load_base
+
+N, NEW_TOKENS = 4, 6
+
+
+@pytest.fixture(scope="module")
+def runs(dictionaries, arguments, delta_options, tmp_path_factory):
+    """Eight steps with the callback at every second of four validations, and eight without it."""
+    folder = tmp_path_factory.mktemp("behaviour_while_training")
+    options = delta_options | {"trainer.max_steps": 8, "trainer.val_check_interval": 2}
+    clis = {}
+    for name, config in (("without", "delta"), ("with", "delta_behaviour")):
+        given = options | {"model.output": folder / name, "trainer.logger.save_dir": folder}
+        given["trainer.logger.name"] = f"log_{name}"
+        if name == "with":
+            every = {"n_prompts": N, "every_n_validations": 2, "max_new_tokens": NEW_TOKENS}
+            given |= {f"trainer.callbacks.{key}": value for key, value in every.items()}
+        clis[name] = train.main(arguments(f"tiny/{config}.yaml", dictionaries, given))
+    return folder, clis["with"]
+
+
+def test_the_trained_weights_are_the_same_to_the_bit(runs):
+    folder, _ = runs
+    for layer in (0, 1):
+        for file in ("delta.safetensors", "config.json"):
+            one, two = (folder / n / f"layer_{layer}" / file for n in ("without", "with"))
+            assert one.read_bytes() == two.read_bytes()
+    one, two = (
+        torch.load(folder / f"log_{n}" / "checkpoints" / "last.ckpt") for n in ("without", "with")
+    )
+    for key in ("state_dict", "optimizer_states"):
+        for a, b in zip(*(_tensors(c[key]) for c in (one, two)), strict=True):
+            assert torch.equal(a, b)
+
+
+def _tensors(tree) -> list[torch.Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(tree) if torch.is_tensor(leaf)]
+
+
+@torch.no_grad()
+def by_hand(dictionaries, module=None):
+    """Cross-entropy and call rate of the plain model with each MLP's output overwritten by hand."""
+    source = str(dictionaries / "finetune" / "merged")
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    rows = read_jsonl(dictionaries / "finetune" / "data" / "validation.jsonl")
+    examples = [e for e in rows if e.subset == "tool"][:N]
+    if module is not None:
+        (stack,) = module.stacks.values()
+        for index, layer in enumerate(model.model.layers):
+            base, _ = load_base(str(dictionaries / "base_transcoders"), index, percentile=0.5)
+            delta = stack.export(index)
+            norm, seen = layer.pre_feedforward_layernorm, {}
+            norm.register_forward_pre_hook(
+                lambda norm, args, seen=seen: seen.update(x=norm._norm(args[0].float()))
+            )
+
+            def write(_, args, y, base=base, delta=delta, seen=seen):
+                y = y.clone()
+                start = 1 if seen["x"].shape[1] > 1 else 0  # BOS, where the prompt is read
+                y[:, start:] = (base(seen["x"]) + delta(seen["x"]))[:, start:]
+                return y
+
+            layer.post_feedforward_layernorm.register_forward_hook(write)
+    nll = n_tokens = called = 0
+    for example in examples:
+        prompt, target = encode(tokenizer, example)
+        logits = model(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
+        nll += torch.nn.functional.cross_entropy(logits, torch.tensor(target), reduction="sum")
+        n_tokens += len(target)
+        (text,) = greedy_texts(model, tokenizer, [example.prompt], NEW_TOKENS)
+        called += judge(text, example.target).called
+    return {"mean_ce": float(nll) / n_tokens, "tool_call_rate": called / N}
+
+
+def test_tags_and_values(runs, dictionaries):
+    folder, cli = runs
+    events = EventAccumulator(str(folder / "log_with"))
+    events.Reload()
+    module = cli.model  # its weights are those of the last step, the last validation's
+    for where, expected, steps in (
+        ("", by_hand(dictionaries, module), [4, 8]),
+        ("raw/", by_hand(dictionaries), [4]),
+    ):
+        for name, value in expected.items():
+            points = events.Scalars(f"val/behaviour/{where}{name}")
+            assert [point.step for point in points] == steps
+            assert points[-1].value == pytest.approx(value, rel=1e-4)
+    first, last = (p.value for p in events.Scalars("val/behaviour/mean_ce"))
+    assert first != last
+
+
+def refused(dictionaries, arguments, tmp_path, options, match):
+    given = options | {"model.output": tmp_path / "delta"}
+    with pytest.raises(ValueError, match=match):
+        train.main(arguments("tiny/delta_behaviour.yaml", dictionaries, given))
+    assert not (tmp_path / "delta").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model.d_new": "[4, 6]"}, r"needs one d_new and one percentile.*\[4, 6\]"),
+        ({"trainer.callbacks.n_prompts": 0}, "n_prompts is 0"),
+        ({"trainer.callbacks.max_new_tokens": 1000}, "the model's context holds"),
+        ({"trainer.callbacks.dtype": "bfloat16"}, "is of another model: fingerprint"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_run_it_cannot_measure(
+    dictionaries, arguments, delta_options, tmp_path, options, message
+):
+    refused(dictionaries, arguments, tmp_path, delta_options | options, message)
+
+
+def test_the_number_of_validations_is_resumed(dictionaries):
+    source = dictionaries / "finetune"
+    examples = str(source / "data" / "validation.jsonl")
+    one, two = (BehaviourWhileTraining(str(source / "merged"), "bases", examples) for _ in "12")
+    one.n_validations = 3
+    two.load_state_dict(one.state_dict())
+    assert two.n_validations == 3
