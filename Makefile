@@ -18,10 +18,10 @@ export PYTHONHASHSEED := 0
 export PYTHONUNBUFFERED := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo seeds sweep test lint clean table
+.PHONY: help demo seeds sweep sweep-summary test lint clean table
 
 help:  ## Show this list
-	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; give another with PYTHON=...")'
@@ -62,7 +62,7 @@ $(STUDY)/activations/manifest.json: $(STUDY)/finetune/merged/config.json
 	$(TIMED) activations -- $(PY) evaluate.py --config $(CONFIGS)/activations.yaml $(STAGE)
 
 # Training a delta adds residuals to the cache's manifest: only its absence asks for a new capture.
-$(STUDY)/delta/.done: $(STUDY)/base_transcoders/.done | $(STUDY)/activations/manifest.json
+$(STUDY)/delta/.done: $(STUDY)/base_transcoders/.done $(STUDY)/finetune/merged/config.json | $(STUDY)/activations/manifest.json
 	$(TIMED) delta -- $(PY) train.py --config $(CONFIGS)/delta.yaml $(STAGE)
 	@touch $@
 
@@ -76,6 +76,10 @@ $(STUDY)/sweep_base_transcoders/.done: $(STUDY)/base_activations/manifest.json
 
 sweep: $(READY) $(STUDY)/sweep_base_transcoders/.done | $(STUDY)/activations/manifest.json  ## Every d_new × percentile × layer of the tiny study in one run
 	$(TIMED) sweep -- $(PY) train.py --config $(CONFIGS)/sweep.yaml $(STAGE)
+
+sweep-summary: sweep  ## Experiment 1 over the sweep, summed up per configuration
+	$(TIMED) exp1_sweep -- $(PY) evaluate.py --config $(CONFIGS)/exp1_sweep.yaml $(STAGE)
+	$(PY) -m delta_transcoders.report.sweep_summary $(STUDY)/exp1_sweep
 
 test: $(READY)  ## Run the tests (minutes, offline)
 	OMP_NUM_THREADS=1 $(PY) -m pytest

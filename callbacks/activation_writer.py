@@ -61,13 +61,15 @@ class ActivationWriter(BasePredictionWriter):
         n_tokens = sum(len(row["input_ids"]) for rows in data.rows.values() for row in rows)
         need = disk_bytes(n_tokens, len(self.meta.layers), width, width, self.dtype, self.n_targets)
         if trainer.is_global_zero:
-            start_cache(self.output)
-            free = shutil.disk_usage(self.output).free
+            self.output.mkdir(parents=True, exist_ok=True)
+            replaced = sum(f.stat().st_size for f in self.output.rglob("*") if f.is_file())
+            free = shutil.disk_usage(self.output).free + replaced
             if need > free:
                 raise ValueError(
                     f"the cache {self.output} will take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
                     "free; capture fewer layers or texts, or use dtype bfloat16"
                 )
+            start_cache(self.output)
         rank_zero_info(
             f"{n_tokens:,} tokens × {len(self.meta.layers)} layers: {self.output} will take "
             f"{need / 1e6:,.0f} MB"

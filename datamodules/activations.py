@@ -9,6 +9,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from datamodules.batching import ResumableData, ResumableDataLoader, rank_and_world_size
 from delta_transcoders.activations.cache import ActivationCache, Batch
+from delta_transcoders.fingerprints import model_fingerprint, tokenizer_fingerprint
+from delta_transcoders.language_models import check_model_source, load_model, load_tokenizer
 from delta_transcoders.transcoders.stack import Variant
 
 
@@ -63,7 +65,7 @@ class HeldOutStream(IterableDataset):
             self.data.layers,
             [*self.data.targets, "y"],
             batch_tokens=h.batch_tokens,
-            buffer_tokens=h.buffer_tokens,
+            buffer_tokens=h.batch_tokens,  # the order does not matter here
             seed=0,
             epoch=0,
             rank=rank,
@@ -76,6 +78,8 @@ class ActivationData(ResumableData):
 
     Args:
         cache: folder that `ActivationWriter` wrote.
+        model: folder or hub id of the model whose activations these must be.
+        model_dtype: of the weights that were captured from.
         layers: those to train; all of the cache where None.
         batch_tokens: tokens per step and process.
         buffer_tokens: tokens held in memory to shuffle among, per process.
@@ -86,6 +90,8 @@ class ActivationData(ResumableData):
     def __init__(
         self,
         cache: str,
+        model: str,
+        model_dtype: str = "float32",
         layers: list[int] | None = None,
         batch_tokens: int = 2048,
         buffer_tokens: int = 65536,
@@ -93,6 +99,10 @@ class ActivationData(ResumableData):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_model_source(model)
+        for name, value in (("batch_tokens", batch_tokens), ("passes", passes)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
         self.save_hyperparameters()
         self._squares: list[float] | None = None
 
@@ -101,9 +111,20 @@ class ActivationData(ResumableData):
         """Names of the cached targets that dictionaries learn."""
         return ["y"]
 
+    def prepare_data(self) -> None:
+        """Refuse a cache of another model or tokenizer, before anything is trained on it."""
+        h = self.hparams
+        ActivationCache(h.cache).expect(
+            model_fingerprint=model_fingerprint(load_model(h.model, h.model_dtype)),
+            tokenizer_fingerprint=tokenizer_fingerprint(load_tokenizer(h.model)),
+        )
+
     def setup(self, stage: str) -> None:
         self.cache = ActivationCache(self.hparams.cache)
-        self.layers = list(self.hparams.layers or self.cache.meta.layers)
+        chosen = self.hparams.layers
+        self.layers = list(self.cache.meta.layers if chosen is None else chosen)
+        if not self.layers:
+            raise ValueError("layers is empty, expected at least one (or null for all)")
         self.cache.check_layers(self.layers)
 
     def first_batch(self) -> Batch:

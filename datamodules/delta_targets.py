@@ -31,33 +31,40 @@ class DeltaData(ActivationData):
     `original` site only warns.)
 
     Args:
-        cache: folder that `ActivationWriter` wrote, of the finetuned model.
+        cache: folder that `ActivationWriter` wrote.
+        model: folder or hub id of the finetuned model.
         base_transcoders: folder or hub id in the Gemma Scope layout.
         base_model: folder or hub id of the un-finetuned model.
         examples: JSONL of held-out examples, whose prompts the base model reads for the check.
         percentiles: which base of a layer, in the order of its average L0; several for a sweep.
         width: features of the bases; needed where there are several widths.
         n_check_examples: first so many examples for the check.
-        layers, batch_tokens, buffer_tokens, passes, seed: see `ActivationData`.
+        model_dtype, layers, batch_tokens, buffer_tokens, passes, seed: see `ActivationData`.
     """
 
     def __init__(
         self,
         cache: str,
+        model: str,
         base_transcoders: str,
         base_model: str,
         examples: str,
         percentiles: list[float] = (0.5,),
         width: int | None = None,
         n_check_examples: int = 128,
+        model_dtype: str = "float32",
         layers: list[int] | None = None,
         batch_tokens: int = 2048,
         buffer_tokens: int = 65536,
         passes: int = 8,
         seed: int = 0,
     ) -> None:
-        super().__init__(cache, layers, batch_tokens, buffer_tokens, passes, seed)
+        super().__init__(
+            cache, model, model_dtype, layers, batch_tokens, buffer_tokens, passes, seed
+        )
         check_model_source(base_model)
+        if n_check_examples < 1:
+            raise ValueError(f"n_check_examples is {n_check_examples}, expected at least 1")
         if not percentiles or not all(0 <= p <= 1 for p in percentiles):
             raise ValueError(f"percentiles are {list(percentiles)}, expected numbers in [0, 1]")
         self.save_hyperparameters()
@@ -86,8 +93,9 @@ class DeltaData(ActivationData):
         )
 
     def prepare_data(self) -> None:
+        super().prepare_data()
         cache = ActivationCache(self.hparams.cache)
-        layers = list(self.hparams.layers or cache.meta.layers)
+        layers = list(cache.meta.layers if self.hparams.layers is None else self.hparams.layers)
         cache.check_layers(layers)
         examples = read_jsonl(self.hparams.examples)[: self.hparams.n_check_examples]
         device = self.trainer.strategy.root_device if self.trainer else "cpu"

@@ -10,6 +10,12 @@ from pathlib import Path
 
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ConnectionError, NotADirectoryError)
 
+FOREIGN_ERRORS = {
+    "MisconfigurationException": "{}",
+    "SafetensorError": "a safetensors file is damaged; make it anew ({})",
+    "UnpicklingError": "the checkpoint cannot be read: not a file that training wrote",
+}
+
 
 def _configs(name: str) -> str:
     root = Path(__file__).resolve().parent.parent / "configs"
@@ -75,9 +81,12 @@ def run(main: Callable[[], object]) -> None:
     try:
         main()
     except Exception as error:
-        # Lightning's own exception is known by its name alone: importing it takes seconds.
-        theirs = type(error).__name__ == "MisconfigurationException"
+        # Other libraries' exceptions are known by name alone: importing them takes seconds.
+        theirs = FOREIGN_ERRORS.get(type(error).__name__)
         if os.environ.get("DELTA_TRACEBACK") or not (theirs or isinstance(error, USER_ERRORS)):
             raise
-        print(f"error: {error}\n(DELTA_TRACEBACK=1 shows where)", file=sys.stderr)
+        print(
+            f"error: {theirs.format(error) if theirs else error}\n(DELTA_TRACEBACK=1 shows where)",
+            file=sys.stderr,
+        )
         raise SystemExit(2) from None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Literal
 
-from delta_transcoders.transcoders.gemma_scope import save_base
+from delta_transcoders.transcoders.gemma_scope import save_base, width_name
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 from delta_transcoders.transcoders.sparsity import SparsityConfig
 from delta_transcoders.transcoders.stack import Variant
@@ -56,6 +57,15 @@ class BaseTranscoderTraining(DictionaryTraining):
                 for l0 in self.hparams.l0
             ]
         }
+
+    def on_fit_end(self) -> None:
+        if self.trainer.is_global_zero:
+            # File names hold measured numbers: an earlier run's would stay beside the new ones.
+            for layer in self.trainer.datamodule.layers:
+                name = width_name(self.hparams.width)
+                folder = Path(self.hparams.output) / f"layer_{layer}" / f"width_{name}"
+                shutil.rmtree(folder, ignore_errors=True)
+        super().on_fit_end()
 
     def export(self, variant: Variant, transcoder: JumpReLUTranscoder, best: Best) -> None:
         layer = self.trainer.datamodule.layers[variant.layer]

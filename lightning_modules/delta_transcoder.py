@@ -47,8 +47,8 @@ class DeltaTranscoderTraining(DictionaryTraining):
         seed: int = 0,
     ) -> None:
         super().__init__(sparsity)
-        if not d_new or min(d_new) < 1:
-            raise ValueError(f"d_new is {list(d_new)}, expected one or more positive numbers")
+        if not d_new or min(d_new) < 1 or len(set(d_new)) < len(d_new):
+            raise ValueError(f"d_new is {list(d_new)}, expected different positive numbers")
         self.save_hyperparameters()
 
     def variants_by_width(self) -> dict[int, list[Variant]]:

@@ -97,7 +97,9 @@ class DictionaryTraining(LightningModule):
 
     def on_train_start(self) -> None:
         if self.global_step == 0 and self.hparams.calibrate:
-            batch = self._floats(self.trainer.datamodule.first_batch())
+            # One rank's batch for all: thresholds are parameters, and DDP has shared them out before.
+            first = self.trainer.strategy.broadcast(self.trainer.datamodule.first_batch())
+            batch = self._floats(first)
             for stack in self.stacks.values():
                 stack.calibrate(*batch)
 

@@ -26,15 +26,16 @@ if TYPE_CHECKING:
 
 
 def _activations(
-    bridge: TransformerBridge, examples: Sequence[Example], names: Sequence[str], batch_size: int
+    bridge: TransformerBridge, examples: Sequence[Example], layer: int, batch_size: int
 ) -> dict[str, Tensor]:
-    """Tensors [n, d_model] at the named hook points, over all kept tokens of the prompts."""
+    """Tensors [n, d_model] at the layer's hook points, over all kept tokens of the prompts."""
+    names = hook_names(layer)
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     for start in range(0, len(examples), batch_size):
         rows = [encode(bridge.tokenizer, e)[0] for e in examples[start : start + batch_size]]
         input_ids = pad(rows, bridge.tokenizer.pad_token_id, "right")
         mask = pad([[1] * len(row) for row in rows], 0, "right")
-        found = capture_hooks(bridge, input_ids, mask, names)
+        found = capture_hooks(bridge, input_ids, mask, names, stop_at_layer=layer + 1)
         for name, tensor in found.items():
             parts[name].append(tensor)
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
@@ -59,7 +60,7 @@ def base_model_fits(
     Returns:
         The table of `hook_site_check`, and by key the fit at `site`.
     """
-    activations = _activations(bridge, examples, hook_names(layer), batch_size)
+    activations = _activations(bridge, examples, layer, batch_size)
     table = hook_site_check(activations, next(iter(bases.values())), layer)
     x, y = (activations[name].float() for name in site.names(layer))
     factor = site.factor(x.shape[1])

@@ -12,7 +12,7 @@ from delta_transcoders.fingerprints import model_fingerprint
 from delta_transcoders.interventions.intervention import Intervention, Term, Write
 from delta_transcoders.interventions.sources import DictionarySource, Source
 from delta_transcoders.transcoders.delta import DeltaConfig, load_delta
-from delta_transcoders.transcoders.gemma_scope import load_base
+from delta_transcoders.transcoders.gemma_scope import base_width, load_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -107,10 +107,13 @@ def load_delta_set(
                 f"{path} was trained on another model: fingerprint {config.model_fingerprint[:12]}…, "
                 f"this model's is {fingerprint[:12]}…"
             )
+        if path.name != f"layer_{config.layer}":
+            raise ValueError(f"{path} holds the delta of layer {config.layer}")
         if config.base_hash not in bases:
             base, base_id = load_base(
                 base_transcoders,
                 config.layer,
+                width=base_width(config.base_id),
                 average_l0=config.average_l0_base,
                 d_model=config.d_in,
             )

@@ -54,6 +54,21 @@ def params_path(layer: int, width: int, average_l0: L0) -> str:
     return f"layer_{layer}/width_{width_name(width)}/average_l0_{l0}/params.npz"
 
 
+def base_width(path: str) -> int:
+    """Number of features, from a path that ends as `params_path` does.
+
+    >>> base_width("google/gemma-scope-2b-pt-transcoders/" + params_path(3, 16384, 76))
+    16384
+
+    Raises:
+        ValueError: it does not end so.
+    """
+    found = re.search(_PARAMS.pattern + "$", path)
+    if found is None:
+        raise ValueError(f"{path!r} is not the path of a base dictionary's params.npz")
+    return _width_number(found[2])
+
+
 def width_name(width: int) -> str:
     """
     >>> [width_name(width) for width in (512, 1024, 16384, 65536, 131072, 1048576)]

@@ -104,12 +104,25 @@ def test_a_dictionary_at_the_wrong_site_stops_the_training(
     assert not (tmp_path / "delta").exists()
 
 
+def test_a_cache_of_another_model_is_refused(dictionaries, arguments, delta_options, tmp_path):
+    options = delta_options | {
+        "data.model": dictionaries / "base_model",
+        "model.output": tmp_path / "delta",
+    }
+    with pytest.raises(ValueError, match="model_fingerprint"):
+        train.main(arguments("tiny/delta.yaml", dictionaries, options))
+    assert not (tmp_path / "delta").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"model.d_new": "[0]"}, r"d_new is \[0\]"),
         ({"data.percentiles": "[1.5]"}, r"percentiles are \[1.5\]"),
         ({"data.layers": "[7]"}, "layer 7"),
+        ({"data.layers": "[]"}, "layers is empty"),
+        ({"data.passes": 0}, "passes is 0"),
+        ({"model.d_new": "[6, 6]"}, r"d_new is \[6, 6\]"),
     ],
 )
 def test_bad_options_are_named(dictionaries, arguments, delta_options, tmp_path, options, message):
