@@ -164,7 +164,7 @@ class DictionaryTraining(LightningModule):
 
     def measure(self, width: str) -> list[Measured]:
         """The validation sums of all ranks, divided."""
-        error, l0, _, cosine, relative, fired, n_tokens = (
+        error, l0, cosine, relative, fired, n_tokens = (
             self.trainer.strategy.reduce(total, reduce_op="sum") for total in self._sums[width]
         )
         squares = self.trainer.datamodule.squares()

@@ -56,8 +56,6 @@ class ReconstructionSums(NamedTuple):
     """Σ ‖target − reconstruction‖², the numerator of FVU, in the target's units."""
     l0_V: Tensor
     """Σ number of active features."""
-    abs_activation_V: Tensor
-    """Σ |a|."""
     cosine_V: Tensor
     """Σ cos(y, ŷ), where ŷ = y − (target − reconstruction)."""
     relative_l2_V: Tensor
@@ -205,7 +203,6 @@ class DictionaryStack(nn.Module):
         return ReconstructionSums(
             squared_error_V,
             active_VFB.sum((1, 2), dtype=torch.float64),
-            a_VFB.sum((1, 2), dtype=torch.float64),
             cosine_V,
             relative_l2_V,
             active_VFB.sum(2, dtype=torch.float64),

