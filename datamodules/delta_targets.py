@@ -9,7 +9,8 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 
-from datamodules.activations import ActivationData
+from datamodules.activations import ActivationData, TokenStream
+from datamodules.batching import ResumableDataLoader
 from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.activations.hook_sites import ReconstructionFit, require_site
@@ -27,8 +28,8 @@ class DeltaData(ActivationData):
     """A cache of the finetuned model with residuals r = y − base(x), added to it where they are missing.
 
     Before anything is trained, the base dictionaries are tried on the *base* model at every candidate
-    hook site: if another than the cache's fits better, this stops and names it. (A cache of the
-    `original` site only warns.)
+    hook site: if another than the cache's fits better, this stops and names it. (A cache of a site
+    that is wrong on purpose only warns.)
 
     Args:
         cache: folder that `ActivationWriter` wrote.
@@ -69,6 +70,8 @@ class DeltaData(ActivationData):
             raise ValueError(f"percentiles are {list(percentiles)}, expected numbers in [0, 1]")
         self.save_hyperparameters()
         self._percentiles = {f"p{p:g}": p for p in percentiles}
+
+    target_kind = "residual"
 
     @property
     def base_keys(self) -> list[str]:
@@ -128,7 +131,7 @@ class DeltaData(ActivationData):
         try:
             require_site(table, cache.meta.hook_site)
         except ValueError as error:
-            if cache.meta.hook_site.name != "original":
+            if cache.meta.hook_site.name == "gemma_scope":
                 raise
             rank_zero_info(f"warning: {error}")
 
@@ -147,3 +150,12 @@ class DeltaData(ActivationData):
     def base_model_fit(self, layer: int, key: str) -> ReconstructionFit:
         """The base alone on the base model's activations of the checked examples."""
         return ReconstructionFit(**self._base_model_fits[layer][key])
+
+
+class CorrectionData(DeltaData):
+    """The same, with y as the last target of each layer in training batches too."""
+
+    def train_dataloader(self) -> ResumableDataLoader:
+        h = self.hparams
+        stream = TokenStream(self.cache, self.layers, [*self.targets, "y"], h.passes, h)
+        return self.training_loader(stream, stream)

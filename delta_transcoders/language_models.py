@@ -83,12 +83,15 @@ def load_model(source: str, dtype: str = "float32") -> PreTrainedModel:
         raise _unreachable(source, error) from error
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt (BOS, input, newline) and of what follows (target, EOS).
+def encode(
+    tokenizer: PreTrainedTokenizerBase, example: Example, bare: bool = False
+) -> tuple[list[int], list[int]]:
+    """Token ids of the prompt (BOS, input, newline; `bare`: the input alone) and of target and EOS.
 
     The two are encoded apart, so that training, cross-entropy and generation see the same prompt ids.
     """
-    prompt = tokenizer(example.prompt).input_ids
+    text = example.input if bare else example.prompt
+    prompt = tokenizer(text, add_special_tokens=not bare).input_ids
     target = tokenizer(example.target, add_special_tokens=False).input_ids
     return prompt, [*target, tokenizer.eos_token_id]
 
@@ -142,10 +145,14 @@ def token_nll(
 
 
 def target_batch(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], bare: bool = False
 ) -> dict[str, Tensor]:
-    """Right-padded `input_ids`, `attention_mask`, `labels` [B, T]; only target and EOS are supervised."""
-    pairs = [encode(tokenizer, example) for example in examples]
+    """Right-padded `input_ids`, `attention_mask`, `labels` [B, T]; only target and EOS are supervised.
+
+    Args:
+        bare: without BOS and newline, see `encode`.
+    """
+    pairs = [encode(tokenizer, example, bare) for example in examples]
     input_ids = pad([p + t for p, t in pairs], tokenizer.pad_token_id, "right")
     labels = pad([[IGNORE] * len(p) + t for p, t in pairs], IGNORE, "right")
     mask = pad([[1] * (len(p) + len(t)) for p, t in pairs], 0, "right")

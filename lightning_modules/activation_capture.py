@@ -19,7 +19,8 @@ class ActivationCapture(LightningModule):
     Args:
         model: folder or hub id of the model, adapters merged.
         layers: block numbers; all where None.
-        hook_site: `gemma_scope`, or `original` to reproduce that study's numbers.
+        hook_site: `gemma_scope`, or `original` to reproduce that study's numbers (`residual`: its input
+            without its scale).
         dtype: of the weights.
     """
 
@@ -27,7 +28,7 @@ class ActivationCapture(LightningModule):
         self,
         model: str,
         layers: list[int] | None = None,
-        hook_site: Literal["gemma_scope", "original"] = "gemma_scope",
+        hook_site: Literal["gemma_scope", "original", "residual"] = "gemma_scope",
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()

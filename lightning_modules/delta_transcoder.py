@@ -14,7 +14,7 @@ from lightning_modules.dictionary_training import Best, DictionaryTraining
 
 
 class DeltaTranscoderTraining(DictionaryTraining):
-    """Every (layer, d_new, base) of `DeltaData` in one run.
+    """Every (layer, d_new, base) of `DeltaData` or `MLPDifferenceData` in one run.
 
     Writes `output/layer_L/` where there is one d_new and one percentile, else
     `output/d{d_new}_p{percentile}/layer_L/`, each with `delta.safetensors` and `config.json`.
@@ -99,7 +99,7 @@ class DeltaTranscoderTraining(DictionaryTraining):
             hook_in=hook_in,
             hook_out=hook_out,
             sparsity=asdict(self.sparsity) | {"l0": h.l0},
-            target="residual",
+            target=data.target_kind,
             percentile=data.percentile(key),
             average_l0_base=base_id.average_l0,
             seed=h.seed,

@@ -19,8 +19,15 @@ from delta_transcoders.interventions.intervention import (
     from_spec,
     layer_groups,
 )
-from delta_transcoders.interventions.loading import DeltaSet, load_delta_sets, relabel
-from delta_transcoders.interventions.sources import mlp_sources
+from delta_transcoders.interventions.loading import (
+    DictionarySet,
+    ModelMLPs,
+    load_base_set,
+    load_control,
+    load_delta_sets,
+    load_mlps,
+    relabel,
+)
 from delta_transcoders.language_models import (
     check_context,
     check_model_source,
@@ -29,7 +36,7 @@ from delta_transcoders.language_models import (
     target_batch,
 )
 from delta_transcoders.metrics.grouped import GroupedMean
-from delta_transcoders.metrics.intervals import paired_bootstrap_ratio
+from delta_transcoders.metrics.intervals import bootstrap_sums, paired_bootstrap_ratio
 from delta_transcoders.metrics.reconstruction import GroupedReconstruction
 from delta_transcoders.metrics.tool_metrics import Answer, ToolMetrics, table_cells
 from delta_transcoders.report.figures import experiment_figures
@@ -49,11 +56,11 @@ RECONSTRUCTION = ("mean_cos", "mean_l2", "fvu")
 
 @dataclass(frozen=True)
 class Column:
-    """One intervention of the experiment and the set of deltas it uses (none for raw)."""
+    """One intervention of the experiment and the dictionaries it uses (none for raw)."""
 
     layer: str
     intervention: Intervention
-    deltas: DeltaSet | None
+    dictionaries: DictionarySet | None
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -61,8 +68,9 @@ class Column:
             "layer": self.layer,
             "condition": self.intervention.condition,
             "alpha": self.intervention.alpha,
-            "d_new": self.deltas.d_new if self.deltas else None,
-            "percentile": self.deltas.percentile if self.deltas else None,
+            "d_new": self.dictionaries.d_new if self.dictionaries else None,
+            "percentile": self.dictionaries.percentile if self.dictionaries else None,
+            "target": self.dictionaries.target if self.dictionaries else None,
         }
 
 
@@ -73,10 +81,9 @@ class InterventionEvaluation(LightningModule):
 
     Args:
         experiment: name in the result table.
-        model: folder or hub id of the finetuned model, adapters merged.
-        base_model: folder or hub id of the un-finetuned model, for the source `base_mlp`.
+        model: folder or hub id of the model to intervene on, adapters merged: the finetuned one, or
+            (without deltas) the base model.
         base_transcoders: folder or hub id of the base dictionaries.
-        deltas: folders of trained deltas, one per configuration of d_new and percentile.
         output: folder of the results.
         layers: each a number, several joined by `+`, or `all`.
         conditions: names or mappings, see `interventions.intervention.from_spec`; raw is always there.
@@ -84,6 +91,14 @@ class InterventionEvaluation(LightningModule):
         reconstruction: also measure how well single layers' outputs are reconstructed.
         max_new_tokens: longest answer.
         rows_per_pass: rows of one forward pass.
+        deltas: folders of trained deltas, one per configuration of d_new, percentile and target.
+        percentile: which base dictionaries, where there are no deltas to say it.
+        base_model: folder or hub id of the un-finetuned model, for the source `base_mlp`.
+        finetuned_model: folder or hub id of the finetuned model, for the source `finetuned_mlp`.
+        controls: more sources for conditions to name, each with its folder: deltas of any model, or
+            corrections without features.
+        prompt_only: replace nothing in decoding steps, as the original study did by mistake.
+        bare_text: cross-entropy without BOS and newline, likewise.
         dtype: of the models' weights.
     """
 
@@ -91,24 +106,34 @@ class InterventionEvaluation(LightningModule):
         self,
         experiment: str,
         model: str,
-        base_model: str,
         base_transcoders: str,
-        deltas: list[str],
         output: str,
         layers: list[int | str],
         conditions: list[str | dict],
+        deltas: list[str] = (),
+        percentile: float | None = None,
+        base_model: str | None = None,
+        finetuned_model: str | None = None,
+        controls: dict[str, str] = {},  # noqa: B006
         generate: bool = True,
         reconstruction: bool = False,
         max_new_tokens: int = 64,
         rows_per_pass: int = 256,
+        prompt_only: bool = False,
+        bare_text: bool = False,
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
-        for source in (model, base_model):
-            check_model_source(source)
-        if not deltas:
-            raise ValueError("deltas names no folder of trained deltas")
+        for source in (model, base_model, finetuned_model):
+            if source is not None:
+                check_model_source(source)
+        if bool(deltas) == (percentile is not None):
+            raise ValueError(
+                "give either deltas, folders of trained deltas, or a percentile, for base "
+                f"dictionaries alone; got {list(deltas)} and {percentile}"
+            )
         self.save_hyperparameters()
+        self._loaded_mlps: dict[str, ModelMLPs] = {}
 
     def setup(self, stage: str) -> None:
         h, data = self.hparams, self.trainer.datamodule
@@ -116,25 +141,39 @@ class InterventionEvaluation(LightningModule):
         self.model = load_model(h.model, h.dtype)
         context = self.model.config.max_position_embeddings
         check_context(self.tokenizer, data.examples, context, h.max_new_tokens)
-        self.sets = load_delta_sets(h.deltas, h.base_transcoders, self.model)
+        if h.deltas:
+            base_mlps = (lambda: self._mlps("base_model")) if h.base_model else None
+            self.sets = load_delta_sets(h.deltas, h.base_transcoders, self.model, base_mlps)
+        else:
+            config = self.model.config
+            layers = range(config.num_hidden_layers)
+            self.sets = [
+                load_base_set(h.base_transcoders, layers, h.percentile, config.hidden_size)
+            ]
         if len({s.site for s in self.sets}) > 1:
             raise ValueError("deltas of different hook sites cannot share an experiment")
         self.columns = [Column("", RAW, None)]
-        for deltas in self.sets:
-            self.columns += self._columns(deltas)
+        for dictionaries in self.sets:
+            self.columns += self._columns(dictionaries)
         keys = [tuple(column.labels.values()) for column in self.columns]
         for key in keys:
             if keys.count(key) > 1:
                 raise ValueError(f"layer {key[0]!r}, condition {key[1]!r} is asked for twice")
         self.bank = {
-            f"{name}@{deltas.label}": by_layer
-            for deltas in self.sets
-            for name, by_layer in deltas.sources.items()
+            f"{name}@{dictionaries.label}": by_layer
+            for dictionaries in self.sets
+            for name, by_layer in dictionaries.sources.items()
         }
-        writes = [w for column in self.columns for w in column.intervention.writes.values()]
-        if any(term.source == "base_mlp" for write in writes for term in write.terms):
-            n_layers = self.model.config.num_hidden_layers
-            self.bank["base_mlp"] = mlp_sources(load_model(h.base_model, h.dtype), range(n_layers))
+        for name, folder in h.controls.items():
+            if name in (*self.sets[0].sources, "base_mlp", "finetuned_mlp"):
+                raise ValueError(f"controls: {name!r} is the name of another source")
+            control = load_control(folder, self.sets[0].site, self.model.config.hidden_size)
+            self.bank[name] = control
+        used = {name for column in self.columns for name in column.intervention.sources}
+        if "base_mlp" in used or self._splits_error:
+            self.bank["base_mlp"] = self._mlps("base_model").sources
+        if "finetuned_mlp" in used:
+            self.bank["finetuned_mlp"] = self._mlps("finetuned_model").sources
         # Registered, so that Lightning moves them to the device.
         self.sources = nn.ModuleList(
             s for by_layer in self.bank.values() for s in by_layer.values()
@@ -145,17 +184,33 @@ class InterventionEvaluation(LightningModule):
         self.scores = nn.ModuleDict({name: GroupedMean(n_groups) for name in SCORES})
         self.reconstruction = GroupedReconstruction(n_groups, self.model.config.hidden_size)
         self.records: list[dict] = []
+        self.split_records: list[dict] = []
 
-    def _columns(self, deltas: DeltaSet) -> list[Column]:
+    def _mlps(self, of: str) -> ModelMLPs:
+        """The MLPs of `base_model` or `finetuned_model`, loaded once."""
+        if of not in self._loaded_mlps:
+            if self.hparams[of] is None:
+                raise ValueError(f"these conditions need {of}, a folder or hub id")
+            self._loaded_mlps[of] = load_mlps(self.hparams[of], self.hparams.dtype)
+        return self._loaded_mlps[of]
+
+    @property
+    def _splits_error(self) -> bool:
+        """Whether what a delta repairs can be told apart: see `_split`."""
+        h = self.hparams
+        normalized = self.sets[0].site.name == "gemma_scope"
+        return bool(h.reconstruction and h.base_model and h.deltas and normalized)
+
+    def _columns(self, dictionaries: DictionarySet) -> list[Column]:
         """Every group of layers with every condition, raw apart."""
         n_layers = self.model.config.num_hidden_layers
         columns = []
-        for group in layer_groups(self.hparams.layers, n_layers, deltas.configs):
+        for group in layer_groups(self.hparams.layers, n_layers, dictionaries.layers):
             for spec in self.hparams.conditions:
                 intervention = from_spec(spec, group)
                 if intervention.writes:
-                    ours = relabel(intervention, deltas.label, set(deltas.sources))
-                    columns.append(Column(intervention.layer_label(n_layers), ours, deltas))
+                    ours = relabel(intervention, dictionaries.label, set(dictionaries.sources))
+                    columns.append(Column(intervention.layer_label(n_layers), ours, dictionaries))
         return columns
 
     def on_test_start(self) -> None:
@@ -166,6 +221,8 @@ class InterventionEvaluation(LightningModule):
             self.bank,
             self.sets[0].site,
             self.hparams.rows_per_pass,
+            self.hparams.prompt_only,
+            self.hparams.bare_text,
         )
         self.engine.check([column.intervention for column in self.columns])
 
@@ -189,12 +246,12 @@ class InterventionEvaluation(LightningModule):
         for (c, subset), pairs in by_group.items():
             group = c * len(self.subsets) + self.subsets.index(subset)
             self.tool_metrics.update(group, [record for record, _ in pairs])
-            self._update_scores(group, self.columns[c].deltas, [score for _, score in pairs])
+            self._update_scores(group, self.columns[c].dictionaries, [score for _, score in pairs])
         if self.hparams.reconstruction:
-            self._update_reconstruction(examples)
+            self._update_reconstruction(indices, examples)
 
     def _update_scores(
-        self, group: int, deltas: DeltaSet | None, scores: list[TeacherForced]
+        self, group: int, dictionaries: DictionarySet | None, scores: list[TeacherForced]
     ) -> None:
         def add(name: str, pairs: list[tuple[float, float]]) -> None:
             values = torch.tensor(pairs, dtype=torch.float64, device=self.device)
@@ -203,8 +260,8 @@ class InterventionEvaluation(LightningModule):
 
         add("mean_kl", [(s.kl, s.n_tokens) for s in scores])
         add("call_logprob", [(s.call_logprob, 1) for s in scores])
-        for kind in ("base", "delta") if deltas else ():
-            source = f"{kind}@{deltas.label}"
+        for kind in ("base", "delta") if dictionaries else ():
+            source = f"{kind}@{dictionaries.label}"
             used = [s for s in scores if source in s.activation_sums]
             if used:
                 sums = [(s.activation_sums[source], s.n_replaced) for s in used]
@@ -221,16 +278,16 @@ class InterventionEvaluation(LightningModule):
         }
 
     @torch.inference_mode()
-    def _update_reconstruction(self, examples: list) -> None:
+    def _update_reconstruction(self, indices: list[int], examples: list) -> None:
         """What `no_delta` and `full` would write at single layers, against the MLP's own output."""
         at = self._single_layers()
         if not at:
             return
         for s, subset in enumerate(self.subsets):
-            chosen = [e for e in examples if e.subset == subset]
-            if not chosen:
+            rows = [i for i, example in enumerate(examples) if example.subset == subset]
+            if not rows:
                 continue
-            tokens = target_batch(self.tokenizer, chosen)
+            tokens = target_batch(self.tokenizer, [examples[i] for i in rows])
             captured = capture(
                 self.engine.bridge,
                 tokens["input_ids"],
@@ -239,12 +296,41 @@ class InterventionEvaluation(LightningModule):
                 self.engine.site,
             )
             for c, layer in at.items():
-                sources = self.columns[c].deltas.sources
+                sources = self.columns[c].dictionaries.sources
                 x_ND, y_ND = captured.activations[layer]
                 ours_ND = sources["base"][layer](x_ND, None)[0]
                 if self.columns[c].intervention.condition == "full":
-                    ours_ND = ours_ND + sources["delta"][layer](x_ND, None)[0]
+                    delta_ND = sources["delta"][layer](x_ND, None)[0]
+                    if self._splits_error:
+                        base_mlp_ND = self.bank["base_mlp"][layer](x_ND, None)[0]
+                        of_examples = torch.tensor([indices[i] for i in rows])[captured.rows.cpu()]
+                        residual_ND, change_ND = y_ND - ours_ND, y_ND - base_mlp_ND
+                        self._split(c, subset, of_examples, residual_ND, change_ND, delta_ND)
+                    ours_ND = ours_ND + delta_ND
                 self.reconstruction.update(c * len(self.subsets) + s, y_ND, ours_ND)
+
+    def _split(
+        self,
+        column: int,
+        subset: str,
+        example_N: Tensor,
+        residual_ND: Tensor,
+        change_ND: Tensor,
+        delta_ND: Tensor,
+    ) -> None:
+        """Per example, how much of what a delta writes lies along finetuning's change of the MLP.
+
+        The residual is the sum of that change, y − baseMLP(x), and of the base dictionary's own error
+        on the same input, baseMLP(x) − base(x); so is its inner product with what the delta writes,
+        which is what the delta repairs to first order.
+        """
+        both_NK = torch.stack([(part * delta_ND).sum(1) for part in (change_ND, residual_ND)], 1)
+        examples, index_N = example_N.unique(return_inverse=True)
+        sums = torch.zeros(len(examples), 2, dtype=torch.float64)
+        sums.index_add_(0, index_N, both_NK.double().cpu())
+        for example, (change, residual) in zip(examples.tolist(), sums.tolist(), strict=True):
+            record = {"column": column, "subset": subset, "example": example}
+            self.split_records.append(record | {"change": change, "residual": residual})
 
     def on_test_epoch_end(self) -> None:
         sums = self.tool_metrics.sums()
@@ -254,9 +340,10 @@ class InterventionEvaluation(LightningModule):
             scores |= {name: values.reshape(-1) for name, values in measured.items()}
         records = gather_records(self.records)
         records.sort(key=lambda r: (r["column"], r["example"]))
-        by_group = defaultdict(list)
-        for record in records:
-            by_group[record["column"], record["subset"]].append(record)
+        by_group = _grouped(records)
+        splits = _grouped(
+            sorted(gather_records(self.split_records), key=lambda r: (r["column"], r["example"]))
+        )
         table = []
         for c, column in enumerate(self.columns):
             for s, subset in enumerate(self.subsets):
@@ -269,16 +356,17 @@ class InterventionEvaluation(LightningModule):
                     **table_cells(sums, group),
                     **{name: float(values[group]) for name, values in scores.items()},
                     **_dce(by_group[c, subset], by_group[0, subset]),
+                    **_finetune_share(splits[c, subset]),
                 }
                 if not self.hparams.generate:
                     row = {k: v for k, v in row.items() if "_rate" not in k}
                 table.append(row)
-                self._log_row(row, column.deltas)
+                self._log_row(row, column.dictionaries)
         if self.trainer.is_global_zero:
             self._write(table, records)
         self.trainer.strategy.barrier()
 
-    def _log_row(self, row: dict[str, Any], deltas: DeltaSet | None) -> None:
+    def _log_row(self, row: dict[str, Any], dictionaries: DictionarySet | None) -> None:
         for name in (
             "mean_ce",
             "dce",
@@ -287,12 +375,13 @@ class InterventionEvaluation(LightningModule):
             "math_correct_rate",
             "exact_copy_rate",
             "fvu",
+            "finetune_share",
         ):
             value = row.get(name)
             if value is not None and value == value:
                 parts = ["test", row["subset"], row["condition"]]
                 parts += [f"layer_{row['layer']}"] if row["layer"] else []
-                parts += [deltas.label] if deltas and len(self.sets) > 1 else []
+                parts += [dictionaries.label] if dictionaries and len(self.sets) > 1 else []
                 self.log("/".join([*parts, name]), value, rank_zero_only=True)
 
     def _write(self, table: list[dict], records: list[dict]) -> None:
@@ -306,6 +395,23 @@ class InterventionEvaluation(LightningModule):
         if self.hparams.generate:
             lines = [{**self.columns[r.pop("column")].labels, **r} for r in records]
             write_generations(self.hparams.output, lines)
+
+
+def _grouped(records: list[dict]) -> dict[tuple[int, str], list[dict]]:
+    """By column and subset."""
+    groups = defaultdict(list)
+    for record in records:
+        groups[record["column"], record["subset"]].append(record)
+    return groups
+
+
+def _finetune_share(records: list[dict]) -> dict[str, float]:
+    """Share of what a delta repairs that is finetuning's, with a bootstrap over examples."""
+    if not records:
+        return {"finetune_share": float("nan")}
+    columns = [[r[key] for r in records] for key in ("change", "residual")]
+    share, low, high = bootstrap_sums(columns, lambda sums: sums[0] / sums[1])
+    return {"finetune_share": share, "finetune_share_ci_low": low, "finetune_share_ci_high": high}
 
 
 def _dce(records: list[dict], raw: list[dict]) -> dict[str, float]:

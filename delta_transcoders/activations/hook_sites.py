@@ -51,6 +51,8 @@ HOOK_SITES = {
     "gemma_scope": HookSite("gemma_scope", _NORMALIZED, _AFTER_POST_NORM, "1"),
     # Where the original study applied them: kept to reproduce its numbers, never a default.
     "original": HookSite("original", _RESIDUAL, _AFTER_POST_NORM, "1/sqrt(d_model)"),
+    # Its first fault alone, to tell the two apart.
+    "residual": HookSite("residual", _RESIDUAL, _AFTER_POST_NORM, "1"),
 }
 
 _KNOWN = {(site.hook_in, site.hook_out, site.scale): site for site in HOOK_SITES.values()}

@@ -80,7 +80,8 @@ class Application:
 
     Which positions are replaced is decided here and nowhere else, at each forward pass, from its
     attention mask and the length of its cache: every real token except a row's first, which is
-    BOS. All others keep the model's own output bit for bit.
+    BOS (with `prompt_only` nothing after the first pass). All others keep the model's own output bit
+    for bit.
 
     Attributes:
         calls: by layer, how often its output passed by.
@@ -96,10 +97,12 @@ class Application:
         site: HookSite,
         device: torch.device,
         count_features: bool,
+        prompt_only: bool,
     ) -> None:
         self._interventions = interventions
         self.site = site
         self.count_features = count_features
+        self.prompt_only = prompt_only
         layers = sorted({layer for i in interventions for layer in i.layers})
         self._rows_by_layer = {
             layer: _layer_rows([i.writes.get(layer) for i in interventions], bank, layer, device)
@@ -157,7 +160,8 @@ class Application:
                 f"the model was called with {n_rows} rows, there are {len(self._rows_B)} interventions"
             )
         cache, mask_BP = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        n_positions = n_new + (cache.get_seq_length() if cache is not None else 0)
+        n_cached = cache.get_seq_length() if cache is not None else 0
+        n_positions = n_new + n_cached
         if mask_BP is None:
             mask_BP = tokens.new_ones(n_rows, n_positions, dtype=torch.long)
         shape = list(mask_BP.shape) if isinstance(mask_BP, Tensor) else type(mask_BP).__name__
@@ -168,6 +172,8 @@ class Application:
             )
         is_first_BP = mask_BP.cumsum(-1) == 1
         self._replaced_BT = (mask_BP.bool() & ~is_first_BP)[:, -n_new:]
+        if self.prompt_only and n_cached:
+            self._replaced_BT = torch.zeros_like(self._replaced_BT)
 
     def _write(self, layer: int, y_BTD: Tensor) -> Tensor:
         x_BTD = self._inputs.pop(layer, None)

@@ -63,6 +63,9 @@ class InterventionEngine:
         site: where x is read and the output replaced.
         rows_per_pass: of one forward pass. Teacher forcing holds [tokens, V] float32 logits of a
             pass and of every distinct example of the call: at 256,000 entries 1 MB a token.
+        prompt_only: replace nothing in decoding steps. The original study kept index 0 of every forward
+            pass; with a KV cache that is each newly written token, so that only prompts were replaced.
+        bare_text: teacher-force the prompt without BOS and newline, as the original study did.
 
     Raises:
         ValueError: the tokenizer adds no BOS, or MLPs are to be put back at a site whose input is
@@ -76,6 +79,8 @@ class InterventionEngine:
         bank: SourceBank,
         site: HookSite = HOOK_SITES["gemma_scope"],
         rows_per_pass: int = 256,
+        prompt_only: bool = False,
+        bare_text: bool = False,
     ) -> None:
         if tokenizer("").input_ids != [tokenizer.bos_token_id]:
             raise ValueError("the tokenizer adds no BOS token before a text, or something else too")
@@ -96,6 +101,8 @@ class InterventionEngine:
         self.bank = bank
         self.site = site
         self.rows_per_pass = rows_per_pass
+        self.prompt_only = prompt_only
+        self.bare_text = bare_text
         call = tokenizer(format_tool_call("1"), add_special_tokens=False).input_ids
         self._call_token = call[0]
 
@@ -137,7 +144,12 @@ class InterventionEngine:
         """
         self.check(interventions)
         application = Application(
-            interventions, self.bank, self.site, self.model.device, count_features
+            interventions,
+            self.bank,
+            self.site,
+            self.model.device,
+            count_features,
+            self.prompt_only,
         )
         handle = self.model.model.register_forward_pre_hook(
             application.before_pass, with_kwargs=True
@@ -213,7 +225,8 @@ class InterventionEngine:
     ) -> tuple[Sequence[Tensor], Sequence[Tensor], Application]:
         """Logits [N, V] and labels [N] of each row, and what was replaced on the way."""
         tokens = {
-            k: v.to(self.model.device) for k, v in target_batch(self.tokenizer, examples).items()
+            k: v.to(self.model.device)
+            for k, v in target_batch(self.tokenizer, examples, self.bare_text).items()
         }
         labels_BT = tokens["labels"]
         # EOS is predicted and never read, in generation too: to the model and the hooks it is padding.

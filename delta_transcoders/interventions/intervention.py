@@ -84,7 +84,9 @@ RAW = Intervention("raw", {})
 _FIXED: dict[str, Write] = {
     "no_delta": Write(0.0, (Term("base"),)),
     "full": Write(0.0, (Term("base"), Term("delta"))),
+    "random_delta": Write(0.0, (Term("base"), Term("random_delta"))),
     "base_mlp": Write(0.0, (Term("base_mlp"),)),
+    "finetuned_mlp": Write(0.0, (Term("finetuned_mlp"),)),
     "dictionary_error": Write(1.0, (Term("base"), Term("base_mlp", -1.0))),
 }
 # Two decimals at most: a condition's name must tell it from every other.
@@ -101,8 +103,9 @@ def from_spec(spec: str | Mapping[str, Any], layers: Collection[int]) -> Interve
             keep_features: [0, 1], drop_features: [2]}, ...]}`. The names:
             `raw` y; `no_delta` base; `full` base + delta; `alpha_A` base + A·delta, A with up to two
             decimals, of any sign and size; `error_kept` y − delta, and `error_kept_A`
-            y − (1 − A)·delta; `base_mlp` the un-finetuned model's MLP; `dictionary_error`
-            y + base − base_mlp.
+            y − (1 − A)·delta; `random_delta` base + a random delta of the same norms and activations;
+            `base_mlp` the un-finetuned model's MLP; `finetuned_mlp` the finetuned one's (in the base
+            model); `dictionary_error` y + base − base_mlp.
         layers: all of them get the same write.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,47 +10,85 @@ from typing import TYPE_CHECKING
 from delta_transcoders.activations.hook_sites import HOOK_SITES, HookSite
 from delta_transcoders.fingerprints import model_fingerprint
 from delta_transcoders.interventions.intervention import Intervention, Term, Write
-from delta_transcoders.interventions.sources import DictionarySource, Source
-from delta_transcoders.transcoders.delta import DeltaConfig, load_delta
+from delta_transcoders.interventions.sources import (
+    AffineSource,
+    DictionarySource,
+    MLPSource,
+    Source,
+    mlp_sources,
+)
+from delta_transcoders.language_models import load_model
+from delta_transcoders.transcoders.corrections import load_corrections
+from delta_transcoders.transcoders.delta import DeltaConfig, load_delta, random_directions
 from delta_transcoders.transcoders.gemma_scope import base_width, load_base
+from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
-class DeltaSet:
-    """The deltas of one configuration (d_new, percentile), one per layer, with their bases.
+class DictionarySet:
+    """The dictionaries of one configuration, by layer: deltas with their bases, or bases alone.
 
     Attributes:
-        configs: by layer.
-        sources: `base` and `delta`, each by layer.
+        label: names the configuration, whatever its folder is called, as in `base@d32_p0.5`.
+        sources: by name, then by layer. `base` is what the delta corrects (a base dictionary, or the
+            base model's MLP for a delta of the target `mlp_difference`); beside `delta` there is
+            `random_delta`, see `random_directions`.
+        d_new, percentile, target: of the deltas; None where there are none.
     """
 
-    configs: dict[int, DeltaConfig]
+    label: str
+    site: HookSite
     sources: dict[str, dict[int, Source]]
+    d_new: int | None = None
+    percentile: float | None = None
+    target: str | None = None
 
     @property
-    def site(self) -> HookSite:
-        return HOOK_SITES[next(iter(self.configs.values())).hook_site]
+    def layers(self) -> Collection[int]:
+        return self.sources["base"].keys()
 
-    @property
-    def d_new(self) -> int:
-        return next(iter(self.configs.values())).d_new
 
-    @property
-    def percentile(self) -> float | None:
-        return next(iter(self.configs.values())).percentile
+@dataclass(frozen=True)
+class ModelMLPs:
+    """Another model's MLPs as sources, and whose they are."""
 
-    @property
-    def label(self) -> str:
-        """Names the configuration, whatever its folder is called, as in `base@d32_p0.5`."""
-        return f"d{self.d_new}" + ("" if self.percentile is None else f"_p{self.percentile:g}")
+    fingerprint: str
+    sources: dict[int, MLPSource]
+
+
+def load_mlps(model: str, dtype: str) -> ModelMLPs:
+    """The MLPs of every layer of a Gemma 2 model, from its folder or hub id."""
+    loaded = load_model(model, dtype)
+    return ModelMLPs(
+        model_fingerprint(loaded), mlp_sources(loaded, range(loaded.config.num_hidden_layers))
+    )
+
+
+def load_base_set(
+    base_transcoders: str, layers: Collection[int], percentile: float, d_model: int
+) -> DictionarySet:
+    """Base dictionaries alone, at the site where Gemma Scope's belong."""
+    loaded = {
+        layer: load_base(base_transcoders, layer, percentile=percentile, d_model=d_model)[0]
+        for layer in layers
+    }
+    return DictionarySet(
+        f"p{percentile:g}",
+        HOOK_SITES["gemma_scope"],
+        {"base": {layer: DictionarySource(base) for layer, base in loaded.items()}},
+        percentile=percentile,
+    )
 
 
 def load_delta_sets(
-    folders: Sequence[str | Path], base_transcoders: str, model: PreTrainedModel
-) -> list[DeltaSet]:
+    folders: Sequence[str | Path],
+    base_transcoders: str,
+    model: PreTrainedModel,
+    base_mlps: Callable[[], ModelMLPs] | None = None,
+) -> list[DictionarySet]:
     """`load_delta_set` of each folder; what they have in common is computed and kept once.
 
     Raises:
@@ -61,7 +99,7 @@ def load_delta_sets(
     folder_of: dict[str, str | Path] = {}
     sets = []
     for folder in folders:
-        loaded = load_delta_set(folder, base_transcoders, model, fingerprint, bases)
+        loaded = load_delta_set(folder, base_transcoders, model, base_mlps, fingerprint, bases)
         if loaded.label in folder_of:
             raise ValueError(
                 f"{folder_of[loaded.label]} and {folder} both hold deltas of {loaded.label}: nothing "
@@ -76,14 +114,16 @@ def load_delta_set(
     folder: str | Path,
     base_transcoders: str,
     model: PreTrainedModel,
+    base_mlps: Callable[[], ModelMLPs] | None = None,
     fingerprint: str | None = None,
     bases: dict[str, Source] | None = None,
-) -> DeltaSet:
+) -> DictionarySet:
     """All `layer_L` of a folder that delta training wrote.
 
     Args:
         base_transcoders: folder or hub id of the bases; each must be the one a delta was trained on.
         model: the finetuned model, as loaded (no bridge).
+        base_mlps: gives the base model's MLPs, for deltas of the target `mlp_difference`.
         fingerprint: the model's, where it is known already.
         bases: those loaded before, by hash; shared with this set, and added to.
 
@@ -92,50 +132,118 @@ def load_delta_set(
         ValueError: a delta of another model or another base, or several configurations in one
             folder; names both.
     """
-    folder = Path(folder)
-    layers = sorted(folder.glob("layer_*"), key=lambda p: int(p.name.removeprefix("layer_")))
-    if not layers:
-        raise FileNotFoundError(f"{folder} holds no layer_L folders; `train.py` writes deltas")
     fingerprint = fingerprint or model_fingerprint(model)
     bases = {} if bases is None else bases
-    configs: dict[int, DeltaConfig] = {}
-    sources: dict[str, dict[int, Source]] = {"base": {}, "delta": {}}
-    for path in layers:
+    deltas = _load_layers(folder, fingerprint)
+    sources: dict[str, dict[int, Source]] = {"base": {}, "delta": {}, "random_delta": {}}
+    for layer, (path, delta, config) in deltas.items():
+        if config.target == "mlp_difference":
+            sources["base"][layer] = _base_mlp(path, config, base_mlps)
+        else:
+            sources["base"][layer] = _base_dictionary(path, config, base_transcoders, bases)
+        sources["delta"][layer] = DictionarySource(delta)
+        sources["random_delta"][layer] = DictionarySource(random_directions(delta, seed=layer))
+    config = next(config for _, _, config in deltas.values())
+    label = f"d{config.d_new}" + ("" if config.percentile is None else f"_p{config.percentile:g}")
+    return DictionarySet(
+        label if config.target == "residual" else f"{label}_{config.target}",
+        HOOK_SITES[config.hook_site],
+        sources,
+        config.d_new,
+        config.percentile,
+        config.target,
+    )
+
+
+def load_control(folder: str | Path, site: HookSite, d_model: int) -> dict[int, Source]:
+    """A control's sources by layer: deltas of any model (`delta.safetensors`), or affine corrections.
+
+    A control may be trained on another model than the one it is tried in: that is its point.
+
+    Raises:
+        FileNotFoundError: neither of the two in the folder.
+        ValueError: made for another hook site or width; names both.
+    """
+    if any(Path(folder).glob("layer_*/correction.safetensors")):
+        corrections = load_corrections(folder)
+        found = {layer: (c.hook_site, c.d_in) for layer, (_, c) in corrections.items()}
+        sources = {
+            layer: AffineSource(correction) for layer, (correction, _) in corrections.items()
+        }
+    else:
+        deltas = _load_layers(folder, None)
+        found = {layer: (config.hook_site, config.d_in) for layer, (_, _, config) in deltas.items()}
+        sources = {layer: DictionarySource(delta) for layer, (_, delta, _) in deltas.items()}
+    for layer, of_layer in found.items():
+        if of_layer != (site.name, d_model):
+            raise ValueError(
+                f"{folder}, layer {layer}: made for hook site {of_layer[0]!r} and d_model "
+                f"{of_layer[1]}, the experiment has {site.name!r} and {d_model}"
+            )
+    return sources
+
+
+def _load_layers(
+    folder: str | Path, fingerprint: str | None
+) -> dict[int, tuple[Path, JumpReLUTranscoder, DeltaConfig]]:
+    """Path, delta and config by layer, all of one configuration and, where it is given, one model."""
+    folder = Path(folder)
+    paths = sorted(folder.glob("layer_*"), key=lambda p: int(p.name.removeprefix("layer_")))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no layer_L folders; `train.py` writes deltas")
+    deltas = {}
+    for path in paths:
         delta, config = load_delta(path)
-        if config.model_fingerprint != fingerprint:
+        if fingerprint is not None and config.model_fingerprint != fingerprint:
             raise ValueError(
                 f"{path} was trained on another model: fingerprint {config.model_fingerprint[:12]}…, "
                 f"this model's is {fingerprint[:12]}…"
             )
         if path.name != f"layer_{config.layer}":
             raise ValueError(f"{path} holds the delta of layer {config.layer}")
-        if config.base_hash not in bases:
-            base, base_id = load_base(
-                base_transcoders,
-                config.layer,
-                width=base_width(config.base_id),
-                average_l0=config.average_l0_base,
-                d_model=config.d_in,
-            )
-            if base_id.hash != config.base_hash:
-                raise ValueError(
-                    f"{path} was trained on another base dictionary: hash {config.base_hash[:12]}…, "
-                    f"{base_id.path} has {base_id.hash[:12]}…"
-                )
-            bases[config.base_hash] = DictionarySource(base)
-        configs[config.layer] = config
-        sources["base"][config.layer] = bases[config.base_hash]
-        sources["delta"][config.layer] = DictionarySource(delta)
-    for name in ("hook_site", "d_new", "percentile"):
-        values = {getattr(config, name) for config in configs.values()}
+        deltas[config.layer] = (path, delta, config)
+    for name in ("hook_site", "d_new", "percentile", "target"):
+        values = {getattr(config, name) for _, _, config in deltas.values()}
         if len(values) > 1:
             found = ", ".join(sorted(map(str, values)))
             raise ValueError(f"{folder}: the deltas' {name} differs between layers: {found}")
-    return DeltaSet(configs, sources)
+    return deltas
+
+
+def _base_dictionary(
+    path: Path, config: DeltaConfig, base_transcoders: str, bases: dict[str, Source]
+) -> Source:
+    if config.base_hash not in bases:
+        base, base_id = load_base(
+            base_transcoders,
+            config.layer,
+            width=base_width(config.base_id),
+            average_l0=config.average_l0_base,
+            d_model=config.d_in,
+        )
+        if base_id.hash != config.base_hash:
+            raise ValueError(
+                f"{path} was trained on another base dictionary: hash {config.base_hash[:12]}…, "
+                f"{base_id.path} has {base_id.hash[:12]}…"
+            )
+        bases[config.base_hash] = DictionarySource(base)
+    return bases[config.base_hash]
+
+
+def _base_mlp(path: Path, config: DeltaConfig, base_mlps: Callable[[], ModelMLPs] | None) -> Source:
+    if base_mlps is None:
+        raise ValueError(f"{path} corrects the base model's MLP: the base model is needed with it")
+    mlps = base_mlps()
+    if mlps.fingerprint != config.base_hash:
+        raise ValueError(
+            f"{path} was trained on the MLPs of another base model: fingerprint "
+            f"{config.base_hash[:12]}…, this one's is {mlps.fingerprint[:12]}…"
+        )
+    return mlps.sources[config.layer]
 
 
 def relabel(intervention: Intervention, label: str, names: set[str]) -> Intervention:
-    """The intervention with each source in `names` replaced by that of one `DeltaSet`.
+    """The intervention with each source in `names` replaced by that of one `DictionarySet`.
 
     >>> write = Write(0.0, (Term("base"), Term("base_mlp", -1.0)))
     >>> relabel(Intervention("x", {0: write}), "d32", {"base"}).writes[0].terms[0].source

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_transcoders.interventions.intervention import Intervention, Term
+from delta_transcoders.transcoders.corrections import AffineCorrection
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 
 if TYPE_CHECKING:
@@ -56,6 +57,17 @@ class DictionarySource(Source):
         if feature_mask_NF is not None:
             a_NF = torch.where(feature_mask_NF, a_NF, 0)
         return self.transcoder.decode(a_NF), a_NF
+
+
+class AffineSource(Source):
+    """x @ W + b, or b alone: corrections without features."""
+
+    def __init__(self, correction: AffineCorrection) -> None:
+        super().__init__()
+        self.correction = correction
+
+    def forward(self, x_ND: Tensor, feature_mask_NF: None = None) -> tuple[Tensor, None]:
+        return self.correction(x_ND.to(self.correction.b.dtype)), None
 
 
 class MLPSource(Source):

@@ -5,6 +5,7 @@ another seed. Where all paired differences are equal (say, two rates of exactly 
 interval has no width, which is no certainty: read the Wilson intervals of the two rates beside it.
 """
 
+from collections.abc import Callable
 from math import isfinite, nan, sqrt
 from statistics import NormalDist
 
@@ -90,21 +91,49 @@ def paired_bootstrap_ratio(
     (0.8, True)
     """
     columns = np.stack(_columns(num_a=num_a, den_a=den_a, num_b=num_b, den_b=den_b))  # [4, n]
-    n = columns.shape[1]
     if (columns[[1, 3]] < 0).any():
         raise ValueError(f"denominators must not be negative, got {columns[[1, 3]].min()}")
+    return bootstrap_sums(columns, _ratio_difference, seed, resamples, confidence)
+
+
+def bootstrap_sums(
+    columns: ArrayLike,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    seed: int = 0,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> tuple[float, float, float]:
+    """A statistic of column sums over examples and its percentile bootstrap interval.
+
+    Args:
+        columns: [k, n], k numbers for each of n examples.
+        statistic: of sums [k, ...] to [...]; nan where it has no value.
+
+    Returns:
+        (estimate, low, high); (nan, nan, nan) where the estimate is not finite. Resamples in which the
+        statistic is nan are left out. The result depends on `seed` alone.
+
+    Raises:
+        ValueError: resamples < 1, or confidence outside (0, 1).
+
+    >>> bootstrap_sums([[1.0, 2.0], [2.0, 4.0]], lambda sums: sums[0] / sums[1])
+    (0.5, 0.5, 0.5)
+    """
+    columns = np.asarray(columns, dtype=np.float64)
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
     tail = (1 - _checked(confidence)) / 2
-    estimate = float(_ratio_difference(columns.sum(axis=1)))
-    if not isfinite(estimate):
-        return nan, nan, nan
-    rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // n)
-    chunks = []
-    for start in range(0, resamples, rows):
-        drawn = rng.integers(n, size=(min(rows, resamples - start), n))
-        chunks.append(_ratio_difference(columns[:, drawn].sum(axis=2)))
+    n = columns.shape[1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        estimate = float(statistic(columns.sum(axis=1)))
+        if not isfinite(estimate):
+            return nan, nan, nan
+        rng = np.random.default_rng(seed)
+        rows = max(1, _CHUNK // n)
+        chunks = []
+        for start in range(0, resamples, rows):
+            drawn = rng.integers(n, size=(min(rows, resamples - start), n))
+            chunks.append(statistic(columns[:, drawn].sum(axis=2)))
     low, high = np.nanquantile(np.concatenate(chunks), [tail, 1 - tail])
     return estimate, float(low), float(high)
 
@@ -112,8 +141,7 @@ def paired_bootstrap_ratio(
 def _ratio_difference(sums: np.ndarray) -> np.ndarray:
     """[4, ...] sums (num_a, den_a, num_b, den_b) -> [...]; nan where a denominator is 0."""
     num_a, den_a, num_b, den_b = sums
-    with np.errstate(divide="ignore", invalid="ignore"):
-        difference = num_a / den_a - num_b / den_b
+    difference = num_a / den_a - num_b / den_b
     return np.where((den_a == 0) | (den_b == 0), nan, difference)
 
 

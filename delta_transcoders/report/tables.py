@@ -46,6 +46,10 @@ COLUMNS = (
     "exact_copy_rate",
     "exact_copy_rate_ci_low",
     "exact_copy_rate_ci_high",
+    "target",
+    "finetune_share",
+    "finetune_share_ci_low",
+    "finetune_share_ci_high",
 )
 
 

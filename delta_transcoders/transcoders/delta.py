@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ FORMAT_VERSION = 1
 TENSORS_NAME = "delta.safetensors"
 CONFIG_NAME = "config.json"
 
-HookSite = Literal["gemma_scope", "original"]
+HookSite = Literal["gemma_scope", "original", "residual"]
 Target = Literal["residual", "mlp_difference"]
 
 
@@ -52,6 +53,19 @@ class DeltaTranscoder(nn.Module):
         return concatenate(self.base, self.delta, alpha)
 
 
+def random_directions(delta: JumpReLUTranscoder, seed: int) -> JumpReLUTranscoder:
+    """The control "any delta would do": the same features, each writing in a random direction.
+
+    Encoder, thresholds and the norm of every decoder row stay, so that what is active where (and the
+    L0) is the delta's own; the rows' directions are drawn uniformly from the sphere.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows_FD = torch.randn(delta.W_dec.shape, generator=generator).to(delta.W_dec)
+    norms_F1 = delta.W_dec.norm(dim=1, keepdim=True)
+    tensors = delta.state_dict() | {"W_dec": rows_FD / rows_FD.norm(dim=1, keepdim=True) * norms_F1}
+    return JumpReLUTranscoder(**tensors)
+
+
 @dataclass(frozen=True)
 class DeltaConfig:
     """What a delta was trained on, against what, and how well it does. All of it is required."""
@@ -61,9 +75,9 @@ class DeltaConfig:
     d_out: int
     d_new: int
     base_id: str
-    """Folder or hub path of the base's params.npz."""
+    """Folder or hub path of the base's params.npz; of the base model for `mlp_difference`."""
     base_hash: str
-    """sha256 of the base's five tensors (`fingerprints.hash_tensors`)."""
+    """sha256 of the base's five tensors (`fingerprints.hash_tensors`), or the base model's fingerprint."""
     model_fingerprint: str
     hook_site: HookSite
     hook_in: str
@@ -71,7 +85,7 @@ class DeltaConfig:
     sparsity: dict[str, Any]
     """The `SparsityConfig` and the l0 it was trained with, as a dictionary."""
     target: Target
-    """What was learned: y − base(x), or the difference of the finetuned and the base MLP."""
+    """What was learned: y − base(x), or y − (what the base model's MLP writes on x)."""
     percentile: float | None
     average_l0_base: float | None
     seed: int

@@ -190,7 +190,7 @@ def test_an_example_longer_than_the_context(refused, dictionaries, tmp_path):
     [
         ({"model.layers": "[0+1, all]"}, "layer 'all', condition 'no_delta' is asked for twice"),
         ({"model.conditions": "[alpha_1, alpha_1.0]"}, "'alpha_1.00' is asked for twice"),
-        ({"model.deltas": "[]"}, "deltas names no folder"),
+        ({"model.deltas": "[]"}, "give either deltas"),
         ({"model.conditions": "[fill]"}, "unknown condition 'fill'"),
     ],
     ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",

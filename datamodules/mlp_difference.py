@@ -1,0 +1,102 @@
+"""What finetuning's MLP weights add on the finetuned model's inputs, as training batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from datamodules.activations import ActivationData
+from delta_transcoders.activations.cache import ActivationCache
+from delta_transcoders.activations.hook_sites import ReconstructionFit
+from delta_transcoders.activations.targets import add_target
+from delta_transcoders.interventions.loading import load_mlps
+from delta_transcoders.language_models import check_model_source
+
+TARGET = "mlp_difference"
+
+
+@dataclass(frozen=True)
+class BaseMLPId:
+    """The base model whose MLPs were subtracted."""
+
+    path: str
+    hash: str
+    average_l0: None = None
+
+
+class MLPDifferenceData(ActivationData):
+    """A cache of the finetuned model with y − baseMLP(x), added to it where it is missing.
+
+    baseMLP(x) is what the base model's norms and MLP write on the finetuned model's own input: no
+    dictionary is involved, so what a delta learns here is finetuning and nothing else. Where the
+    finetune left a layer's MLP alone the target is zero, and there is nothing to train on.
+
+    Args:
+        cache: folder that `ActivationWriter` wrote, of the hook site `gemma_scope`.
+        model: folder or hub id of the finetuned model.
+        base_model: folder or hub id of the un-finetuned model.
+        model_dtype, layers, batch_tokens, buffer_tokens, passes, seed: see `ActivationData`.
+    """
+
+    target_kind = TARGET
+    base_keys = (TARGET,)
+    targets = (TARGET,)
+
+    def __init__(
+        self,
+        cache: str,
+        model: str,
+        base_model: str,
+        model_dtype: str = "float32",
+        layers: list[int] | None = None,
+        batch_tokens: int = 2048,
+        buffer_tokens: int = 65536,
+        passes: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            cache, model, model_dtype, layers, batch_tokens, buffer_tokens, passes, seed
+        )
+        check_model_source(base_model)
+        self.save_hyperparameters()
+
+    def percentile(self, key: str) -> None:
+        return None
+
+    def prepare_data(self) -> None:
+        super().prepare_data()
+        h, cache = self.hparams, ActivationCache(self.hparams.cache)
+        if cache.meta.hook_site.name != "gemma_scope":
+            raise ValueError(
+                f"{h.cache} holds the hook site {cache.meta.hook_site.name!r}; an MLP reads that of "
+                "'gemma_scope'"
+            )
+        device = self.trainer.strategy.root_device if self.trainer else "cpu"
+        mlps = load_mlps(h.base_model, h.model_dtype)
+        identity = {"path": h.base_model, "hash": mlps.fingerprint}
+        for layer in cache.meta.layers if h.layers is None else h.layers:
+            mlp = mlps.sources[layer].to(device)
+            fits = add_target(
+                cache,
+                layer,
+                TARGET,
+                identity,
+                lambda x, mlp=mlp: (mlp(x, None)[0].float(), 0),
+                device,
+            )
+            rank_zero_info(
+                f"layer {layer}: the base model's MLP leaves FVU {fits['validation'].fvu:.3g} of the "
+                "finetuned one's output"
+            )
+
+    def base_id(self, layer: int, key: str) -> BaseMLPId:
+        return BaseMLPId(**self.cache.target(TARGET, layer)["identity"])
+
+    def base_fit(self, layer: int, key: str) -> ReconstructionFit:
+        """The base model's MLP on the finetuned model's validation tokens."""
+        return ReconstructionFit(**self.cache.target(TARGET, layer)["fit"]["validation"])
+
+    def base_model_fit(self, layer: int, key: str) -> ReconstructionFit:
+        """The base model's MLP in the base model: exact."""
+        return ReconstructionFit(1, 0.0, 1.0, 1.0, 0.0)

@@ -1,0 +1,149 @@
+"""Corrections of the base without features, as controls for a delta: fitted in one pass, no gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from delta_transcoders.activations.cache import Batch
+from delta_transcoders.toolcalls.examples import SUBSETS
+from delta_transcoders.transcoders.corrections import (
+    AffineCorrection,
+    CorrectionConfig,
+    Moments,
+    matched_rank,
+    save_correction,
+)
+from delta_transcoders.transcoders.delta import load_delta
+from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
+
+KINDS = ("bias", "low_rank", "ridge", "steering")
+
+
+class LinearCorrections(LightningModule):
+    """Fits the corrections of `transcoders.corrections` to the residuals that a delta was trained on.
+
+    Fed by `CorrectionData` of one base per layer. Writes `output/{kind}/layer_L/`.
+
+    Args:
+        output: folder of the corrections.
+        deltas: folder of the deltas that they are controls for: `low_rank` gets as many parameters as
+            a delta, `steering` its mean norm.
+        penalty: of the ridge regressions, in units of the inputs' mean square.
+        towards: subset whose mean output `steering` steers towards.
+        away: and the one it steers away from.
+    """
+
+    def __init__(
+        self,
+        output: str,
+        deltas: str,
+        penalty: float = 1e-4,
+        towards: str = "tool",
+        away: str = "copy",
+    ) -> None:
+        super().__init__()
+        for subset in (towards, away):
+            if subset not in SUBSETS:
+                raise ValueError(f"subset is {subset!r}, expected one of {', '.join(SUBSETS)}")
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> None:
+        return None
+
+    def on_fit_start(self) -> None:
+        data = self.trainer.datamodule
+        if len(data.base_keys) != 1:
+            raise ValueError(f"one percentile is expected, not {data.hparams.percentiles}")
+        self.deltas = []
+        for layer in data.layers:
+            path = Path(self.hparams.deltas) / f"layer_{layer}"
+            delta, config = load_delta(path)
+            base = data.base_id(layer, data.base_keys[0])
+            if config.base_hash != base.hash:
+                raise ValueError(
+                    f"{path} was trained on another base dictionary than {base.path}: hash "
+                    f"{config.base_hash[:12]}… and {base.hash[:12]}…"
+                )
+            self.deltas.append(delta.to(self.device))
+        meta = data.cache.meta
+        self.moments = [
+            Moments(meta.d_in, meta.d_out, len(SUBSETS), self.device) for _ in data.layers
+        ]
+        self.subset_ids = data.cache.index("train")["subset_ids"].long()
+
+    def _by_layer(self, batch: Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """x, residual and y of each layer, float32 on the device."""
+        targets_LTBD = batch.targets_TBD.to(self.device).float().unflatten(0, (-1, 2))
+        x_LBI = batch.x_LBI.to(self.device).float()
+        return [(x, *targets) for x, targets in zip(x_LBI, targets_LTBD, strict=True)]
+
+    @torch.no_grad()
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        subset_B = self.subset_ids[batch.rows_B].to(self.device)
+        layers = zip(self._by_layer(batch), self.moments, self.deltas, strict=True)
+        for (x_BI, r_BD, y_BD), moments, delta in layers:
+            moments.update(x_BI, r_BD, y_BD, subset_B, delta(x_BI))
+
+    def _solve(self, moments: Moments, rank: int) -> dict[str, AffineCorrection]:
+        h = self.hparams
+        return {
+            "bias": moments.bias(),
+            "low_rank": moments.ridge(h.penalty, rank),
+            "ridge": moments.ridge(h.penalty),
+            "steering": moments.steering(SUBSETS.index(h.towards), SUBSETS.index(h.away)),
+        }
+
+    def on_validation_epoch_start(self) -> None:
+        for moments in self.moments:
+            for total in moments.tensors:
+                total.copy_(self.trainer.strategy.reduce(total, reduce_op="sum"))
+        self.corrections = [
+            self._solve(moments, self._rank(delta))
+            for moments, delta in zip(self.moments, self.deltas, strict=True)
+        ]
+        shape = (len(self.corrections), len(KINDS))
+        self.squared_errors = torch.zeros(shape, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        for i, (x_BI, r_BD, _) in enumerate(self._by_layer(batch)):
+            for k, kind in enumerate(KINDS):
+                error_BD = r_BD - self.corrections[i][kind](x_BI)
+                self.squared_errors[i, k] += error_BD.square().sum(dtype=torch.float64)
+
+    def on_validation_epoch_end(self) -> None:
+        errors = self.trainer.strategy.reduce(self.squared_errors, reduce_op="sum")
+        data, meta = self.trainer.datamodule, self.trainer.datamodule.cache.meta
+        for i, (layer, squares) in enumerate(zip(data.layers, data.squares(), strict=True)):
+            for k, kind in enumerate(KINDS):
+                fvu = float(errors[i, k]) / squares
+                self.log(f"val/layer_{layer}/{kind}/fvu", fvu, rank_zero_only=True)
+                if self.trainer.is_global_zero:
+                    config = CorrectionConfig(
+                        layer=layer,
+                        d_in=meta.d_in,
+                        kind=kind,
+                        n_parameters=self._n_parameters(kind, self.deltas[i]),
+                        hook_site=meta.hook_site.name,
+                        model_fingerprint=meta.model_fingerprint,
+                        base_hash=data.base_id(layer, data.base_keys[0]).hash,
+                        fvu=fvu,
+                    )
+                    folder = Path(self.hparams.output) / kind / f"layer_{layer}"
+                    save_correction(folder, self.corrections[i][kind].cpu(), config)
+        self.trainer.strategy.barrier()
+
+    @staticmethod
+    def _rank(delta: JumpReLUTranscoder) -> int:
+        """The rank that has as many parameters as the delta (which trains no decoder bias)."""
+        n_parameters = delta.n_features * (delta.d_in + delta.d_out + 2)
+        return matched_rank(n_parameters, delta.d_in, delta.d_out)
+
+    def _n_parameters(self, kind: str, delta: JumpReLUTranscoder) -> int:
+        d_in, d_out = delta.d_in, delta.d_out
+        weights = {"low_rank": self._rank(delta) * (d_in + d_out), "ridge": d_in * d_out}
+        return weights.get(kind, 0) + d_out
