@@ -3,6 +3,8 @@ STUDY ?= runs/tiny
 SEED ?= 0
 CONFIGS ?= configs/tiny
 SEEDS ?= 1 2 3
+# More options for the finetune's stage, as in FINETUNE='--model.lora_r 8'
+FINETUNE ?=
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -18,7 +20,7 @@ export PYTHONHASHSEED := 0
 export PYTHONUNBUFFERED := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo seeds sweep sweep-summary test lint clean table
+.PHONY: help demo seeds controls planted faults sweep sweep-summary test lint clean table
 
 help:  ## Show this list
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -45,7 +47,7 @@ $(STUDY)/base_model/config.json: | $(READY)
 	$(TIMED) base_model -- $(PY) train.py --config $(CONFIGS)/base_model.yaml $(STAGE)
 
 $(STUDY)/finetune/merged/config.json: $(STUDY)/base_model/config.json
-	$(TIMED) finetune -- $(PY) train.py --config $(CONFIGS)/lora.yaml $(STAGE)
+	$(TIMED) finetune -- $(PY) train.py --config $(CONFIGS)/lora.yaml $(STAGE) $(FINETUNE)
 
 $(STUDY)/behaviour/metrics.csv: $(STUDY)/finetune/merged/config.json
 	$(TIMED) behaviour -- $(PY) evaluate.py --config $(CONFIGS)/behaviour.yaml $(STAGE)
@@ -68,6 +70,80 @@ $(STUDY)/delta/.done: $(STUDY)/base_transcoders/.done $(STUDY)/finetune/merged/c
 
 $(EXPERIMENTS:%=$(STUDY)/%/metrics.csv): $(STUDY)/%/metrics.csv: $(STUDY)/delta/.done
 	$(TIMED) $* -- $(PY) evaluate.py --config $(CONFIGS)/$*.yaml $(STAGE)
+
+# Controls: more things to put in the delta's place, see docs/CONTROLS.md.
+$(STUDY)/corrections/.done: $(STUDY)/delta/.done
+	$(TIMED) corrections -- $(PY) train.py --config $(CONFIGS)/corrections.yaml $(STAGE)
+	@touch $@
+
+$(STUDY)/dense/.done: $(STUDY)/delta/.done
+	$(TIMED) dense -- $(PY) train.py --config $(CONFIGS)/delta.yaml $(STAGE) --model.output $(STUDY)/dense \
+	  --model.sparsity '{mode: l1, l1_weight: 0.0}' --trainer.logger.name dense
+	@touch $@
+
+$(STUDY)/base_model_delta/.done: $(STUDY)/delta/.done
+	$(TIMED) base_model_on_examples -- $(PY) evaluate.py --config $(CONFIGS)/activations.yaml $(STAGE) \
+	  --model.model $(STUDY)/base_model --data.model $(STUDY)/base_model \
+	  --trainer.callbacks.output $(STUDY)/base_model_on_examples
+	$(TIMED) base_model_delta -- $(PY) train.py --config $(CONFIGS)/delta.yaml $(STAGE) \
+	  --data.cache $(STUDY)/base_model_on_examples --data.model $(STUDY)/base_model \
+	  --model.output $(STUDY)/base_model_delta --trainer.logger.name base_model_delta
+	@touch $@
+
+$(STUDY)/mlp_difference/.done: $(STUDY)/delta/.done
+	$(TIMED) mlp_difference -- $(PY) train.py --config $(CONFIGS)/mlp_difference.yaml $(STAGE)
+	@touch $@
+
+$(STUDY)/controls/metrics.csv: $(STUDY)/corrections/.done $(STUDY)/dense/.done $(STUDY)/base_model_delta/.done
+	$(TIMED) controls -- $(PY) evaluate.py --config $(CONFIGS)/controls.yaml $(STAGE)
+
+$(STUDY)/targets/metrics.csv: $(STUDY)/mlp_difference/.done
+	$(TIMED) targets -- $(PY) evaluate.py --config $(CONFIGS)/targets.yaml $(STAGE)
+
+$(STUDY)/base_floor/metrics.csv: $(STUDY)/delta/.done
+	$(TIMED) base_floor -- $(PY) evaluate.py --config $(CONFIGS)/base_floor.yaml $(STAGE)
+
+CONTROLS = $(STUDY)/controls/metrics.csv $(STUDY)/targets/metrics.csv $(STUDY)/base_floor/metrics.csv
+controls: $(READY)  ## Every control of the tiny study, and the two targets beside each other
+	@$(MAKE) --no-print-directory $(CONTROLS)
+
+# Finetunes whose answer is known: of nothing, of MLPs alone, of attention alone. They share the base.
+PLANTED_none := --model.lr 0
+PLANTED_mlp := --model.target_modules '[gate_proj, up_proj, down_proj]'
+PLANTED_attention := --model.target_modules '[q_proj, k_proj, v_proj, o_proj]'
+PLANTED := $(patsubst %,$(STUDY)/planted/%/exp2a/metrics.csv,none mlp attention)
+$(PLANTED): $(STUDY)/planted/%/exp2a/metrics.csv: $(STUDY)/base_transcoders/.done
+	@mkdir -p $(STUDY)/planted/$*
+	@for folder in base_model base_activations base_transcoders; do \
+	  ln -sfn $(abspath $(STUDY))/$$folder $(STUDY)/planted/$*/$$folder; done
+	@$(MAKE) --no-print-directory demo STUDY=$(STUDY)/planted/$* EXPERIMENTS='exp1 exp2a' FINETUNE="$(PLANTED_$*)"
+
+planted: $(READY)  ## Finetunes whose answer is known (nothing, MLPs alone, attention alone), through the whole study
+	@$(MAKE) --no-print-directory $(PLANTED)
+
+# The original study's faults, one at a time and together.
+FAULT_right :=
+FAULT_site := --model.deltas '[$(STUDY)/delta_site_residual]'
+FAULT_site_and_scale := --model.deltas '[$(STUDY)/delta_site_original]'
+FAULT_prompt_only := --model.prompt_only true
+FAULT_bare_text := --model.bare_text true
+FAULT_all := $(FAULT_site_and_scale) $(FAULT_prompt_only) $(FAULT_bare_text)
+FAULTS := $(patsubst %,$(STUDY)/faults/%/metrics.csv,right site site_and_scale prompt_only bare_text all)
+SITES := $(STUDY)/delta_site_residual/.done $(STUDY)/delta_site_original/.done
+$(SITES): $(STUDY)/delta_site_%/.done: $(STUDY)/delta/.done
+	$(TIMED) activations_$* -- $(PY) evaluate.py --config $(CONFIGS)/activations.yaml $(STAGE) \
+	  --model.hook_site $* --trainer.callbacks.output $(STUDY)/activations_$*
+	$(TIMED) delta_site_$* -- $(PY) train.py --config $(CONFIGS)/delta.yaml $(STAGE) \
+	  --data.cache $(STUDY)/activations_$* --model.output $(STUDY)/delta_site_$* \
+	  --trainer.logger.name delta_site_$*
+	@touch $@
+
+$(FAULTS): $(STUDY)/faults/%/metrics.csv: $(SITES)
+	$(TIMED) faults_$* -- $(PY) evaluate.py --config $(CONFIGS)/faults.yaml $(STAGE) \
+	  --model.output $(STUDY)/faults/$* $(FAULT_$*)
+
+faults: $(READY)  ## What each fault of the original study does to the numbers
+	@$(MAKE) --no-print-directory $(FAULTS)
 
 $(STUDY)/sweep_base_transcoders/.done: $(STUDY)/base_activations/manifest.json
 	$(TIMED) sweep_base_transcoders -- $(PY) train.py --config $(CONFIGS)/base_transcoder.yaml $(STAGE) \
