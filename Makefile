@@ -107,18 +107,19 @@ CONTROLS = $(STUDY)/controls/metrics.csv $(STUDY)/targets/metrics.csv $(STUDY)/b
 controls: $(READY)  ## Every control of the tiny study, and the two targets beside each other
 	@$(MAKE) --no-print-directory $(CONTROLS)
 
-# Finetunes whose answer is known: of nothing, of MLPs alone, of attention alone. They share the base.
+# Finetunes whose answer is known (the study's own adapts MLPs alone): of nothing, of attention alone, and of
+# both, as the original study had it. They share the base.
 PLANTED_none := --model.lr 0
-PLANTED_mlp := --model.target_modules '[gate_proj, up_proj, down_proj]'
 PLANTED_attention := --model.target_modules '[q_proj, k_proj, v_proj, o_proj]'
-PLANTED := $(patsubst %,$(STUDY)/planted/%/exp2a/metrics.csv,none mlp attention)
+PLANTED_all_linear := --model.target_modules '[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]'
+PLANTED := $(patsubst %,$(STUDY)/planted/%/exp2a/metrics.csv,none attention all_linear)
 $(PLANTED): $(STUDY)/planted/%/exp2a/metrics.csv: $(STUDY)/base_transcoders/.done
 	@mkdir -p $(STUDY)/planted/$*
 	@for folder in base_model base_activations base_transcoders; do \
 	  ln -sfn $(abspath $(STUDY))/$$folder $(STUDY)/planted/$*/$$folder; done
 	@$(MAKE) --no-print-directory demo STUDY=$(STUDY)/planted/$* EXPERIMENTS='exp1 exp2a' FINETUNE="$(PLANTED_$*)"
 
-planted: $(READY)  ## Finetunes whose answer is known (nothing, MLPs alone, attention alone), through the whole study
+planted: $(READY)  ## Finetunes whose answer is known (nothing, attention alone) or mixed, through the whole study
 	@$(MAKE) --no-print-directory $(PLANTED)
 
 # The original study's faults, one at a time and together.
