@@ -185,7 +185,7 @@ def top_table(folder: str | Path, top: int) -> str:
         for name in (measure for measure in MEASURES if measure in row):
             value, low, high = (float(row[name + end]) for end in ("", "_ci_low", "_ci_high"))
             mark = "" if row[f"{name}_distinct"] == "true" else " (holds 0)"
-            line[name] = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]{mark}"
+            line[name] = f"{value:+.2g} [{low:+.2g}, {high:+.2g}]{mark}"
         line |= {name: f"{float(row[name]):.3f}" for name in ("mean_activation", "density")}
         shown.append(line)
     return format_table(shown, list(shown[0]))
