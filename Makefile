@@ -20,7 +20,7 @@ export PYTHONHASHSEED := 0
 export PYTHONUNBUFFERED := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo seeds controls planted faults sweep sweep-summary test lint clean table
+.PHONY: help demo seeds controls planted faults sweep sweep-summary ranking test lint clean table
 
 help:  ## Show this list
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -157,6 +157,10 @@ sweep: $(READY) $(STUDY)/sweep_base_transcoders/.done | $(STUDY)/activations/man
 sweep-summary: sweep  ## Experiment 1 over the sweep, summed up per configuration
 	$(TIMED) exp1_sweep -- $(PY) evaluate.py --config $(CONFIGS)/exp1_sweep.yaml $(STAGE)
 	$(PY) -m delta_transcoders.report.sweep_summary $(STUDY)/exp1_sweep
+
+ranking: $(READY) $(STUDY)/delta/.done  ## Rank the delta's features by what dropping or keeping each alone does
+	$(TIMED) ranking -- $(PY) evaluate.py --config $(CONFIGS)/ranking.yaml $(STAGE)
+	$(PY) -m delta_transcoders.report.ranking $(STUDY)/ranking
 
 test: $(READY)  ## Run the tests (minutes, offline)
 	OMP_NUM_THREADS=1 $(PY) -m pytest

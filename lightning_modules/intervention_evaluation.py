@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning import LightningModule
@@ -41,7 +41,11 @@ from delta_transcoders.metrics.reconstruction import GroupedReconstruction
 from delta_transcoders.metrics.tool_metrics import Answer, ToolMetrics, table_cells
 from delta_transcoders.report.figures import experiment_figures
 from delta_transcoders.report.tables import write_generations, write_metrics
+from delta_transcoders.toolcalls.examples import Example
 from lightning_modules.gathering import gather_records
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCORES = (
     "mean_kl",
@@ -230,15 +234,15 @@ class InterventionEvaluation(LightningModule):
         indices = batch["rows"].tolist()
         examples = [self.trainer.datamodule.examples[i] for i in indices]
         rows = [(c, i) for c in range(len(self.columns)) for i in range(len(indices))]
-        row_examples = [examples[i] for _, i in rows]
-        interventions = [self.columns[c].intervention for c, _ in rows]
-        scores = self.engine.teacher_forced(row_examples, interventions)
+        scores = self._teacher_forced(examples, rows)
         texts = [None] * len(rows)
         if self.hparams.generate:
-            prompts = [e.prompt for e in row_examples]
+            prompts = [examples[i].prompt for _, i in rows]
+            interventions = [self.columns[c].intervention for c, _ in rows]
             texts = self.engine.generate(prompts, interventions, self.hparams.max_new_tokens)
         by_group = defaultdict(list)
-        for (c, i), example, score, text in zip(rows, row_examples, scores, texts, strict=True):
+        for (c, i), score, text in zip(rows, scores, texts, strict=True):
+            example = examples[i]
             record = Answer(indices[i], text, score.nll, score.n_tokens).record(example)
             record |= {"kl": score.kl, "call_logprob": score.call_logprob}
             self.records.append({"column": c, **record})
@@ -249,6 +253,14 @@ class InterventionEvaluation(LightningModule):
             self._update_scores(group, self.columns[c].dictionaries, [score for _, score in pairs])
         if self.hparams.reconstruction:
             self._update_reconstruction(indices, examples)
+
+    def _teacher_forced(
+        self, examples: list[Example], rows: list[tuple[int, int]]
+    ) -> list[TeacherForced]:
+        """Scores of the rows, each a column and the index of an example."""
+        return self.engine.teacher_forced(
+            [examples[i] for _, i in rows], [self.columns[c].intervention for c, _ in rows]
+        )
 
     def _update_scores(
         self, group: int, dictionaries: DictionarySet | None, scores: list[TeacherForced]
@@ -340,8 +352,8 @@ class InterventionEvaluation(LightningModule):
             scores |= {name: values.reshape(-1) for name, values in measured.items()}
         records = gather_records(self.records)
         records.sort(key=lambda r: (r["column"], r["example"]))
-        by_group = _grouped(records)
-        splits = _grouped(
+        by_group = grouped(records)
+        splits = grouped(
             sorted(gather_records(self.split_records), key=lambda r: (r["column"], r["example"]))
         )
         table = []
@@ -361,12 +373,12 @@ class InterventionEvaluation(LightningModule):
                 if not self.hparams.generate:
                     row = {k: v for k, v in row.items() if "_rate" not in k}
                 table.append(row)
-                self._log_row(row, column.dictionaries)
+                self._log_row(row, column)
         if self.trainer.is_global_zero:
             self._write(table, records)
         self.trainer.strategy.barrier()
 
-    def _log_row(self, row: dict[str, Any], dictionaries: DictionarySet | None) -> None:
+    def _log_row(self, row: dict[str, Any], column: Column) -> None:
         for name in (
             "mean_ce",
             "dce",
@@ -381,23 +393,30 @@ class InterventionEvaluation(LightningModule):
             if value is not None and value == value:
                 parts = ["test", row["subset"], row["condition"]]
                 parts += [f"layer_{row['layer']}"] if row["layer"] else []
-                parts += [dictionaries.label] if dictionaries and len(self.sets) > 1 else []
+                if column.dictionaries and len(self.sets) > 1:
+                    parts.append(column.dictionaries.label)
                 self.log("/".join([*parts, name]), value, rank_zero_only=True)
 
     def _write(self, table: list[dict], records: list[dict]) -> None:
+        self._write_tables(table, records)
+        self._write_figures(experiment_figures(table))
+
+    def _write_tables(self, table: list[dict], records: list[dict]) -> None:
         write_metrics(self.hparams.output, table)
-        plots = Path(self.hparams.output) / "plots"
-        plots.mkdir(parents=True, exist_ok=True)
-        for name, figure in experiment_figures(table).items():
-            figure.savefig(plots / f"{name}.png", dpi=120)
-            if self.logger is not None:
-                self.logger.experiment.add_figure(f"test/{name}", figure)
         if self.hparams.generate:
             lines = [{**self.columns[r.pop("column")].labels, **r} for r in records]
             write_generations(self.hparams.output, lines)
 
+    def _write_figures(self, figures: dict[str, Figure]) -> None:
+        plots = Path(self.hparams.output) / "plots"
+        plots.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            figure.savefig(plots / f"{name}.png", dpi=120)
+            if self.logger is not None:
+                self.logger.experiment.add_figure(f"test/{name}", figure)
 
-def _grouped(records: list[dict]) -> dict[tuple[int, str], list[dict]]:
+
+def grouped(records: list[dict]) -> dict[tuple[int, str], list[dict]]:
     """By column and subset."""
     groups = defaultdict(list)
     for record in records:

@@ -96,6 +96,25 @@ def dose_response(rows: Sequence[Row], columns: dict[str, str]) -> Figure:
     return figure
 
 
+def effects_by_rank(rows: Sequence[Row]) -> Figure:
+    """A feature ranking: change of log p(call) against rank, a line of panels per layer, one per subset."""
+    layers, subsets = (_ordered([row[name] for row in rows]) for name in ("layer", "subset"))
+    figure, panels = _new(len(layers), len(subsets))
+    for layer, line in zip(layers, panels, strict=True):
+        for subset, axes in zip(subsets, line, strict=True):
+            chosen = [row for row in rows if row["layer"] == layer and row["subset"] == subset]
+            for ablation in _ordered([row["ablation"] for row in chosen]):
+                points = [row for row in chosen if row["ablation"] == ablation]
+                points.sort(key=lambda row: _number(row, "rank"))
+                x = [_number(row, "rank") for row in points]
+                _with_intervals(axes, x, points, "d_call_logprob", str(ablation))
+            axes.axhline(0.0, color="gray", lw=0.8, ls="--")
+            axes.set_title(f"layer {layer}, {subset}: Δ log p(call)", fontsize=9)
+            axes.set_xlabel("rank of the feature", fontsize=8)
+    panels[0][0].legend(fontsize=7)
+    return figure
+
+
 def heat_map(rows: Sequence[Row], column: str, title: str) -> Figure:
     """A column over d_new × percentile, for the summary of a sweep; nan where there is no row."""
     widths = sorted({int(row["d_new"]) for row in rows})

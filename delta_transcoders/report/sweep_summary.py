@@ -7,16 +7,13 @@ maps of the mean cosine and the mean ΔCE, `plots/sweep_mean_cos.png` and `plots
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from delta_transcoders.command import run
-from delta_transcoders.files import write_text
 from delta_transcoders.report.figures import heat_map
-from delta_transcoders.report.tables import format_table, read_metrics
+from delta_transcoders.report.tables import format_table, read_metrics, write_table
 
 COLUMNS = (
     "mean_dce_full",
@@ -113,11 +110,7 @@ def write_summary(folder: str | Path, subsets: Sequence[str] | None = None) -> l
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; run Experiment 1 on a sweep first")
     summary = summarise(read_metrics(path), subsets)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in summary)
-    write_text(Path(folder) / "summary.csv", text.getvalue())
+    write_table(Path(folder) / "summary.csv", COLUMNS, summary)
     plots = Path(folder) / "plots"
     plots.mkdir(exist_ok=True)
     for column, title in (("mean_cos", "mean cosine"), ("mean_dce", "mean ΔCE")):

@@ -56,15 +56,26 @@ COLUMNS = (
 def _text(value: object) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float):
         return "nan" if math.isnan(value) else f"{value:.6g}"
     return str(value)
 
 
+def write_table(path: str | Path, columns: Sequence[str], rows: Iterable[dict]) -> None:
+    """Write a CSV file with these columns: cells that a row lacks are empty, six significant digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_text(row.get(column)) for column in columns] for row in rows)
+    write_text(path, text.getvalue())
+
+
 def write_metrics(folder: str | Path, rows: Sequence[dict]) -> None:
     """Write `metrics.csv` and `metrics.json` with one row per (layer, subset, condition).
 
-    Columns stand in the order of `COLUMNS`; cells that a row lacks are empty. Six significant digits.
+    Columns stand in the order of `COLUMNS`, see `write_table`.
 
     Raises:
         ValueError: a row holds a column that `COLUMNS` does not name.
@@ -72,11 +83,7 @@ def write_metrics(folder: str | Path, rows: Sequence[dict]) -> None:
     unknown = sorted({key for row in rows for key in row} - set(COLUMNS))
     if unknown:
         raise ValueError(f"unknown columns {unknown}")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([_text(row.get(column)) for column in COLUMNS] for row in rows)
-    write_text(Path(folder) / "metrics.csv", text.getvalue())
+    write_table(Path(folder) / "metrics.csv", COLUMNS, rows)
     cleaned = [
         {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
         for row in rows
@@ -91,7 +98,7 @@ def write_generations(folder: str | Path, records: Iterable[dict]) -> None:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, str]]:
-    """Rows of a `metrics.csv`, as text."""
+    """Rows of a `metrics.csv`, or of another table of `write_table`, as text."""
     with Path(path).open(encoding="utf-8", newline="") as handle:
         return list(csv.DictReader(handle))
 

@@ -1,0 +1,217 @@
+"""Feature rankings and how stable they are: `python -m delta_transcoders.report.ranking FOLDER [OTHER ...]`.
+
+Prints the first features of every list of FOLDER with their intervals, and measures the ranking twice:
+between halves of the examples, and against each OTHER ranking, whose delta was trained on the same
+model with another seed. Writes `FOLDER/stability.csv`.
+
+Shapes: F features, E examples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from delta_transcoders.command import run
+from delta_transcoders.files import write_text
+from delta_transcoders.metrics.feature_effects import match_rows, spearman, split_half
+from delta_transcoders.metrics.tool_metrics import RATES
+from delta_transcoders.report.tables import format_table, read_metrics, write_table
+from delta_transcoders.transcoders.delta import load_delta, random_directions
+
+MEASURES = ("d_call_logprob", "dce", *(f"d_{rate}" for rate in RATES))
+COLUMNS = (
+    "layer",
+    "feature",
+    "ablation",
+    "subset",
+    "rank",
+    "n_examples",
+    *(
+        f"{measure}{suffix}"
+        for measure in MEASURES
+        for suffix in ("", "_ci_low", "_ci_high", "_distinct")
+    ),
+    "mean_activation",
+    "density",
+)
+STABILITY_COLUMNS = (
+    "comparison",
+    "layer",
+    "ablation",
+    "subset",
+    "n_features",
+    "n_distinct",
+    "spearman",
+    "spearman_low",
+    "spearman_high",
+    "spearman_even_odd",
+    "cosine",
+    "cosine_random",
+)
+Place = tuple[int, str, str]
+"""Layer, ablation and subset: what one list of ranks is about."""
+
+
+def write_ranking(
+    folder: str | Path, rows: Sequence[dict], effects: Iterable[dict], delta: str
+) -> None:
+    """Write `ranking.csv`, `effects.jsonl` and `ranking.json`.
+
+    Args:
+        rows: of `COLUMNS`, without rates where no text was generated.
+        effects: each of the rows' layer, feature, ablation, subset and, as `d_call_logprob`, the change
+            of every example, in the order of the examples.
+        delta: folder of the deltas whose features these are.
+    """
+    columns = [column for column in COLUMNS if column in rows[0]]
+    write_table(Path(folder) / "ranking.csv", columns, rows)
+    lines = "".join(json.dumps(line) + "\n" for line in effects)
+    write_text(Path(folder) / "effects.jsonl", lines)
+    write_text(Path(folder) / "ranking.json", json.dumps({"delta": delta}) + "\n")
+
+
+def read_effects(folder: str | Path) -> dict[Place, np.ndarray]:
+    """Changes of log p(call) [F, E] by layer, ablation and subset.
+
+    Raises:
+        FileNotFoundError: no ranking in the folder.
+    """
+    path = Path(folder) / "effects.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; `evaluate.py` with a ranking.yaml writes it")
+    by_place: dict[Place, dict[int, list[float]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        place = row["layer"], row["ablation"], row["subset"]
+        by_place.setdefault(place, {})[row["feature"]] = row["d_call_logprob"]
+    return {
+        place: np.array([by_feature[feature] for feature in sorted(by_feature)])
+        for place, by_feature in by_place.items()
+    }
+
+
+def _live(effects_FE: np.ndarray) -> np.ndarray:
+    """Features that change anything: silent ones would agree with each other for no reason."""
+    return effects_FE.any(axis=1).nonzero()[0]
+
+
+def halves(folder: str | Path) -> list[dict]:
+    """`STABILITY_COLUMNS` of every list: mean, least and largest ρ between halves of the examples.
+
+    `n_distinct` features have an interval of `d_call_logprob` without 0; of features without any
+    effect one in twenty would.
+    """
+    distinct = [
+        (int(row["layer"]), row["ablation"], row["subset"])
+        for row in read_metrics(Path(folder) / "ranking.csv")
+        if row["d_call_logprob_distinct"] == "true"
+    ]
+    rows = []
+    for place, effects_FE in read_effects(folder).items():
+        live = _live(effects_FE)
+        correlations = split_half(effects_FE[live])
+        rows.append(
+            {
+                "comparison": "halves",
+                **dict(zip(("layer", "ablation", "subset"), place, strict=True)),
+                "n_features": len(live),
+                "n_distinct": distinct.count(place),
+                "spearman": float(correlations.mean()),
+                "spearman_low": float(correlations.min()),
+                "spearman_high": float(correlations.max()),
+                "spearman_even_odd": float(correlations[0]),
+            }
+        )
+    return rows
+
+
+def across(folder: str | Path, other: str | Path) -> list[dict]:
+    """`STABILITY_COLUMNS` of every list that both rankings have: their deltas' features, matched.
+
+    Features are matched by their decoder rows; `cosine` is the matched pairs' mean, `cosine_random` that
+    of a match with rows in random directions, which is what any two deltas would reach. `spearman` is
+    between the matched features' mean effects. Silent features are left out.
+
+    Raises:
+        ValueError: deltas of different models, or no list in common; names both folders.
+    """
+    ours, theirs = read_effects(folder), read_effects(other)
+    common = [place for place in ours if place in theirs]
+    if not common:
+        raise ValueError(f"{folder} and {other} rank no layer, ablation and subset in common")
+    deltas = [json.loads((Path(f) / "ranking.json").read_text())["delta"] for f in (folder, other)]
+    rows = []
+    for place in common:
+        layer = place[0]
+        (a, a_config), (b, b_config) = (load_delta(Path(d) / f"layer_{layer}") for d in deltas)
+        if a_config.model_fingerprint != b_config.model_fingerprint:
+            raise ValueError(
+                f"{deltas[0]} and {deltas[1]} are deltas of different models: decoder rows can be "
+                "compared only where both correct the same one"
+            )
+        live_a, live_b = _live(ours[place]), _live(theirs[place])
+        if not (len(live_a) and len(live_b)):
+            continue
+        index_a, index_b, cosines = match_rows(a.W_dec[live_a], b.W_dec[live_b])
+        random = random_directions(b, seed=layer).W_dec[live_b]
+        means_a = ours[place][live_a[index_a]].mean(axis=1)
+        means_b = theirs[place][live_b[index_b]].mean(axis=1)
+        rows.append(
+            {
+                "comparison": str(other),
+                **dict(zip(("layer", "ablation", "subset"), place, strict=True)),
+                "n_features": len(cosines),
+                "spearman": spearman(means_a, means_b),
+                "cosine": float(cosines.mean()),
+                "cosine_random": float(match_rows(a.W_dec[live_a], random)[2].mean()),
+            }
+        )
+    return rows
+
+
+def top_table(folder: str | Path, top: int) -> str:
+    """The first `top` features of every list, with their intervals."""
+    rows = read_metrics(Path(folder) / "ranking.csv")
+    chosen = [row for row in rows if int(row["rank"]) <= top]
+    chosen.sort(key=lambda r: (r["subset"], r["ablation"], int(r["layer"]), int(r["rank"])))
+    shown = []
+    for row in chosen:
+        line = {name: row[name] for name in ("subset", "ablation", "layer", "rank", "feature")}
+        for name in (measure for measure in MEASURES if measure in row):
+            value, low, high = (float(row[name + end]) for end in ("", "_ci_low", "_ci_high"))
+            mark = "" if row[f"{name}_distinct"] == "true" else " (holds 0)"
+            line[name] = f"{value:+.2g} [{low:+.2g}, {high:+.2g}]{mark}"
+        line |= {name: f"{float(row[name]):.3f}" for name in ("mean_activation", "density")}
+        shown.append(line)
+    return format_table(shown, list(shown[0]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="a ranking's folder, e.g. runs/tiny/ranking")
+    parser.add_argument(
+        "others", type=Path, nargs="*", help="rankings of deltas trained with other seeds"
+    )
+    parser.add_argument("--top", type=int, default=5, help="features to print of each list (5)")
+    args = parser.parse_args()
+    stability = halves(args.folder)
+    for other in args.others:
+        stability += across(args.folder, other)
+    write_table(args.folder / "stability.csv", STABILITY_COLUMNS, stability)
+    print("the first features of each list, changes with 95 % intervals\n")
+    print(top_table(args.folder, args.top))
+    shown = [
+        {k: f"{v:.3f}" if isinstance(v, float) else str(v) for k, v in row.items()}
+        for row in stability
+    ]
+    used = [c for c in STABILITY_COLUMNS if any(c in row for row in shown)]
+    print(f"\nhow stable the lists are (silent features left out)\n\n{format_table(shown, used)}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,219 @@
+"""The causal ranking of features, on a delta of which one feature is known to make the call likely."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import evaluate
+from delta_transcoders.language_models import load_model, load_tokenizer
+from delta_transcoders.report.ranking import across, halves, main, read_effects
+from delta_transcoders.report.tables import read_metrics
+from delta_transcoders.toolcalls.grammar import OPEN
+from delta_transcoders.transcoders.delta import load_delta, save_delta
+from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
+
+D_NEW, PLANTED, SILENT = 6, 3, 5
+LAYER = 1
+"""Where the planted feature is."""
+
+
+def call_direction(folder) -> torch.Tensor:
+    """What raises the logit of the call's first token above the others', of norm 1."""
+    embedding_VD = load_model(str(folder)).model.embed_tokens.weight.data
+    (token, *_) = load_tokenizer(str(folder))(OPEN, add_special_tokens=False).input_ids
+    direction_D = embedding_VD[token] - embedding_VD.mean(0)
+    return direction_D / direction_D.norm()
+
+
+def planted_delta(like: JumpReLUTranscoder, direction_D: torch.Tensor | None) -> JumpReLUTranscoder:
+    """Small random features, one of them silent, and one (where there is a direction) always active."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: 0.02 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in like.state_dict().items()
+    }
+    tensors["threshold"] = torch.zeros(D_NEW)
+    tensors["b_enc"][SILENT] = -100
+    if direction_D is not None:
+        tensors["W_enc"][:, PLANTED] = 0
+        tensors["b_enc"][PLANTED] = 2
+        tensors["W_dec"][PLANTED] = 3 * direction_D
+    return JumpReLUTranscoder(**tensors)
+
+
+@pytest.fixture(scope="module")
+def planted(dictionaries, tmp_path_factory):
+    """A folder of deltas like the study's, with the planted tensors."""
+    folder = tmp_path_factory.mktemp("planted")
+    direction_D = call_direction(dictionaries / "finetune" / "merged")
+    for layer in (0, 1):
+        delta, config = load_delta(dictionaries / "delta" / f"layer_{layer}")
+        direction = direction_D if layer == LAYER else None
+        save_delta(folder / f"layer_{layer}", planted_delta(delta, direction), config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rank(dictionaries, arguments):
+    def run(delta, output, **options):
+        given = {"model.delta": delta, "model.output": output, "model.layers": "[0, 1]"}
+        given |= {"data.batch_size": 4} | {k.replace("__", "."): v for k, v in options.items()}
+        evaluate.main(arguments("tiny/ranking.yaml", dictionaries, given))
+        return output
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def ranking(planted, rank, tmp_path_factory):
+    options = {"model__generate": "true", "model__max_new_tokens": 4}
+    return rank(planted, tmp_path_factory.mktemp("ranking"), **options)
+
+
+def rows_of(folder, **where) -> list[dict[str, str]]:
+    rows = read_metrics(folder / "ranking.csv")
+    return [row for row in rows if all(row[k] == str(v) for k, v in where.items())]
+
+
+def test_the_planted_feature_comes_first_dropped_and_kept(ranking):
+    for subset in ("tool", "copy"):
+        for ablation, sign in (("dropped", -1), ("kept", 1)):
+            rows = rows_of(ranking, layer=LAYER, ablation=ablation, subset=subset)
+            assert sorted(int(row["rank"]) for row in rows) == list(range(1, D_NEW + 1))
+            (first,) = (row for row in rows if row["rank"] == "1")
+            assert int(first["feature"]) == PLANTED
+            low, high = (float(first[f"d_call_logprob_ci_{end}"]) for end in ("low", "high"))
+            assert sign * low > 0.5
+            assert sign * high > 0.5
+            assert first["d_call_logprob_distinct"] == "true"
+            assert float(first["mean_activation"]) == 2
+            assert float(first["density"]) == 1
+            others = [abs(float(r["d_call_logprob"])) for r in rows if r is not first]
+            assert max(others) < 0.2 * abs(float(first["d_call_logprob"]))
+
+
+def test_a_silent_feature_changes_nothing_exactly(ranking):
+    rows = rows_of(ranking, feature=SILENT)
+    assert len(rows) == 2 * 2 * 2
+    for row in rows:
+        for measure in ("d_call_logprob", "dce", "d_tool_call_rate"):
+            for suffix in ("", "_ci_low", "_ci_high"):
+                assert float(row[measure + suffix]) == 0
+            assert row[f"{measure}_distinct"] == "false"
+        assert float(row["density"]) == float(row["mean_activation"]) == 0
+    for (layer, *_), effects_FE in read_effects(ranking).items():
+        assert (effects_FE[SILENT] == 0).all()
+        assert layer != LAYER or (effects_FE[PLANTED] != 0).all()
+
+
+def test_scores_are_differences_of_the_conditions(ranking):
+    conditions = {
+        (row["condition"], row["subset"]): row for row in read_metrics(ranking / "metrics.csv")
+    }
+    assert len(conditions) == (1 + 1 + 2 * (2 + 2 * D_NEW)) * 2
+    for row in rows_of(ranking):
+        layer, ablation, feature, subset = (
+            row[k] for k in ("layer", "ablation", "feature", "subset")
+        )
+        ablated = conditions[f"layer_{layer}_{ablation}_{feature}", subset]
+        name = "full" if ablation == "dropped" else f"layer_{layer}_no_features"
+        reference = conditions[name, subset]
+        for measure, of in (("d_call_logprob", "call_logprob"), ("dce", "mean_ce")):
+            difference = float(ablated[of]) - float(reference[of])
+            assert float(row[measure]) == pytest.approx(difference, abs=1e-4)
+        assert ablated["layer"] == "all"
+        assert int(row["n_examples"]) == 5
+
+
+def test_one_feature_kept_among_silent_ones_is_full_and_dropped_is_none(
+    dictionaries, planted, rank, tmp_path
+):
+    for layer in (0, 1):
+        delta, config = load_delta(planted / f"layer_{layer}")
+        tensors = delta.state_dict()
+        tensors["b_enc"] = torch.full((D_NEW,), -100.0)
+        tensors["b_enc"][PLANTED] = 2
+        save_delta(tmp_path / "delta" / f"layer_{layer}", JumpReLUTranscoder(**tensors), config)
+    effects = read_effects(rank(tmp_path / "delta", tmp_path / "ranking", data__subsets="[tool]"))
+    for layer in (0, 1):
+        dropped, kept = (effects[layer, ablation, "tool"] for ablation in ("dropped", "kept"))
+        assert kept[PLANTED] == pytest.approx(-dropped[PLANTED], abs=1e-5)
+        for others in (dropped, kept):
+            assert others.any(1).tolist() == [k == PLANTED for k in range(D_NEW)]
+
+
+def test_other_layers_may_stay_the_models_own(planted, rank, tmp_path):
+    options = {"model__layers": "[1]", "model__full_at": 1, "data__subsets": "[tool]"}
+    folder = rank(planted, tmp_path, **options)
+    layers = {row["layer"] for row in read_metrics(folder / "metrics.csv")}
+    assert layers == {"", "1"}
+    first = min(rows_of(folder, ablation="dropped"), key=lambda row: int(row["rank"]))
+    assert int(first["feature"]) == PLANTED
+    assert "d_tool_call_rate" not in first
+
+
+def test_the_report_prints_the_lists_and_writes_their_stability(ranking, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ranking", str(ranking), str(ranking), "--top", "1"])
+    main()
+    printed = capsys.readouterr().out
+    assert sum(line.startswith(("tool ", "copy ")) for line in printed.splitlines()) == 2 * 2 * 2
+    rows = read_metrics(ranking / "stability.csv")
+    assert len(rows) == 2 * 8
+    for row in rows[:8]:
+        assert row["comparison"] == "halves"
+        low, mean, high = (float(row[f"spearman{end}"]) for end in ("_low", "", "_high"))
+        assert -1 <= low <= mean <= high <= 1
+    for row in rows[8:]:
+        assert row["comparison"] == str(ranking)
+        assert float(row["spearman"]) == pytest.approx(1)
+        assert float(row["cosine"]) == pytest.approx(1)
+        assert float(row["cosine_random"]) < 0.6
+
+
+def test_features_in_another_order_are_found_again(ranking, planted, tmp_path):
+    order = [4, 0, 5, 1, 3, 2]
+    other = tmp_path / "other"
+    for layer in (0, 1):
+        delta, config = load_delta(planted / f"layer_{layer}")
+        tensors = delta.state_dict()
+        for name in ("b_enc", "W_dec", "threshold"):
+            tensors[name] = tensors[name][order]
+        tensors["W_enc"] = tensors["W_enc"][:, order]
+        save_delta(other / "delta" / f"layer_{layer}", JumpReLUTranscoder(**tensors), config)
+    lines = [json.loads(line) for line in (ranking / "effects.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["feature"] = order.index(line["feature"])
+    (other / "effects.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (other / "ranking.json").write_text(json.dumps({"delta": str(other / "delta")}))
+    for row in across(ranking, other):
+        assert row["cosine"] == pytest.approx(1, abs=1e-6)
+        assert row["spearman"] == pytest.approx(1)
+    assert all(row["n_features"] == 5 for row in halves(ranking) if row["layer"] == LAYER)
+
+
+def test_deltas_of_different_models_are_not_matched(ranking, planted, tmp_path):
+    other = shutil.copytree(ranking, tmp_path / "other")
+    shutil.copytree(planted, other / "delta")
+    for path in (other / "delta").glob("layer_*/config.json"):
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | {"model_fingerprint": "0" * 64}))
+    (other / "ranking.json").write_text(json.dumps({"delta": str(other / "delta")}))
+    with pytest.raises(ValueError, match="are deltas of different models"):
+        across(ranking, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model__layers": "[]"}, "layers is empty"),
+        ({"model__layers": "[1, 1]"}, "'layer_1_no_delta' is asked for twice"),
+        ({"model__full_at": 0}, "layers 1: no dictionary for layer 1; there is one for 0"),
+        ({"model__layers": "[7]"}, "there is no layer 7"),
+    ],
+)
+def test_bad_options_are_named(planted, rank, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        rank(planted, tmp_path / "result", **options)
+    assert not (tmp_path / "result").exists()
