@@ -148,6 +148,73 @@ def heat_map(rows: Sequence[Row], column: str, title: str) -> Figure:
     return figure
 
 
+def split_per_layer(rows: Sequence[Row], measures: dict[str, str], pooled: str) -> Figure:
+    """Finetuning's part and the dictionary's own error of the gap to raw, as `split.csv` has them.
+
+    A panel per measure and subset, a pair of bars per group of layers, a diamond for the whole gap;
+    whiskers for the rows whose seed is `pooled`, small points for the single seeds.
+    """
+    parts = {"finetuning": (-0.2, "tab:blue"), "dictionary_error": (0.2, "tab:orange")}
+    subsets = _ordered([row["subset"] for row in rows])
+    layers = _ordered([row["layer"] for row in rows])
+    figure, panels = _new(len(measures), len(subsets))
+    for (measure, title), line in zip(measures.items(), panels, strict=True):
+        for subset, axes in zip(subsets, line, strict=True):
+            chosen = [r for r in rows if (r["subset"], r["measure"]) == (subset, measure)]
+            for part, (shift, color) in (parts | {"total": (0.0, "black")}).items():
+                points = [r for r in chosen if (r["part"], r["seed"]) == (part, pooled)]
+                x = [layers.index(r["layer"]) + shift for r in points]
+                y = [r["estimate"] for r in points]
+                if part in parts:
+                    axes.bar(x, y, width=0.36, color=color, alpha=0.6, label=part.replace("_", " "))
+                marker = {"fmt": "none"} if part in parts else {"fmt": "D", "ms": 3, "label": part}
+                whiskers = _whiskers(points)
+                axes.errorbar(x, y, yerr=whiskers, ecolor="black", color=color, capsize=2, **marker)
+                singly = [r for r in chosen if r["part"] == part and r["seed"] != pooled]
+                x = [layers.index(r["layer"]) + shift + 0.06 for r in singly]
+                axes.plot(x, [r["estimate"] for r in singly], ".", color="dimgray", ms=4)
+            axes.axhline(0, color="gray", lw=0.8)
+            axes.set_xticks(range(len(layers)), layers, fontsize=8)
+            axes.set_title(f"{subset}: Δ {title}, no_delta − raw", fontsize=9)
+            axes.set_xlabel("layers replaced", fontsize=8)
+    panels[0][0].legend(fontsize=7)
+    return figure
+
+
+def control_dots(rows: Sequence[Row], measures: dict[str, str], pooled: str) -> Figure:
+    """Differences to one reference for one group of layers, as `differences.csv` has them.
+
+    A panel per measure and subset, a line per condition; whiskers for the rows whose seed is `pooled`,
+    small points for the single seeds.
+    """
+    subsets = _ordered([row["subset"] for row in rows])
+    conditions = _ordered([row["condition"] for row in rows])
+    figure, panels = _new(len(measures), len(subsets))
+    for (measure, title), line in zip(measures.items(), panels, strict=True):
+        for subset, axes in zip(subsets, line, strict=True):
+            mine = [r for r in rows if (r["subset"], r["measure"]) == (subset, measure)]
+            singly = [r for r in mine if r["seed"] != pooled]
+            y = [conditions.index(r["condition"]) + 0.25 for r in singly]
+            axes.plot([r["estimate"] for r in singly], y, ".", color="dimgray", ms=4)
+            points = [r for r in mine if r["seed"] == pooled]
+            y = [conditions.index(r["condition"]) for r in points]
+            x = [r["estimate"] for r in points]
+            axes.errorbar(x, y, xerr=_whiskers(points), fmt="o", ms=3, capsize=2, lw=1)
+            axes.axvline(0, color="gray", lw=0.8, ls="--")
+            axes.set_yticks(range(len(conditions)), conditions, fontsize=7)
+            axes.invert_yaxis()
+            axes.tick_params(axis="x", labelsize=7)
+            axes.set_title(f"{subset}: Δ {title} to {rows[0]['reference']}", fontsize=9)
+    return figure
+
+
+def _whiskers(rows: Sequence[Row]) -> list[list[float]]:
+    """Lengths below and above the estimates."""
+    # A percentile interval may miss its estimate; matplotlib refuses negative lengths.
+    below = [max(0.0, row["estimate"] - row["ci_low"]) for row in rows]
+    return [below, [max(0.0, row["ci_high"] - row["estimate"]) for row in rows]]
+
+
 def experiment_figures(rows: Sequence[Row]) -> dict[str, Figure]:
     """The figures that an experiment's rows allow, by name."""
     figures: dict[str, Callable[[], Figure]] = {}

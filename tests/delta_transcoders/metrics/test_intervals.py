@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from delta_transcoders.metrics import intervals
-from delta_transcoders.metrics.intervals import paired_bootstrap, paired_bootstrap_ratio, wilson
+from delta_transcoders.metrics.intervals import (
+    bootstrap_counts,
+    newcombe_paired,
+    paired_bootstrap,
+    paired_bootstrap_ratio,
+    wilson,
+)
 
 Z = 1.959963984540054
 
@@ -57,6 +63,44 @@ def test_confidence_is_checked(confidence):
         wilson(1, 2, confidence)
     with pytest.raises(ValueError, match=f"got {confidence}"):
         paired_bootstrap([1.0], [1.0], confidence=confidence)
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [
+        ((36, 12, 2, 0), 0.0569, 0.3404),  # Newcombe (1998), paired data
+        ((1, 1, 7, 12), -0.507, -0.026),  # Fagerland, Lydersen and Laake (2014)
+    ],
+)
+def test_newcombe_known_values(counts, low, high):
+    assert newcombe_paired(*counts) == pytest.approx((low, high), abs=5e-4)
+
+
+def test_newcombe_where_all_differences_are_equal():
+    low_all, _ = wilson(200, 200)
+    # An empty margin leaves no correlation: the distances of both rates' ends, squared and added.
+    assert newcombe_paired(200, 0, 0, 0) == pytest.approx((low_all - 1, 1 - low_all))
+    distance = math.sqrt(2) * (1 - low_all)
+    assert newcombe_paired(0, 200, 0, 0) == pytest.approx((1 - distance, 1.0))
+    # Both rates 1/2 on the same examples: φ = (100·100 - 100) / 100², the ends' distances equal.
+    low, high = wilson(100, 200)
+    half = (high - low) / 2 * math.sqrt(2 * (1 - 0.99))
+    assert newcombe_paired(100, 0, 0, 100) == pytest.approx((-half, half))
+
+
+def test_newcombe_mirrors_and_refuses():
+    low, high = newcombe_paired(5, 9, 2, 7)
+    assert newcombe_paired(5, 2, 9, 7) == pytest.approx((-high, -low))
+    assert all(math.isnan(end) for end in newcombe_paired(0, 0, 0, 0))
+    with pytest.raises(ValueError, match=r"got \(1, -1, 0, 0\)"):
+        newcombe_paired(1, -1, 0, 0)
+
+
+def test_counts_are_the_draws_of_the_bootstrap(rng):
+    values = rng.normal(size=40)
+    means = bootstrap_counts(40, seed=3, resamples=500) @ values / 40
+    _, low, high = paired_bootstrap(values, 0 * values, seed=3, resamples=500)
+    assert tuple(np.quantile(means, [0.025, 0.975])) == pytest.approx((low, high))
 
 
 @pytest.fixture
