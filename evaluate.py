@@ -21,8 +21,11 @@ def main(args: Sequence[str] | None = None):
     from lightning_modules.cli import StudyCLI
 
     cli = StudyCLI(args)
-    loop = cli.trainer.predict if is_overridden("predict_step", cli.model) else cli.trainer.test
-    loop(cli.model, cli.datamodule)
+    if is_overridden("predict_step", cli.model):
+        cli.trainer.predict(cli.model, cli.datamodule)
+    else:
+        # Not verbose: the modules write tables of their own, and hundreds of lines would bury them.
+        cli.trainer.test(cli.model, cli.datamodule, verbose=False)
     return cli
 
 

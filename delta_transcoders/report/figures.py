@@ -234,4 +234,9 @@ def experiment_figures(rows: Sequence[Row]) -> dict[str, Figure]:
         figures["reconstruction_per_layer"] = lambda: per_layer(
             rows, {"fvu": "FVU", "mean_cos": "cosine", "mean_l2": "relative L2"}
         )
+    if any(not math.isnan(_number(row, "finetune_share")) for row in rows):
+        shares = [row for row in rows if not math.isnan(_number(row, "finetune_share"))]
+        figures["finetune_share_per_layer"] = lambda: per_layer(
+            shares, {"finetune_share": "finetuning's share of the repair"}
+        )
     return {name: draw() for name, draw in figures.items()}

@@ -13,9 +13,12 @@ from pathlib import Path
 from delta_transcoders.files import write_text
 from delta_transcoders.report.summary import (
     EXPERIMENTS,
+    LEGEND,
+    SPLIT_TITLE,
     behaviour_table,
     intervention_table,
     reconstruction_table,
+    split_table,
     times_line,
 )
 
@@ -38,7 +41,10 @@ def render(study: Path) -> str:
     for name, title in EXPERIMENTS.items():
         figures = sorted((study / name / "plots").glob("*.png"))
         parts.append((title, intervention_table(study, name), figures))
+    figures = sorted((study / "exp2a" / "comparisons").glob("*.png"))
+    parts.append((SPLIT_TITLE, split_table(study), figures))
     body = [f"<h1>{html.escape(str(study))}</h1>", f"<p>{html.escape(times_line(study))}</p>"]
+    body.append(f"<p>{html.escape(LEGEND)}</p>")
     for title, table, figures in parts:
         if table:
             body.append(f"<h2>{html.escape(title)}</h2>\n<pre>{html.escape(table)}</pre>")

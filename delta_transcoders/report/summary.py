@@ -30,6 +30,10 @@ EXPERIMENTS = {
     "exp2a": "Experiment 2A: behaviour",
     "exp2b": "Experiment 2B: dose–response",
 }
+HOLDS_ZERO = "~0"
+LEGEND = f"[95 % interval]; {HOLDS_ZERO}: not distinguishable from 0, the interval holds it"
+SPLIT_TITLE = "What no_delta changes, split into finetuning and the dictionary's own error"
+SPLIT_COLUMNS = ("layer", "subset", "measure", "total", "finetuning", "dictionary_error")
 RATES = ("tool_call_rate", "valid_tool_format_rate", "math_correct_rate", "exact_copy_rate")
 
 
@@ -45,6 +49,14 @@ def _with_interval(row: dict[str, str], column: str) -> str:
     value = _rounded(row.get(column, ""))
     low, high = (_rounded(row.get(f"{column}_ci_{end}", "")) for end in ("low", "high"))
     return f"{value} [{low}, {high}]" if value and low else value
+
+
+def _difference(row: dict[str, str], column: str) -> str:
+    """As `_with_interval`, with a mark where the interval holds 0."""
+    text = _with_interval(row, column)
+    if "[" in text and float(row[f"{column}_ci_low"]) <= 0 <= float(row[f"{column}_ci_high"]):
+        return f"{text} {HOLDS_ZERO}"
+    return text
 
 
 def behaviour_table(study: Path) -> str:
@@ -78,16 +90,32 @@ def reconstruction_table(study: Path) -> str:
 
 def intervention_table(study: Path, table: str, layers: Sequence[str] | None = None) -> str:
     """An experiment's rates, cross-entropy and distance to raw; of the given `layer`s where not None."""
-    columns = ("layer", "subset", "condition", "mean_ce", "dce", "mean_kl", "call_logprob", *RATES)
+    plain = ("mean_ce", "mean_kl", "call_logprob", "fvu")
+    differences = ("dce", "finetune_share")
+    columns = ("layer", "subset", "condition", *plain, *differences, *RATES)
     rows = [
         row
-        | {c: _rounded(row[c]) for c in ("mean_ce", "mean_kl", "call_logprob")}
-        | {c: _with_interval(row, c) for c in ("dce", *RATES)}
+        | {c: _rounded(row[c]) for c in plain}
+        | {c: _with_interval(row, c) for c in RATES}
+        | {c: _difference(row, c) for c in differences}
         for row in _rows(table, study)
         if layers is None or row["layer"] in layers
     ]
     used = [c for c in columns if any(row.get(c) for row in rows)]
     return format_table(rows, used) if rows else ""
+
+
+def split_table(study: Path, layers: Sequence[str] | None = None) -> str:
+    """Experiment 2A's gap from raw to no_delta: finetuning's part and the dictionary's own error."""
+    path = study / "exp2a" / "comparisons" / "split.csv"
+    lines: dict[tuple, dict[str, str]] = {}
+    for row in read_metrics(path) if path.is_file() else []:
+        if layers is None or row["layer"] in layers:
+            labels = {key: row[key] for key in ("layer", "subset", "measure")}
+            ends = {f"estimate_ci_{end}": row[f"ci_{end}"] for end in ("low", "high")}
+            line = lines.setdefault(tuple(labels.values()), labels)
+            line[row["part"]] = _difference(row | ends, "estimate")
+    return format_table(list(lines.values()), SPLIT_COLUMNS) if lines else ""
 
 
 def times_line(study: Path) -> str:
@@ -133,7 +161,9 @@ def main() -> int:
     for name, title in EXPERIMENTS.items():
         if table := intervention_table(args.study, name, layers=("", "all")):
             print(f"\n{title} (raw, and all layers together)\n\n{table}")
-    print(f"\n{times_line(args.study)}")
+    if table := split_table(args.study, layers=("all",)):
+        print(f"\n{SPLIT_TITLE}, all layers together\n\n{table}")
+    print(f"\n{LEGEND}\n\n{times_line(args.study)}")
     if args.check:
         import yaml
 

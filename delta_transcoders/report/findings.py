@@ -1,0 +1,312 @@
+"""The original study's claims and our numbers: `python -m delta_transcoders.report.findings STUDY ...`.
+
+Reads `docs/findings.yaml`: claims, what is said of them, and the conditions that each verdict rests on. A
+figure in it is named, not written: `{exp2a all tool full tool_call_rate}` is the folder of an experiment
+within a study, the layers (`-` for raw), the subset, the condition and the column of its `metrics.csv`.
+`full:raw` in place of a condition is a difference and `split:finetuning` a part of the gap from raw to
+no_delta, both as `report.comparisons` has them; `full@32_mlp_difference` tells apart an experiment's
+dictionaries by d_new and target.
+
+Each STUDY is one seed of the pipeline. Writes `docs/findings.csv`, every figure per seed and pooled, and
+`docs/FINDINGS.md`. With `--check` nothing is written: the conditions are tried on the studies, and one
+that does not hold ends with exit status 1; claims about experiments that were not run are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from delta_transcoders.command import run
+from delta_transcoders.files import write_text
+from delta_transcoders.metrics.intervals import wilson
+from delta_transcoders.report.answers import read_experiments
+from delta_transcoders.report.comparisons import POOLED, difference_rows, split_rows
+from delta_transcoders.report.tables import read_metrics, write_table
+
+DOCS = Path("docs")
+CSV_COLUMNS = ("figure", "seed", "value", "low", "high")
+_FIGURE = re.compile(r"\{([^{}]+)\}")
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+
+
+class Value(NamedTuple):
+    """A figure: over several seeds their mean, and an interval that says how sure it is.
+
+    The interval of a rate is Wilson's of all seeds' examples, of a difference that of
+    `report.comparisons`, of anything else the range of the seeds.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        shown = [f"{x:z.2f}" if abs(x) >= 1 else f"{x:z.3f}" for x in self]
+        return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+Figures = Mapping[str, Mapping[str, Value]]
+"""By name, then by seed, `pooled` among them."""
+
+
+class _Name(NamedTuple):
+    """The parts of a figure's name."""
+
+    table: str
+    layer: str
+    subset: str
+    condition: str
+    against: str
+    """What the condition is compared with (of `split`: which part); empty for a plain figure."""
+    dictionaries: str
+    column: str
+
+    @classmethod
+    def parse(cls, text: str) -> _Name:
+        parts = text.split()
+        if len(parts) != 5:
+            raise ValueError(
+                f"figure {{{text}}}: expected experiment, layers, subset, condition and column"
+            )
+        table, layer, subset, condition, column = parts
+        condition, _, dictionaries = condition.partition("@")
+        condition, _, against = condition.partition(":")
+        layer = "" if layer == "-" else layer
+        return cls(table, layer, subset, condition, against, dictionaries, column)
+
+    def chosen(self, rows: Iterable[dict], **where: str) -> dict:
+        """The only row of that name.
+
+        Raises:
+            ValueError: there is none, or more than one.
+        """
+        wanted = {"layer": self.layer, "subset": self.subset} | where
+        found = [
+            row
+            for row in rows
+            if all(row[key] == value for key, value in wanted.items())
+            and self.dictionaries in ("", f"{row['d_new']}_{row['target']}")
+        ]
+        if len(found) != 1:
+            raise ValueError(f"{len(found)} rows, not one, are {' '.join(filter(None, self))}")
+        return found[0]
+
+
+class Studies:
+    """The result tables of some studies, one per seed, read when they are first needed."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.folders = folders
+        self._levels: dict[str, list[list[dict]]] = {}
+        self._compared: dict[str, tuple[list[dict], list[dict]]] = {}
+
+    def has(self, table: str) -> bool:
+        return all((folder / table / "metrics.csv").is_file() for folder in self.folders)
+
+    def figure(self, text: str) -> dict[str, Value]:
+        """By seed and pooled.
+
+        Raises:
+            FileNotFoundError: a study without that experiment.
+            ValueError: a name that no row has, or several.
+        """
+        name = _Name.parse(text)
+        return self._difference(name) if name.against else self._level(name)
+
+    def _level(self, name: _Name) -> dict[str, Value]:
+        if name.table not in self._levels:
+            self._levels[name.table] = [
+                read_metrics(folder / name.table / "metrics.csv") for folder in self.folders
+            ]
+        rows = [name.chosen(table, condition=name.condition) for table in self._levels[name.table]]
+        if name.column not in rows[0] or rows[0][name.column] == "":
+            raise ValueError(f"{name.table} has no {name.column} of {name.condition}")
+        values = [float(row[name.column]) for row in rows]
+        seeds = {
+            folder.name: Value(
+                value,
+                *(float(row.get(f"{name.column}_ci_{end}") or value) for end in ("low", "high")),
+            )
+            for folder, value, row in zip(self.folders, values, rows, strict=True)
+        }
+        if name.column.endswith("_rate"):
+            n = [int(row["n_examples"]) for row in rows]
+            hits = sum(round(v * k) for v, k in zip(values, n, strict=True))
+            pooled = Value(hits / sum(n), *wilson(hits, sum(n)))
+        else:
+            pooled = Value(sum(values) / len(values), min(values), max(values))
+        return {POOLED: pooled} | seeds
+
+    def _difference(self, name: _Name) -> dict[str, Value]:
+        if name.table not in self._compared:
+            experiments = read_experiments([folder / name.table for folder in self.folders])
+            self._compared[name.table] = difference_rows(experiments), split_rows(experiments)[0]
+        differences, split = self._compared[name.table]
+        if name.condition == "split":
+            rows, where = split, {"part": name.against}
+        else:
+            rows, where = differences, {"condition": name.condition, "reference": name.against}
+        where["measure"] = name.column
+        found = {}
+        for seed in dict.fromkeys(row["seed"] for row in rows):
+            row = name.chosen(rows, seed=seed, **where)
+            found[seed] = Value(row["estimate"], row["ci_low"], row["ci_high"])
+        if len(self.folders) == 1:
+            found[self.folders[0].name] = found[POOLED]
+        return found
+
+
+class Condition(NamedTuple):
+    """`FIGURE >= BOUND`, or `FIGURE.low > BOUND` of an end of its interval."""
+
+    figure: str
+    part: str
+    comparison: str
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> Condition:
+        """
+        >>> Condition.parse("exp2a all tool full tool_call_rate.low >= 0.9")
+        Condition(figure='exp2a all tool full tool_call_rate', part='low', comparison='>=', bound=0.9)
+        """
+        *parts, comparison, bound = text.split()
+        if comparison not in _COMPARISONS:
+            raise ValueError(f"condition {text!r}: expected one of {' '.join(_COMPARISONS)}")
+        figure, part = " ".join(parts), "value"
+        if figure.endswith((".low", ".high")):
+            figure, _, part = figure.rpartition(".")
+        return cls(figure, part, comparison, float(bound))
+
+    def holds(self, value: Value) -> bool:
+        return _COMPARISONS[self.comparison](getattr(value, self.part), self.bound)
+
+
+def read_document(path: Path) -> dict:
+    """`findings.yaml`: `title`, `introduction`, `claims` (`claim`, `right_site`, `original_site`,
+    `controls`, `verdict`, `conditions`) and `tables` (`title`, `text`, `header`, `rows`, or `each` and a
+    `row` in which $ stands for one of them).
+    """
+    import yaml
+
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for table in document["tables"]:
+        if "each" in table:
+            table["rows"] = [
+                [cell.replace("$", str(item)) for cell in table["row"]] for item in table["each"]
+            ]
+    return document
+
+
+def conditions_of(document: dict) -> list[Condition]:
+    return [Condition.parse(text) for claim in document["claims"] for text in claim["conditions"]]
+
+
+def figures_of(document: dict) -> list[str]:
+    """The names of all figures, in the order in which they first appear."""
+    texts = [document["introduction"]]
+    for claim in document["claims"]:
+        texts += [text for key, text in claim.items() if key != "conditions"]
+    for table in document["tables"]:
+        texts += [table["text"], *(cell for row in table["rows"] for cell in row)]
+    named = [name for text in texts for name in _FIGURE.findall(text)]
+    return list(dict.fromkeys([*named, *(c.figure for c in conditions_of(document))]))
+
+
+def render(document: dict, figures: Figures) -> str:
+    """The Markdown page.
+
+    Raises:
+        ValueError: a condition that a verdict rests on does not hold.
+    """
+    if broken := broken_conditions(conditions_of(document), figures):
+        raise ValueError("the verdicts do not follow from the figures: " + "; ".join(broken))
+
+    def filled(text: str) -> str:
+        return _FIGURE.sub(lambda match: str(figures[match[1]][POOLED]), " ".join(text.split()))
+
+    def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+        lines = [list(header), ["---"] * len(header), *([filled(cell) for cell in r] for r in rows)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    parts = [f"# {document['title']}", document["introduction"].strip()]
+    columns = {
+        "claim": "the original's claim",
+        "right_site": "the tiny study, right hook site",
+        "original_site": "the tiny study, the original's way",
+        "controls": "controls",
+        "verdict": "verdict",
+    }
+    rows = [[claim[key] for key in columns] for claim in document["claims"]]
+    parts.append(table(["", *columns.values()], [[str(i), *r] for i, r in enumerate(rows, 1)]))
+    for section in document["tables"]:
+        parts += [f"## {section['title']}", filled(section["text"])]
+        parts.append(table(section["header"], section["rows"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def broken_conditions(conditions: Sequence[Condition], figures: Figures) -> list[str]:
+    """The conditions that do not hold, each with what was found."""
+    return [
+        f"{c.figure} is {figures[c.figure][POOLED]}, not {c.part} {c.comparison} {c.bound:g}"
+        for c in conditions
+        if not c.holds(figures[c.figure][POOLED])
+    ]
+
+
+def write_figures(path: Path, figures: Figures) -> None:
+    rows = [
+        {"figure": name, "seed": seed} | value._asdict()
+        for name, by_seed in figures.items()
+        for seed, value in by_seed.items()
+    ]
+    write_table(path, CSV_COLUMNS, rows)
+
+
+def read_figures(path: Path) -> dict[str, dict[str, Value]]:
+    figures: dict[str, dict[str, Value]] = {}
+    for row in read_metrics(path):
+        value = Value(*(float(row[key]) for key in Value._fields))
+        figures.setdefault(row["figure"], {})[row["seed"]] = value
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("studies", type=Path, nargs="+", metavar="STUDY", help="one per seed")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of findings.yaml")
+    parser.add_argument("--check", action="store_true", help="only try the verdicts' conditions")
+    args = parser.parse_args()
+    document = read_document(args.docs / "findings.yaml")
+    studies = Studies(args.studies)
+    if args.check:
+        conditions = [
+            c for c in conditions_of(document) if studies.has(_Name.parse(c.figure).table)
+        ]
+        figures = {c.figure: studies.figure(c.figure) for c in conditions}
+        if broken := broken_conditions(conditions, figures):
+            raise ValueError("docs/FINDINGS.md does not hold here: " + "; ".join(broken))
+        print(
+            f"{len(conditions)} conditions of docs/FINDINGS.md hold in {', '.join(map(str, args.studies))}"
+        )
+        return
+    write_figures(
+        args.docs / "findings.csv", {name: studies.figure(name) for name in figures_of(document)}
+    )
+    figures = read_figures(args.docs / "findings.csv")
+    write_text(args.docs / "FINDINGS.md", render(document, figures))
+    print(f"written: {args.docs / 'FINDINGS.md'}")
+
+
+if __name__ == "__main__":
+    run(main)
