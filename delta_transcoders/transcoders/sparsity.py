@@ -129,7 +129,7 @@ def largest_positive(values_N: Tensor, n: int, floor: Tensor | float) -> tuple[T
         index = (values_N > 0).nonzero().squeeze(1)
     candidates = values_N[index]
     if len(index) > n:
-        candidates, chosen = candidates.topk(n)
+        candidates, chosen = candidates.topk(n, sorted=False)
         index = index[chosen]
     return candidates, index
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
-from delta_transcoders.transcoders.products import GramLoss, products
+from delta_transcoders.transcoders.products import GramLoss, Preactivations
 from delta_transcoders.transcoders.sparsity import SparsityConfig, build_sparsity
 
 AUX_WEIGHT = 1 / 32
@@ -237,7 +237,7 @@ class DictionaryStack(nn.Module):
             )
 
     def _preactivations(self, x_LBI: Tensor) -> Tensor:
-        return products(self.W_enc, x_LBI, self.layer_V) + self.b_enc[..., None]
+        return Preactivations.apply(self.W_enc, self.b_enc, x_LBI, self.layer_V)
 
     def _gram_loss(self, a_VFB: Tensor, targets_TBD: Tensor) -> Tensor:
         return GramLoss.apply(a_VFB, self.W_dec, targets_TBD, self.target_scale_V, self.target_V)
