@@ -15,6 +15,8 @@ that does not hold ends with exit status 1; claims about experiments that were n
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,6 +53,8 @@ class Value(NamedTuple):
     high: float
 
     def __str__(self) -> str:
+        if math.isnan(self.value):
+            return "–"
         shown = [f"{x:z.2f}" if abs(x) >= 1 else f"{x:z.3f}" for x in self]
         return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
@@ -194,18 +198,25 @@ class Condition(NamedTuple):
 
 def read_document(path: Path) -> dict:
     """`findings.yaml`: `title`, `introduction`, `claims` (`claim`, `right_site`, `original_site`,
-    `controls`, `verdict`, `conditions`) and `tables` (`title`, `text`, `header`, `rows`, or `each` and a
-    `row` in which $ stands for one of them).
+    `controls`, `verdict`, `conditions`) and `tables` (`title`, `text`, `header`, `each`, `row`). A
+    table gets `rows`: its `row` for every combination of the items of `each`'s lists, $1, $2, … being
+    the words of a combination.
     """
     import yaml
 
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     for table in document["tables"]:
-        if "each" in table:
-            table["rows"] = [
-                [cell.replace("$", str(item)) for cell in table["row"]] for item in table["each"]
-            ]
+        words = [" ".join(map(str, items)).split() for items in itertools.product(*table["each"])]
+        table["rows"] = [[_substituted(cell, of_row) for cell in table["row"]] for of_row in words]
     return document
+
+
+def _substituted(cell: str, words: Sequence[str]) -> str:
+    """
+    >>> _substituted("{exp2a $2 $1 full fvu}", ["tool", "0"])
+    '{exp2a 0 tool full fvu}'
+    """
+    return re.sub(r"\$(\d)", lambda match: words[int(match[1]) - 1], cell)
 
 
 def conditions_of(document: dict) -> list[Condition]:
