@@ -20,7 +20,7 @@ export PYTHONHASHSEED := 0
 export PYTHONUNBUFFERED := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo seeds controls planted faults sweep sweep-summary ranking test lint clean table
+.PHONY: help demo seeds controls planted faults sweep sweep-summary ranking examples test lint clean table
 
 help:  ## Show this list
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -161,6 +161,10 @@ sweep-summary: sweep  ## Experiment 1 over the sweep, summed up per configuratio
 ranking: $(READY) $(STUDY)/delta/.done  ## Rank the delta's features by what dropping or keeping each alone does
 	$(TIMED) ranking -- $(PY) evaluate.py --config $(CONFIGS)/ranking.yaml $(STAGE)
 	$(PY) -m delta_transcoders.report.ranking $(STUDY)/ranking
+
+examples: $(READY) $(STUDY)/delta/.done  ## Run the notebooks of examples/ on the tiny study
+	@for notebook in examples/*.ipynb; do \
+	  STUDY=$(abspath $(STUDY)) $(PY) examples/run.py $$notebook || exit 1; done
 
 test: $(READY)  ## Run the tests (minutes, offline)
 	OMP_NUM_THREADS=1 $(PY) -m pytest
