@@ -127,6 +127,28 @@ def test_bos_and_padding_stay_without_a_mask_too(bridge, deltas, tokenizer, prom
     assert torch.equal(same_BT, kept_BT)
 
 
+def test_a_cache_kept_by_hand(bridge, deltas, engine, logits, prompts):
+    """Later passes have no BOS and need none; nor a mask, where nothing is padded."""
+    wanted, _ = logits(engine, prompts[:1], [from_spec("full", ALL)])
+    ids = engine.tokenizer(prompts[0], return_tensors="pt").input_ids
+    with torch.inference_mode(), attached(bridge, deltas) as application:
+        first = bridge.original_model(ids[:, :4], use_cache=True)
+        rest = bridge.original_model(ids[:, 4:], past_key_values=first.past_key_values)
+    got = torch.cat([first.logits, rest.logits], dim=1)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+    assert application.replaced_LR.tolist() == [[ids.shape[1] - 1]] * 3
+
+
+def test_the_activations_of_a_run_with_a_cache_are_the_replaced_ones(bridge, deltas, prompts):
+    name = "blocks.0.hook_mlp_out"
+    with torch.inference_mode():
+        _, plain = bridge.run_with_cache(prompts[0], names_filter=name)
+        with attached(bridge, deltas, "full", layers=[0]):
+            _, replaced = bridge.run_with_cache(prompts[0], names_filter=name)
+    changed = (plain[name] != replaced[name]).any(-1)[0].tolist()
+    assert changed == [False] + [True] * (len(changed) - 1)
+
+
 def test_real_tokens(tokenizer):
     bos, pad = tokenizer.bos_token_id, tokenizer.pad_token_id
     ids = torch.tensor([[pad, bos, 7, pad, 8], [bos, 7, 8, pad, pad], [pad] * 5])
