@@ -21,7 +21,7 @@ export PYTHONHASHSEED := 0
 export PYTHONUNBUFFERED := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo seeds controls planted faults sweep sweep-summary ranking findings test lint clean table
+.PHONY: help demo seeds controls planted faults sweep sweep-summary ranking findings examples test lint clean table
 
 help:  ## Show this list
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -189,6 +189,10 @@ findings: $(READY)  ## All of docs/FINDINGS.md from nothing: everything above on
 	  $(PY) -m delta_transcoders.report.comparisons --out runs/seeds/comparisons/$$experiment \
 	    $(foreach seed,$(SEEDS),runs/seeds/$(seed)/$$experiment) || exit 1; done
 	$(PY) -m delta_transcoders.report.findings $(SEEDS:%=runs/seeds/%)
+
+examples: $(READY) $(STUDY)/delta/.done  ## Run the notebooks of examples/ on the tiny study
+	@for notebook in examples/*.ipynb; do \
+	  STUDY=$(abspath $(STUDY)) $(PY) examples/run.py $$notebook || exit 1; done
 
 test: $(READY)  ## Run the tests (minutes, offline)
 	OMP_NUM_THREADS=1 $(PY) -m pytest

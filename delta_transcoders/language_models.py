@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from delta_transcoders.hub import is_hub_id
 from delta_transcoders.toolcalls.examples import Example
 
 if TYPE_CHECKING:
@@ -29,9 +30,10 @@ def check_model_source(source: str) -> None:
     """
     folder = Path(source)
     if not folder.is_dir():
-        if source.startswith((".", "/", "~", "runs/")) or source.count("/") != 1:
+        if not is_hub_id(source):
             raise FileNotFoundError(
-                f"no model folder {source!r}; an earlier stage writes it, or give a hub id (owner/name)"
+                f"no model folder {source!r}; an earlier stage writes it, or give a hub id (owner/name, "
+                "with no folder `owner` here)"
             )
         return
     if not (folder / "config.json").is_file():

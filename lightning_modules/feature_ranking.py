@@ -52,7 +52,7 @@ class FeatureRanking(InterventionEvaluation):
     `python -m delta_transcoders.report.ranking` reads them.
 
     Args:
-        delta: folder of the trained deltas.
+        delta: folder or hub id of the trained deltas.
         layers: numbers of the layers whose features are ranked.
         full_at: the layers that have base + delta: several numbers joined by `+`, or `all`.
         base_model: folder or hub id of the un-finetuned model, for deltas of its MLPs' change.

@@ -95,12 +95,12 @@ class InterventionEvaluation(LightningModule):
         reconstruction: also measure how well single layers' outputs are reconstructed.
         max_new_tokens: longest answer.
         rows_per_pass: rows of one forward pass.
-        deltas: folders of trained deltas, one per configuration of d_new, percentile and target.
+        deltas: folders or hub ids of trained deltas, one per configuration of d_new, percentile and target.
         percentile: which base dictionaries, where there are no deltas to say it.
         base_model: folder or hub id of the un-finetuned model, for the source `base_mlp`.
         finetuned_model: folder or hub id of the finetuned model, for the source `finetuned_mlp`.
-        controls: more sources for conditions to name, each with its folder: deltas of any model, or
-            corrections without features.
+        controls: more sources for conditions to name, each with its folder: deltas of any model (or
+            their hub id), or corrections without features.
         prompt_only: replace nothing in decoding steps, as the original study did by mistake.
         bare_text: cross-entropy without BOS and newline, likewise.
         dtype: of the models' weights.

@@ -8,9 +8,10 @@ F features.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from torch import Tensor
 from delta_transcoders.activations.hook_sites import HookSite
 from delta_transcoders.interventions.intervention import Intervention, Write
 from delta_transcoders.interventions.sources import Source, SourceBank, feature_masks
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 
 @dataclass
@@ -229,3 +233,27 @@ class Application:
                     f"row {int(idle_R.nonzero()[0])} was to be replaced at layer {layer}, but none "
                     "of its positions was: it holds nothing but BOS and padding"
                 )
+
+
+@contextmanager
+def hooked(
+    bridge: TransformerBridge,
+    application: Application,
+    before_pass: Callable[[object, tuple, dict[str, Any]], None],
+) -> Iterator[Application]:
+    """The application's hooks are on the model inside, and off it after, whatever happened.
+
+    Args:
+        before_pass: pre-hook of the decoder, which calls `application.before_pass`.
+
+    Raises:
+        RuntimeError: at the end, if something was to be replaced and nothing was.
+    """
+    decoder = bridge.original_model.model
+    handle = decoder.register_forward_pre_hook(before_pass, with_kwargs=True)
+    try:
+        with bridge.hooks(fwd_hooks=application.forward_hooks()):
+            yield application
+    finally:
+        handle.remove()
+    application.require_replaced()

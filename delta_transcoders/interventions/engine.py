@@ -18,7 +18,7 @@ from torch import Tensor
 
 from delta_transcoders.activations.hook_sites import HOOK_SITES, HookSite
 from delta_transcoders.generation import greedy_texts
-from delta_transcoders.interventions.application import Application
+from delta_transcoders.interventions.application import Application, hooked
 from delta_transcoders.interventions.intervention import RAW, Intervention
 from delta_transcoders.interventions.sources import MLPSource, SourceBank, check_sources
 from delta_transcoders.language_models import IGNORE, encode, supervised_logits, target_batch
@@ -151,15 +151,8 @@ class InterventionEngine:
             count_features,
             self.prompt_only,
         )
-        handle = self.model.model.register_forward_pre_hook(
-            application.before_pass, with_kwargs=True
-        )
-        try:
-            with self.bridge.hooks(fwd_hooks=application.forward_hooks()):
-                yield application
-        finally:
-            handle.remove()
-        application.require_replaced()
+        with hooked(self.bridge, application, application.before_pass):
+            yield application
 
     def generate(
         self, prompts: Sequence[str], interventions: Sequence[Intervention], max_new_tokens: int

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from delta_transcoders.activations.hook_sites import HOOK_SITES, HookSite
 from delta_transcoders.fingerprints import model_fingerprint
+from delta_transcoders.hub import local_folder
 from delta_transcoders.interventions.intervention import Intervention, Term, Write
 from delta_transcoders.interventions.sources import (
     AffineSource,
@@ -118,23 +119,25 @@ def load_delta_set(
     fingerprint: str | None = None,
     bases: dict[str, Source] | None = None,
 ) -> DictionarySet:
-    """All `layer_L` of a folder that delta training wrote.
+    """All `layer_L` of a folder that delta training wrote, or of a hub repository with its files.
 
     Args:
+        folder: folder or hub id of the deltas.
         base_transcoders: folder or hub id of the bases; each must be the one a delta was trained on.
-        model: the finetuned model, as loaded (no bridge).
+        model: the finetuned model, bridged (`bridge.original_model`) or not.
         base_mlps: gives the base model's MLPs, for deltas of the target `mlp_difference`.
         fingerprint: the model's, where it is known already.
         bases: those loaded before, by hash; shared with this set, and added to.
 
     Raises:
-        FileNotFoundError: no delta in the folder.
+        FileNotFoundError: no such folder, or no delta in it.
+        ConnectionError: a hub id that cannot be had.
         ValueError: a delta of another model or another base, or several configurations in one
             folder; names both.
     """
     fingerprint = fingerprint or model_fingerprint(model)
     bases = {} if bases is None else bases
-    deltas = _load_layers(folder, fingerprint)
+    deltas = load_layers(folder, fingerprint)
     sources: dict[str, dict[int, Source]] = {"base": {}, "delta": {}, "random_delta": {}}
     for layer, (path, delta, config) in deltas.items():
         if config.target == "mlp_difference":
@@ -171,7 +174,7 @@ def load_control(folder: str | Path, site: HookSite, d_model: int) -> dict[int, 
             layer: AffineSource(correction) for layer, (correction, _) in corrections.items()
         }
     else:
-        deltas = _load_layers(folder, None)
+        deltas = load_layers(folder)
         found = {layer: (config.hook_site, config.d_in) for layer, (_, _, config) in deltas.items()}
         sources = {layer: DictionarySource(delta) for layer, (_, delta, _) in deltas.items()}
     for layer, of_layer in found.items():
@@ -183,11 +186,18 @@ def load_control(folder: str | Path, site: HookSite, d_model: int) -> dict[int, 
     return sources
 
 
-def _load_layers(
-    folder: str | Path, fingerprint: str | None
+def load_layers(
+    folder: str | Path, fingerprint: str | None = None
 ) -> dict[int, tuple[Path, JumpReLUTranscoder, DeltaConfig]]:
-    """Path, delta and config by layer, all of one configuration and, where it is given, one model."""
-    folder = Path(folder)
+    """Path, delta and config of every `layer_L` of a folder or hub id, all of one configuration.
+
+    Args:
+        fingerprint: of the model they must have been trained on, where that matters.
+
+    Raises:
+        FileNotFoundError, ConnectionError, ValueError: as `load_delta_set`.
+    """
+    folder = local_folder(folder, patterns=["layer_*/*"])
     paths = sorted(folder.glob("layer_*"), key=lambda p: int(p.name.removeprefix("layer_")))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no layer_L folders; `train.py` writes deltas")
@@ -202,7 +212,7 @@ def _load_layers(
         if path.name != f"layer_{config.layer}":
             raise ValueError(f"{path} holds the delta of layer {config.layer}")
         deltas[config.layer] = (path, delta, config)
-    for name in ("hook_site", "d_new", "percentile", "target"):
+    for name in ("model_fingerprint", "hook_site", "d_new", "percentile", "target"):
         values = {getattr(config, name) for _, _, config in deltas.values()}
         if len(values) > 1:
             found = ", ".join(sorted(map(str, values)))

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from delta_transcoders.fingerprints import hash_tensors
+from delta_transcoders.hub import is_hub_id
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 
 KEYS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
@@ -235,8 +236,10 @@ def _listing(source: str) -> tuple[list[str], Path | None]:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return _local_paths(folder), folder
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise FileNotFoundError(f"no such folder: {source} (a hub id would read owner/name)")
+    if not is_hub_id(source):
+        raise FileNotFoundError(
+            f"no such folder: {source} (a hub id would read owner/name, with no folder `owner` here)"
+        )
     return _hub_listing(source)
 
 

@@ -1,0 +1,182 @@
+"""A card says what the study's files say, and what they do not say it does not invent."""
+
+import json
+
+import pytest
+import yaml
+
+from delta_transcoders.report.model_card import model_card
+from delta_transcoders.report.tables import write_metrics
+from delta_transcoders.toolcalls.examples import Example, write_jsonl
+
+NAN = float("nan")
+
+
+def delta_config(layer: int, **changes) -> dict:
+    return {
+        "layer": layer,
+        "d_new": 6,
+        "base_id": f"google/gemma-scope-2b-pt-transcoders/layer_{layer}/width_16k/average_l0_76/params.npz",
+        "base_hash": f"{layer}" * 64,
+        "model_fingerprint": "f" * 64,
+        "hook_site": "gemma_scope",
+        "hook_in": f"blocks.{layer}.ln2.hook_normalized",
+        "hook_out": f"blocks.{layer}.hook_mlp_out",
+        "sparsity": {"mode": "batch_topk", "l0": 8},
+        "target": "residual",
+        "percentile": 0.5,
+        "seed": 7,
+        "measured": {"fvu_base": 0.254, "fvu_full": 0.0298, "l0_base": 36.4708, "l0_delta": 7.59},
+    } | changes
+
+
+@pytest.fixture
+def study(tmp_path):
+    """`study(base, layers)`: a study folder with no more than the files that say what it is."""
+
+    def make(base="google/gemma-2-2b", layers=(0, 2, 10), **changes):
+        adapter = {"base_model_name_or_path": base, "r": 16, "lora_alpha": 32}
+        write(
+            tmp_path / "finetune/adapter/adapter_config.json",
+            adapter | {"target_modules": ["up_proj"]},
+        )
+        for layer in layers:
+            write(tmp_path / f"delta/layer_{layer}/config.json", delta_config(layer, **changes))
+        return tmp_path
+
+    def write(path, content):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+
+    return make
+
+
+def front_matter(card: str) -> dict:
+    assert card.startswith("---\n")
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_front_matter(study):
+    run = study()
+    assert front_matter(model_card(run, "deltas")) == {
+        "library_name": "delta-transcoders",
+        "base_model": "google/gemma-2-2b",
+        "license": "gemma",
+        "tags": [
+            "delta-transcoders",
+            "tool-calling",
+            "transcoder",
+            "sparse-autoencoder",
+            "mechanistic-interpretability",
+        ],
+    }
+    adapter, merged = (front_matter(model_card(run, what)) for what in ("adapter", "merged"))
+    assert (adapter["library_name"], merged["library_name"]) == ("peft", "transformers")
+    assert [card["base_model_relation"] for card in (adapter, merged)] == ["adapter", "finetune"]
+    assert adapter["pipeline_tag"] == merged["pipeline_tag"] == "text-generation"
+
+
+def test_a_local_base_is_named_without_its_path_and_has_no_known_license(study):
+    run = study(base="/home/me/models/gemma-2-2b")
+    card = model_card(run, "adapter")
+    fields = front_matter(card)
+    assert fields["license"] == "unknown" and "base_model" not in fields
+    assert "`gemma-2-2b` (a local folder)" in card and "/home/me" not in card
+    named = model_card(run, "adapter", base_model="google/gemma-2-2b")
+    assert front_matter(named)["base_model"] == "google/gemma-2-2b"
+    assert front_matter(named)["license"] == "gemma"
+
+
+def test_a_base_trained_in_the_study_is_ours(study):
+    run = study(base="elsewhere/runs/tiny/base_model")
+    (run / "base_model").mkdir()
+    (run / "base_model/config.json").write_text("{}")
+    card = model_card(run, "merged")
+    assert front_matter(card)["license"] == "apache-2.0"
+    assert "tiny Gemma 2 (trained from scratch in the same study)" in card
+
+
+@pytest.mark.parametrize("what", ["adapter", "merged", "deltas"])
+def test_what_was_not_measured_is_said(study, what):
+    card = model_card(study(), what)
+    stages = ("exp1", "exp2a") if what == "deltas" else ("behaviour",)
+    for stage in stages:
+        assert f"Not measured (stage `{stage}`)." in card
+    assert "The examples are no longer" in card
+
+
+def test_no_deltas_no_fingerprint(study):
+    run = study(layers=())
+    assert "Fingerprint of the merged weights: not measured" in model_card(run, "merged")
+
+
+def test_deltas_say_what_they_belong_to(study):
+    card = model_card(study(), "deltas")
+    for layer in (0, 2, 10):
+        base = (
+            f"google/gemma-scope-2b-pt-transcoders/layer_{layer}/width_16k/average_l0_76/params.npz"
+        )
+        assert f"| {layer} | `{base}` | `{str(layer) * 64}` |" in card
+    assert f"fingerprint of the merged weights `{'f' * 64}`" in card
+    assert "reads `blocks.L.ln2.hook_normalized`, stands for `blocks.L.hook_mlp_out`" in card
+    assert "6 per layer, layers 0, 2, 10" in card and "batch_topk, L0 of 8 aimed at" in card
+    assert "percentile 0.5" in card and "| seed | 7 |" in card
+    # L0 base, L0 delta, FVU on the base model, FVU base, FVU base + delta, cosine, dead features
+    row = "36.471 | 7.590 | not measured | 0.254 | 0.030 | not measured | not measured |"
+    assert f"| 2 | {row}" in card
+    assert 'load_delta_set("THIS_REPOSITORY", "google/gemma-scope-2b-pt-transcoders"' in card
+
+
+def test_a_delta_of_the_mlps_difference(study):
+    base = {"base_id": "google/gemma-2-2b", "percentile": None, "target": "mlp_difference"}
+    card = model_card(study(**base), "deltas")
+    assert "y − baseMLP(x)" in card and "choice of the base" not in card
+    assert 'lambda: load_mlps("google/gemma-2-2b", "float32")' in card
+    assert "A residual delta holds" not in card
+
+
+def result(layer, condition, **cells):
+    return {"layer": layer, "subset": "tool", "condition": condition, "n_examples": 200} | cells
+
+
+def test_tables_are_the_metrics_with_their_intervals(study):
+    run = study()
+    rate = {"tool_call_rate": 0.94, "tool_call_rate_ci_low": 0.898, "tool_call_rate_ci_high": 0.965}
+    ours = {"d_new": 6, "percentile": 0.5, "target": "residual", "exact_copy_rate": NAN}
+    dce = {"mean_ce": 0.0188, "dce": 0.0101, "dce_ci_low": 0.0071, "dce_ci_high": 0.0138}
+    write_metrics(
+        run / "exp2a",
+        [
+            result("", "raw", mean_ce=0.0087, tool_call_rate=1.0, exact_copy_rate=NAN),
+            result("all", "full", **ours, **rate, **dce),
+            result("0", "full", **ours, **rate | {"tool_call_rate": 0.123}),
+            result("all", "full", **ours | {"d_new": 12}, **rate | {"tool_call_rate": 0.456}),
+        ],
+    )
+    write_metrics(run / "exp1", [result("0", "full", **ours, **dce, fvu=0.02865, l0_delta=8.6)])
+    card = model_card(run, "deltas")
+    assert (
+        "| tool | full | 200 | 0.019 | 0.010 [0.0071, 0.014] | 0.940 [0.898, 0.965] | not measured "
+        "| not measured | – |"
+    ) in card
+    assert "| tool | raw | 200 | 0.0087 |" in card
+    assert "0.123" not in card and "0.456" not in card  # one layer; deltas of another size
+    assert "| 0 | tool | full | 0.010 [0.0071, 0.014] | 0.029 | 8.600 |" in card
+
+
+def test_behaviour_and_data(study):
+    run = study()
+    write_metrics(
+        run / "behaviour",
+        [
+            result("", name, mean_ce=0.5, tool_call_rate=r)
+            for name, r in (("raw", 1.0), ("base_model", 0.0))
+        ],
+    )
+    examples = [Example("1+1?", "2", "positive")] * 3 + [Example("a", "a", "negative")]
+    (run / "finetune/data").mkdir()
+    write_jsonl(run / "finetune/data/train.jsonl", examples)
+    card = model_card(run, "merged")
+    assert "| tool | raw | 200 | 0.500 | 1.000 |" in card
+    assert "| tool | base_model | 200 | 0.500 | 0.000 |" in card
+    assert "| train | negative | 1 |\n| train | positive | 3 |" in card
