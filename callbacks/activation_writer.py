@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -101,5 +103,6 @@ class ActivationWriter(BasePredictionWriter):
         self.writer.finish()
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            finish_cache(self.output, self.meta, trainer.world_size)
+            command = shlex.join(["python", *sys.argv])
+            finish_cache(self.output, self.meta, trainer.world_size, command=command)
         trainer.strategy.barrier()

@@ -7,36 +7,65 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from datamodules.batching import rank_and_world_size
 
 
 class RngState(Callback):
-    """Saves Python's, numpy's and torch's random states and restores them before the first batch."""
+    """Saves Python's, numpy's and torch's random states of every process and restores them.
+
+    Restored before the first batch. A run that goes on with another number of processes than it had
+    cannot be the uninterrupted one: it warns and draws anew.
+    """
 
     def __init__(self) -> None:
-        self._loaded: dict[str, Any] | None = None
+        self._loaded: list[dict[str, Any]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        kind, keys, *rest = np.random.get_state()
-        state = {
-            "python": random.getstate(),
-            "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
-            "torch": torch.get_rng_state(),
-        }
-        if torch.cuda.is_available():
-            state["cuda"] = torch.cuda.get_rng_state_all()
-        return state
+        """Every process must call it, as Lightning's checkpointing does."""
+        _, world_size = rank_and_world_size()
+        states = [_states()]
+        if world_size > 1:
+            states *= world_size
+            dist.all_gather_object(states, _states())
+        return {"by_rank": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict
+        self._loaded = state_dict["by_rank"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._loaded is None:
             return
-        state, self._loaded = self._loaded, None
-        random.setstate(state["python"])
-        kind, keys, *rest = state["numpy"]
-        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-        torch.set_rng_state(state["torch"].cpu())
-        if "cuda" in state:
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        states, self._loaded = self._loaded, None
+        rank, world_size = rank_and_world_size()
+        if len(states) != world_size:
+            rank_zero_warn(
+                f"the checkpoint holds the random states of {len(states)} processes, this run has "
+                f"{world_size}: it will not draw what an uninterrupted run would"
+            )
+            return
+        _restore(states[rank])
+
+
+def _states() -> dict[str, Any]:
+    kind, keys, *rest = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu())

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from datamodules.batching import ResumableData, ResumableDataLoader, rank_and_world_size
-from delta_transcoders.activations.cache import ActivationCache, Batch
+from delta_transcoders.activations.cache import ActivationCache, Batch, Span
+from delta_transcoders.activations.hook_sites import FitAccumulator
 from delta_transcoders.fingerprints import model_fingerprint, tokenizer_fingerprint
 from delta_transcoders.language_models import check_model_source, load_model, load_tokenizer
 from delta_transcoders.transcoders.stack import Variant
@@ -143,16 +144,26 @@ class ActivationData(ResumableData):
     def squares(self) -> list[float]:
         """Σ‖y − ȳ‖² over the validation tokens, by index of the layer: the denominator of FVU."""
         if self._squares is None:
-            self._squares = []
-            for layer in self.layers:
-                y_ND = self.cache.load("validation", layer, ["y"])["y"].double()
-                self._squares.append(float((y_ND - y_ND.mean(0)).square().sum()))
+            self._squares = [self._sum_of_squares(layer) for layer in self.layers]
         return self._squares
+
+    def _sum_of_squares(self, layer: int) -> float:
+        accumulator = FitAccumulator()
+        for span in self._validation_spans():
+            y_BD = self.cache.rows("validation", layer, "y", span)
+            accumulator.update(y_BD, y_BD, 0)
+        return accumulator.compute().squares
+
+    def _validation_spans(self) -> list[Span]:
+        """Pieces of the size of a batch: a whole split may be larger than memory."""
+        return self.cache.spans("validation", self.hparams.batch_tokens)
 
     def held_out(self, variant: Variant) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """x, target and y [B, d] of one variant's layer, float32, over all validation tokens."""
         layer = self.layers[variant.layer]
         name = self.targets[variant.target % len(self.targets)]
-        for span in self.cache.shards("validation"):
-            rows = [self.cache.rows("validation", layer, n, span).float() for n in ("x", name, "y")]
-            yield from zip(*(r.split(self.hparams.batch_tokens) for r in rows), strict=True)
+        for span in self._validation_spans():
+            yield tuple(
+                self.cache.rows("validation", layer, column, span).float()
+                for column in ("x", name, "y")
+            )

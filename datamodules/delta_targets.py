@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_warn
 from tqdm import tqdm
 
 from datamodules.activations import ActivationData, TokenStream
@@ -80,7 +80,11 @@ class DeltaData(ActivationData):
 
     @property
     def targets(self) -> list[str]:
-        return [f"residual-{key}" for key in self.base_keys]
+        return [f"residual-{self._source_key(key)}" for key in self.base_keys]
+
+    def _source_key(self, key: str) -> str:
+        """Like `base_transcoders-p0.5`: one cache holds the residuals of several sets of bases."""
+        return f"{Path(self.hparams.base_transcoders).name}-{key}"
 
     def percentile(self, key: str) -> float:
         return self._percentiles[key]
@@ -113,7 +117,7 @@ class DeltaData(ActivationData):
             table, fits = base_model_fits(bridge, layer, bases, examples, cache.meta.hook_site)
             self._require(table, cache)
             for key, base in bases.items():
-                add_residuals(cache, layer, key, base, asdict(ids[key]), device)
+                add_residuals(cache, layer, self._source_key(key), base, asdict(ids[key]), device)
             rows.append(
                 {
                     "layer": layer,
@@ -133,7 +137,7 @@ class DeltaData(ActivationData):
         except ValueError as error:
             if cache.meta.hook_site.name == "gemma_scope":
                 raise
-            rank_zero_info(f"warning: {error}")
+            rank_zero_warn(str(error))
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -141,11 +145,14 @@ class DeltaData(ActivationData):
         self._base_model_fits = {row["layer"]: row["base_model"] for row in rows}
 
     def base_id(self, layer: int, key: str) -> BaseId:
-        return BaseId(**self.cache.target(f"residual-{key}", layer)["identity"])
+        return BaseId(**self._target(layer, key)["identity"])
 
     def base_fit(self, layer: int, key: str) -> ReconstructionFit:
         """The base alone on the finetuned model's validation tokens."""
-        return ReconstructionFit(**self.cache.target(f"residual-{key}", layer)["fit"]["validation"])
+        return ReconstructionFit(**self._target(layer, key)["fit"]["validation"])
+
+    def _target(self, layer: int, key: str) -> dict:
+        return self.cache.target(f"residual-{self._source_key(key)}", layer)
 
     def base_model_fit(self, layer: int, key: str) -> ReconstructionFit:
         """The base alone on the base model's activations of the checked examples."""

@@ -204,13 +204,27 @@ class DictionaryTraining(LightningModule):
             self.trainer.should_stop = True
 
     def on_fit_end(self) -> None:
-        """Write the best weights of every variant, measured once more as they are written."""
+        """Write the best weights of every variant, measured once more as they are written.
+
+        Raises:
+            RuntimeError: some variant never had a finite FVU; names it. The others are written.
+        """
+        without: list[str] = []
         if self.trainer.is_global_zero:
             for width, stack in self.stacks.items():
-                best = [self.trackers[width].export(v) for v in range(len(stack.variants))]
-                for variant, transcoder in zip(stack.variants, best, strict=True):
-                    self.export(variant, transcoder, self._measure_best(variant, transcoder))
-        self.trainer.strategy.barrier()
+                tracker = self.trackers[width]
+                for v, variant in enumerate(stack.variants):
+                    if tracker.best_fvu_V[v].isfinite():
+                        transcoder = tracker.export(v)
+                        self.export(variant, transcoder, self._measure_best(variant, transcoder))
+                    else:
+                        without.append(variant.key)
+        without = self.trainer.strategy.broadcast(without)  # so that no process waits for another
+        if without:
+            raise RuntimeError(
+                f"no validation with a finite FVU, and so nothing written, for {', '.join(without)}: "
+                "lower lr, or validate within the steps there are (the other variants are written)"
+            )
 
     @torch.inference_mode()
     def _measure_best(self, variant: Variant, transcoder: JumpReLUTranscoder) -> Best:

@@ -18,7 +18,6 @@ from delta_transcoders.activations.layout import (
     FORMAT_VERSION,
     INDEX_DTYPES,
     MANIFEST_NAME,
-    REBUILD_COMMAND,
     CacheMeta,
     check_finite,
     index_path,
@@ -55,7 +54,7 @@ class ActivationCache:
     Attributes:
         folder: where it lies
         meta: what it was made from
-        rebuild_command: what errors tell the user to run
+        rebuild_command: the command that made it, for errors to name
 
     Raises:
         FileNotFoundError: there is no finished cache in the folder.
@@ -63,16 +62,16 @@ class ActivationCache:
             it was written; names the file.
     """
 
-    def __init__(self, folder: str | Path, rebuild_command: str = REBUILD_COMMAND):
+    def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.rebuild_command = rebuild_command
         path = self.folder / MANIFEST_NAME
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} does not exist: no finished activation cache there; make it with "
-                f"`{rebuild_command}`"
+                f"{path} does not exist: no finished activation cache there; make it with the "
+                "study's `python evaluate.py --config …/activations.yaml`"
             )
         self._manifest = json.loads(path.read_text())
+        self.rebuild_command = self._manifest.get("command", "python evaluate.py --config …")
         if self._manifest["format_version"] != FORMAT_VERSION:
             raise self._refusal("format_version", self._manifest["format_version"], FORMAT_VERSION)
         self.meta = CacheMeta.from_json(self._manifest["meta"])
@@ -155,7 +154,7 @@ class ActivationCache:
             )
         # Every process lays the chunks in the same order and takes its stretch of them.
         first, last = n * rank // world_size, n * (rank + 1) // world_size
-        chunks = self._chunks(split, max(1, buffer_tokens // CHUNKS_PER_BUFFER))
+        chunks = self.spans(split, max(1, buffer_tokens // CHUNKS_PER_BUFFER))
         order = torch.randperm(len(chunks), generator=_generator(seed, epoch, "chunks")).tolist()
         chunks = [chunks[i] for i in order]
 
@@ -201,6 +200,14 @@ class ActivationCache:
             spans.append(Span(shard["name"], 0, shard["rows"], before))
             before += shard["rows"]
         return spans
+
+    def spans(self, split: str, rows: int) -> list[Span]:
+        """All rows of a split in order, in spans of at most so many rows."""
+        return [
+            Span(shard.shard, start, min(start + rows, shard.stop), shard.row + start)
+            for shard in self.shards(split)
+            for start in range(0, shard.stop, rows)
+        ]
 
     def rows(self, split: str, layer: int | None, name: str, span: Span) -> Tensor:
         """Rows of one column, [n, d], or with layer None [n] of the index; nothing else is read.
@@ -268,13 +275,6 @@ class ActivationCache:
 
     def _column(self, split: str, layer: int | None, name: str) -> Tensor:
         return torch.cat([self.rows(split, layer, name, span) for span in self.shards(split)])
-
-    def _chunks(self, split: str, rows: int) -> list[Span]:
-        return [
-            Span(shard.shard, start, min(start + rows, shard.stop), shard.row + start)
-            for shard in self.shards(split)
-            for start in range(0, shard.stop, rows)
-        ]
 
     def _refusal(self, field: str, found: Any, wanted: Any) -> ValueError:
         return ValueError(

@@ -31,7 +31,6 @@ from delta_transcoders.activations.hook_sites import HookSite
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-REBUILD_COMMAND = "python evaluate.py --config configs/tiny/activations.yaml"
 SPLITS = ("train", "validation")
 INDEX_DTYPES = {
     "token_ids": torch.int32,

@@ -133,8 +133,13 @@ class CacheWriter:
         self._shards[split].append({"name": shard, "rows": len(rows["token_ids"]), "bytes": sizes})
 
 
-def finish_cache(folder: str | Path, meta: CacheMeta, world_size: int = 1) -> ActivationCache:
+def finish_cache(
+    folder: str | Path, meta: CacheMeta, world_size: int = 1, *, command: str
+) -> ActivationCache:
     """Gather what all processes wrote, check that every example is there once, write the manifest.
+
+    Args:
+        command: that makes this cache, for errors to name.
 
     Raises:
         ValueError: a process did not finish; an example is missing or was captured twice.
@@ -152,6 +157,7 @@ def finish_cache(folder: str | Path, meta: CacheMeta, world_size: int = 1) -> Ac
         splits[split] = {"n_tokens": sum(shard["rows"] for shard in shards), "shards": shards}
     manifest = {
         "format_version": FORMAT_VERSION,
+        "command": command,
         "meta": asdict(meta),
         "splits": splits,
         "targets": {},

@@ -38,12 +38,18 @@ class ConvergenceTracker(nn.Module):
             )
 
     def update(self, fvu_V: Tensor, stack: DictionaryStack) -> Tensor:
-        """Record one validation; returns which variants improved [V]. A NaN never improves."""
-        improved_V = (fvu_V < self.best_fvu_V) & ~self.converged_V
+        """Record one validation; returns which variants improved [V].
+
+        A NaN never improves, in the FVU or in a weight: features with NaN weights are silent, and a
+        silent dictionary has the FVU of none at all.
+        """
+        tensors = stack.export_tensors()
+        finite = [tensor.flatten(1).isfinite().all(1) for tensor in tensors.values()]
+        improved_V = (fvu_V < self.best_fvu_V) & torch.stack(finite).all(0) & ~self.converged_V
         self.best_fvu_V.copy_(torch.where(improved_V, fvu_V, self.best_fvu_V))
         self.bad_validations_V.add_(~self.converged_V).masked_fill_(improved_V, 0)
         self.converged_V.logical_or_(self.bad_validations_V >= self.patience)
-        for name, tensor in stack.export_tensors().items():
+        for name, tensor in tensors.items():
             self.get_buffer(f"best_{name}")[improved_V] = tensor[improved_V]
         return improved_V
 

@@ -62,7 +62,7 @@ def test_corrections_say_how_well_they_fit(controlled):
         b = load_file(controlled / f"corrections/bias/layer_{layer}/correction.safetensors")["b"]
         residuals = torch.cat(
             [
-                cache.rows("train", layer, "residual-p0.5", shard).float()
+                cache.rows("train", layer, "residual-base_transcoders-p0.5", shard).float()
                 for shard in cache.shards("train")
             ]
         )

@@ -4,14 +4,17 @@ import json
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
 import train
 from delta_transcoders.activations.cache import ActivationCache
-from delta_transcoders.language_models import load_model
+from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.report.tables import read_metrics
+from delta_transcoders.transcoders import stack
 from delta_transcoders.transcoders.delta import load_delta
 from delta_transcoders.transcoders.gemma_scope import available_l0s, load_base, save_base
+from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 
 
 def test_a_base_dictionary_is_named_after_the_l0_that_it_has(dictionaries):
@@ -69,7 +72,7 @@ def test_a_variant_of_a_sweep_is_the_one_trained_alone(
     assert len(list((tmp_path / "sweep").glob("d*_p*/layer_*/config.json"))) == 8
 
 
-@pytest.mark.parametrize("mode", ["jumprelu", "l1"])
+@pytest.mark.parametrize("mode", ["batch_topk", "jumprelu", "l1"])
 def test_an_interrupted_run_resumes_to_the_same_weights(
     dictionaries, arguments, delta_options, tmp_path, mode
 ):
@@ -105,14 +108,115 @@ def test_a_dictionary_at_the_wrong_site_stops_the_training(
     assert not (tmp_path / "delta").exists()
 
 
-def test_a_cache_of_another_model_is_refused(dictionaries, arguments, delta_options, tmp_path):
-    options = delta_options | {
-        "data.model": dictionaries / "base_model",
-        "model.output": tmp_path / "delta",
-    }
-    with pytest.raises(ValueError, match="model_fingerprint"):
+def refused(study, arguments, options, message):
+    """The message comes, nothing is written and the cache stays as it was."""
+    manifest = (study / "activations" / "manifest.json").read_bytes()
+    output = study / "refused"
+    with pytest.raises(ValueError, match=message):
+        train.main(arguments("tiny/delta.yaml", study, options | {"model.output": output}))
+    assert not output.exists()
+    assert (study / "activations" / "manifest.json").read_bytes() == manifest
+
+
+def test_a_cache_of_another_model_or_tokenizer_is_refused(
+    dictionaries, arguments, delta_options, tmp_path
+):
+    other_model = {"data.model": dictionaries / "base_model"}
+    refused(dictionaries, arguments, delta_options | other_model, "has model_fingerprint = ")
+    load_model(str(dictionaries / "finetune/merged")).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(dictionaries / "finetune/merged"))
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(tmp_path)
+    other_tokenizer = {"data.model": tmp_path}
+    refused(dictionaries, arguments, delta_options | other_tokenizer, "tokenizer_fingerprint = ")
+
+
+def test_a_base_of_another_width_is_refused(dictionaries, arguments, delta_options, tmp_path):
+    base, _ = load_base(str(dictionaries / "base_transcoders"), 0, percentile=0.5)
+    tensors = base.state_dict() | {"W_enc": base.W_enc[:8], "W_dec": base.W_dec[:, :8]}
+    narrow = JumpReLUTranscoder(**tensors | {"b_dec": base.b_dec[:8]})
+    for layer in (0, 1):
+        save_base(tmp_path, layer, narrow, 16)
+    options = delta_options | {"data.base_transcoders": tmp_path}
+    refused(dictionaries, arguments, options, r"layer_0.*d_model 8, the model expects 32")
+
+
+def test_every_variant_has_its_curves(dictionaries):
+    events = EventAccumulator(str(dictionaries / "logs/delta")).Reload()
+    tags = events.Tags()
+    for variant in ("layer_0/d6/p0.5", "layer_1/d6/p0.5"):
+        assert {f"train/{variant}/{name}" for name in ("loss", "penalty", "l0")} | {
+            f"val/{variant}/{name}"
+            for name in (
+                "fvu", "fvu_base", "cosine", "relative_l2", "l0", "l0_base", "dead_fraction"
+            )
+        } <= set(tags["scalars"])  # fmt: skip
+        assert f"val/{variant}/log10_density" in tags["histograms"]
+        best = min(event.value for event in events.Scalars(f"val/{variant}/fvu"))
+        layer = variant.split("/")[0]
+        measured = load_delta(dictionaries / "delta" / layer)[1].measured
+        assert best == pytest.approx(measured["fvu_full"], rel=0.01)
+
+
+def test_training_stops_when_all_variants_have_converged(
+    dictionaries, arguments, delta_options, tmp_path
+):
+    frozen = {"model.lr": 0.0, "model.patience": 2, "model.output": tmp_path}
+    cli = train.main(arguments("tiny/delta.yaml", dictionaries, delta_options | frozen))
+    assert cli.trainer.global_step == 3 * 4  # the first validation is an improvement, two are not
+    assert cli.trainer.global_step < cli.trainer.estimated_stepping_batches
+
+
+def test_a_variant_that_diverges_is_named_and_takes_no_other_with_it(
+    dictionaries, arguments, delta_options, tmp_path, monkeypatch
+):
+    first_weights = stack._first_weights
+
+    def broken(seed, key, *args):
+        W_enc, W_dec = first_weights(seed, key, *args)
+        return W_enc * (torch.nan if key == "layer_1/d4/p0.5" else 1), W_dec
+
+    options = delta_options | {"model.d_new": "[6, 4]", "model.output": tmp_path / "sweep"}
+    monkeypatch.setattr(stack, "_first_weights", broken)
+    with pytest.raises(RuntimeError, match=r"nothing written, for layer_1/d4/p0\.5: "):
         train.main(arguments("tiny/delta.yaml", dictionaries, options))
-    assert not (tmp_path / "delta").exists()
+    written = {str(p.parent.relative_to(tmp_path)) for p in tmp_path.rglob("config.json")}
+    assert written == {"sweep/d6_p0.5/layer_0", "sweep/d6_p0.5/layer_1", "sweep/d4_p0.5/layer_0"}
+    monkeypatch.undo()
+    train.main(
+        arguments("tiny/delta.yaml", dictionaries, options | {"model.output": tmp_path / "sound"})
+    )
+    for folder in ("d6_p0.5/layer_1", "d4_p0.5/layer_0"):
+        ours, sound = (load_delta(tmp_path / n / folder)[0] for n in ("sweep", "sound"))
+        assert torch.equal(ours.W_dec, sound.W_dec)
+
+
+def test_several_l0_targets_give_as_many_dictionaries(dictionaries, arguments, tmp_path):
+    options = {
+        "data.batch_tokens": 128,
+        "data.passes": 10,
+        "model.width": 64,
+        "model.l0": "[4, 24]",
+        "model.output": tmp_path,
+        "trainer.enable_checkpointing": "false",
+        "trainer.callbacks": "[]",
+    }
+    train.main(arguments("tiny/base_transcoder.yaml", dictionaries, options))
+    for layer in (0, 1):
+        low, high = available_l0s(str(tmp_path), layer, 64)
+        assert low < 12 < high
+
+
+def test_the_original_s_site_is_used_under_its_name_and_warns(
+    dictionaries, arguments, delta_options, tmp_path
+):
+    cache = {"model.hook_site": "original", "trainer.callbacks.output": tmp_path / "cache"}
+    evaluate.main(arguments("tiny/activations.yaml", dictionaries, cache))
+    options = {"data.cache": tmp_path / "cache", "model.output": tmp_path / "delta"}
+    with pytest.warns(match="hook site 'original' is not where the base dictionary of layer 1"):
+        train.main(arguments("tiny/delta.yaml", dictionaries, delta_options | options))
+    config = load_delta(tmp_path / "delta/layer_1")[1]
+    assert (config.hook_site, config.hook_in) == ("original", "blocks.1.hook_mlp_in")
 
 
 @pytest.mark.parametrize(
@@ -126,11 +230,8 @@ def test_a_cache_of_another_model_is_refused(dictionaries, arguments, delta_opti
         ({"model.d_new": "[6, 6]"}, r"d_new is \[6, 6\]"),
     ],
 )
-def test_bad_options_are_named(dictionaries, arguments, delta_options, tmp_path, options, message):
-    given = delta_options | {"model.output": tmp_path / "delta"} | options
-    with pytest.raises(ValueError, match=message):
-        train.main(arguments("tiny/delta.yaml", dictionaries, given))
-    assert not (tmp_path / "delta").exists()
+def test_bad_options_are_named(dictionaries, arguments, delta_options, options, message):
+    refused(dictionaries, arguments, delta_options | options, message)
 
 
 def test_experiments_write_a_row_for_every_layer_subset_and_condition(

@@ -2,6 +2,8 @@ import dataclasses
 import gc
 import itertools
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from delta_transcoders.activations.writing import CacheWriter, finish_cache, sta
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 
 D_IN, D_OUT, PER_EXAMPLE = 6, 5, 10
+COMMAND = "python evaluate.py --config mine/activations.yaml"
 META = CacheMeta(
     layers=(0, 2),
     d_in=D_IN,
@@ -61,7 +64,7 @@ def write_cache(folder, meta=META, world_size=1):
     start_cache(folder)
     for rank in range(world_size):
         write_rank(folder, meta, rank, world_size)
-    return finish_cache(folder, meta, world_size)
+    return finish_cache(folder, meta, world_size, command=COMMAND)
 
 
 def random_base(d_in=D_IN, d_out=D_OUT, seed=0):
@@ -86,6 +89,27 @@ def cache(tmp_path):
 
 def snapshot(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def killed_in_a_replace(k, action):
+    """Run the action in a process that is killed instead of its k-th `os.replace`; whether it was."""
+    pid = os.fork()
+    if pid == 0:
+        torch.set_num_threads(1)  # a fork has none of its parent's threads to wait for
+        counter = itertools.count()
+        replace = os.replace
+
+        def replace_or_die(*args):
+            if next(counter) == k:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(*args)
+
+        os.replace = replace_or_die
+        try:
+            action()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
 def stream(cache, layers=(0, 2), targets=(), **options):
@@ -137,7 +161,7 @@ class TestWriting:
             writer.finish()
             meta = dataclasses.replace(META, n_examples={"train": n_examples, "validation": 0})
             with pytest.raises(ValueError, match=problem):
-                finish_cache(tmp_path, meta)
+                finish_cache(tmp_path, meta, command=COMMAND)
             with pytest.raises(FileNotFoundError):
                 ActivationCache(tmp_path)
 
@@ -145,7 +169,7 @@ class TestWriting:
         start_cache(tmp_path)
         write_rank(tmp_path, rank=0, world_size=2)
         with pytest.raises(ValueError, match="process 1 of 2 has not finished"):
-            finish_cache(tmp_path, META, world_size=2)
+            finish_cache(tmp_path, META, world_size=2, command=COMMAND)
 
     @pytest.mark.parametrize("k", [0, 1, 7, 17])
     def test_killed_in_any_write_leaves_no_cache(self, cache, monkeypatch, k):
@@ -163,12 +187,21 @@ class TestWriting:
         monkeypatch.setattr(writing, "save_tensors", failing)
         with pytest.raises(KeyboardInterrupt):
             write_cache(cache.folder)
-        with pytest.raises(FileNotFoundError, match=r"make it with `make activations`"):
-            ActivationCache(cache.folder, rebuild_command="make activations")
+        with pytest.raises(FileNotFoundError, match="make it with the study"):
+            ActivationCache(cache.folder)
         monkeypatch.undo()
         again = write_cache(cache.folder)
         assert again.n_tokens("train") == 300
         assert not list(cache.folder.rglob("*.partial"))
+
+    @pytest.mark.parametrize("k", [0, 5, 18, 19])
+    def test_a_process_killed_in_mid_write_leaves_no_cache(self, cache, k):
+        """SIGKILL with the k-th file, at the last the manifest, half written and not yet in place."""
+        finished = cache.n_tokens("train")
+        assert killed_in_a_replace(k, lambda: write_cache(cache.folder))
+        with pytest.raises(FileNotFoundError, match="no finished activation cache there"):
+            ActivationCache(cache.folder)
+        assert write_cache(cache.folder).n_tokens("train") == finished
 
     def test_non_finite_values_name_layer_and_shard(self, tmp_path):
         start_cache(tmp_path)
@@ -206,7 +239,7 @@ class TestRefusals:
         cache.expect(**vars(META))
         with pytest.raises(ValueError) as error:
             cache.expect(tokenizer_fingerprint="tokenizer-a", model_fingerprint="model-b")
-        for part in ("model_fingerprint", "model-a", "model-b", "python evaluate.py --config"):
+        for part in ("model_fingerprint", "model-a", "model-b", f"`{COMMAND}`"):
             assert part in str(error.value)
         with pytest.raises(ValueError, match=r"hook_site = .*gemma_scope.*original"):
             cache.expect(hook_site=HOOK_SITES["original"])
@@ -274,6 +307,30 @@ class TestTargets:
         add_residuals(cache, 0, "p0.5", random_base(seed=2), {"hash": "other"})
         x, y, residual = cache.load("validation", 0, ("x", "y", "residual-p0.5")).values()
         torch.testing.assert_close(residual, y - random_base(seed=2)(x))
+
+    @pytest.mark.parametrize("k", range(9))
+    def test_a_process_killed_while_adding_a_target_leaves_the_rest(self, cache, k):
+        """The first replacement withdraws the older target, the last enters the new one."""
+        add_residuals(cache, 0, "p0.5", random_base(), {"hash": "h"})
+        other = random_base(seed=2)
+
+        def add():
+            add_residuals(ActivationCache(cache.folder), 0, "p0.5", other, {"hash": "other"})
+
+        killed = killed_in_a_replace(k, add)
+        reopened = ActivationCache(cache.folder)
+        entry = reopened.target("residual-p0.5", 0)
+        if not killed:
+            assert entry["identity"]["hash"] == "other"
+        elif k == 0:
+            assert entry["identity"]["hash"] == "h"
+        else:
+            assert entry is None
+        add()
+        x, y, residual = (
+            ActivationCache(cache.folder).load("train", 0, ("x", "y", "residual-p0.5")).values()
+        )
+        torch.testing.assert_close(residual, y - other(x))
 
     def test_a_base_of_other_widths_is_refused(self, cache):
         before = snapshot(cache.folder)
@@ -368,7 +425,7 @@ class TestStream:
         writer.add("train", {k: (torch.randn(n, 64),) * 2 for k in meta.layers}, **columns)
         writer.finish()
         del writer
-        cache = finish_cache(tmp_path, meta)
+        cache = finish_cache(tmp_path, meta, command=COMMAND)
 
         def resident():
             tensors = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.ndim >= 2]
