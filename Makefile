@@ -20,7 +20,7 @@ export PYTHONHASHSEED := 0
 export PYTHONUNBUFFERED := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo seeds controls planted faults sweep sweep-summary ranking test lint clean table
+.PHONY: help demo seeds controls planted faults sweep sweep-summary ranking interop test lint clean table
 
 help:  ## Show this list
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -161,6 +161,20 @@ sweep-summary: sweep  ## Experiment 1 over the sweep, summed up per configuratio
 ranking: $(READY) $(STUDY)/delta/.done  ## Rank the delta's features by what dropping or keeping each alone does
 	$(TIMED) ranking -- $(PY) evaluate.py --config $(CONFIGS)/ranking.yaml $(STAGE)
 	$(PY) -m delta_transcoders.report.ranking $(STUDY)/ranking
+
+# Other tools, each in an environment of its own: their versions of transformers and ours do not go together.
+INTEROP := $(STUDY)/interop
+.venv-saelens/.ready: PACKAGES := sae-lens
+.venv-circuit-tracer/.ready: PACKAGES := circuit-tracer nnsight
+.venv-%/.ready: interop/constraints-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $< torch $(PACKAGES)
+	@touch $@
+
+interop: $(READY) .venv-saelens/.ready .venv-circuit-tracer/.ready $(STUDY)/delta/.done  ## Open the tiny study's export in SAELens and circuit-tracer, and compare
+	$(PY) -m interop.prepare $(STUDY) $(INTEROP)
+	HF_HUB_OFFLINE=1 .venv-saelens/bin/python interop/check_saelens.py $(INTEROP)
+	HF_HUB_OFFLINE=1 .venv-circuit-tracer/bin/python interop/check_circuit_tracer.py $(INTEROP)
 
 test: $(READY)  ## Run the tests (minutes, offline)
 	OMP_NUM_THREADS=1 $(PY) -m pytest

@@ -20,7 +20,7 @@ from delta_transcoders.interventions.sources import (
 from delta_transcoders.language_models import load_model
 from delta_transcoders.transcoders.corrections import load_corrections
 from delta_transcoders.transcoders.delta import DeltaConfig, load_delta, random_directions
-from delta_transcoders.transcoders.gemma_scope import base_width, load_base
+from delta_transcoders.transcoders.gemma_scope import BaseId, base_width, load_base
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def load_delta_set(
     """
     fingerprint = fingerprint or model_fingerprint(model)
     bases = {} if bases is None else bases
-    deltas = _load_layers(folder, fingerprint)
+    deltas = load_deltas(folder, fingerprint)
     sources: dict[str, dict[int, Source]] = {"base": {}, "delta": {}, "random_delta": {}}
     for layer, (path, delta, config) in deltas.items():
         if config.target == "mlp_difference":
@@ -171,7 +171,7 @@ def load_control(folder: str | Path, site: HookSite, d_model: int) -> dict[int, 
             layer: AffineSource(correction) for layer, (correction, _) in corrections.items()
         }
     else:
-        deltas = _load_layers(folder, None)
+        deltas = load_deltas(folder, None)
         found = {layer: (config.hook_site, config.d_in) for layer, (_, _, config) in deltas.items()}
         sources = {layer: DictionarySource(delta) for layer, (_, delta, _) in deltas.items()}
     for layer, of_layer in found.items():
@@ -183,10 +183,15 @@ def load_control(folder: str | Path, site: HookSite, d_model: int) -> dict[int, 
     return sources
 
 
-def _load_layers(
+def load_deltas(
     folder: str | Path, fingerprint: str | None
 ) -> dict[int, tuple[Path, JumpReLUTranscoder, DeltaConfig]]:
-    """Path, delta and config by layer, all of one configuration and, where it is given, one model."""
+    """Path, delta and config by layer, all of one configuration and, where it is given, one model.
+
+    Raises:
+        FileNotFoundError: no delta in the folder.
+        ValueError: another model's, or several configurations in one folder; names both.
+    """
     folder = Path(folder)
     paths = sorted(folder.glob("layer_*"), key=lambda p: int(p.name.removeprefix("layer_")))
     if not paths:
@@ -210,22 +215,34 @@ def _load_layers(
     return deltas
 
 
+def load_base_of(
+    path: str | Path, config: DeltaConfig, base_transcoders: str
+) -> tuple[JumpReLUTranscoder, BaseId]:
+    """The base dictionary that the delta of a folder was trained on.
+
+    Raises:
+        ValueError: the source holds another one under its name; names both hashes.
+    """
+    base, base_id = load_base(
+        base_transcoders,
+        config.layer,
+        width=base_width(config.base_id),
+        average_l0=config.average_l0_base,
+        d_model=config.d_in,
+    )
+    if base_id.hash != config.base_hash:
+        raise ValueError(
+            f"{path} was trained on another base dictionary: hash {config.base_hash[:12]}…, "
+            f"{base_id.path} has {base_id.hash[:12]}…"
+        )
+    return base, base_id
+
+
 def _base_dictionary(
     path: Path, config: DeltaConfig, base_transcoders: str, bases: dict[str, Source]
 ) -> Source:
     if config.base_hash not in bases:
-        base, base_id = load_base(
-            base_transcoders,
-            config.layer,
-            width=base_width(config.base_id),
-            average_l0=config.average_l0_base,
-            d_model=config.d_in,
-        )
-        if base_id.hash != config.base_hash:
-            raise ValueError(
-                f"{path} was trained on another base dictionary: hash {config.base_hash[:12]}…, "
-                f"{base_id.path} has {base_id.hash[:12]}…"
-            )
+        base, _ = load_base_of(path, config, base_transcoders)
         bases[config.base_hash] = DictionarySource(base)
     return bases[config.base_hash]
 
