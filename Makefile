@@ -183,6 +183,6 @@ lint: $(READY)  ## Check style
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-clean:  ## Remove the tiny study and all caches (not .venv)
+clean:  ## Remove the tiny study and all caches (not .venv*)
 	rm -rf $(STUDY) runs/seeds .pytest_cache .ruff_cache
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

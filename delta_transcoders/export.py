@@ -57,14 +57,14 @@ def export(
         FileNotFoundError: a folder or file that is needed is not there.
         ValueError: deltas, bases and model do not belong together, or cannot be said in this format.
     """
+    run, out = Path(run), Path(out)
+    _check(format, alpha, out)
     # Torch takes seconds to import, and the command's help and refusals need none of it.
     from delta_transcoders.formats import circuit_tracer, saelens
     from delta_transcoders.formats.assembly import Assembly
     from delta_transcoders.formats.exported import ExportCard, save_card
     from delta_transcoders.transcoders.gemma_scope import save_base
 
-    run, out = Path(run), Path(out)
-    _check(format, alpha, out)
     if base_transcoders is None and (run / "base_transcoders").is_dir():
         base_transcoders = run / "base_transcoders"
     deltas, model = Path(deltas or run / "delta"), str(model or run / "finetune" / "merged")

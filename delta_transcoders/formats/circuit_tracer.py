@@ -153,12 +153,15 @@ def _layer_paths(folder: Path, config: dict[str, Any]) -> dict[int, Path]:
     if "transcoders" not in config:
         found = (re.fullmatch(r"layer_(\d+)\.safetensors", path.name) for path in folder.iterdir())
         return {int(match[1]): folder / match[0] for match in found if match}
-    for path in config["transcoders"]:
+    listed = config["transcoders"]
+    if not isinstance(listed, list) or not all(isinstance(path, str) for path in listed):
+        raise ValueError(f"{folder / CONFIG_NAME}: transcoders is {listed!r}, expected a list of files")
+    for path in listed:
         if "://" in path:
             raise ValueError(
                 f"{folder / CONFIG_NAME}: transcoders lists {path}; download it and list the file"
             )
-    return {layer: folder / path for layer, path in enumerate(config["transcoders"])}
+    return {layer: folder / path for layer, path in enumerate(listed)}
 
 
 def _read_config(path: Path) -> dict[str, Any]:

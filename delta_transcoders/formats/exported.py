@@ -40,7 +40,7 @@ class LayerCard:
     base_hash: str | None
     delta_hash: str | None
     """None where the layer has no delta."""
-    average_l0: int | None
+    average_l0: int
     """Active features per token, as far as it was measured."""
 
 

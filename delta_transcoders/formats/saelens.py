@@ -6,6 +6,7 @@ layer_{L}/sae_weights.safetensors   W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def save_layer(
 
 
 def held_layers(folder: Path) -> list[int]:
-    return sorted(int(p.name.removeprefix("layer_")) for p in folder.glob("layer_*"))
+    found = (re.fullmatch(r"layer_(\d+)", path.name) for path in folder.iterdir())
+    return sorted(int(match[1]) for match in found if match)
 
 
 def load_layer(
