@@ -42,5 +42,5 @@ class Comparison:
             what,
             worst <= TOLERANCE and differing == 0 and a.shape == expected_a.shape,
             f"reconstruction differs by {error:.1e} of its norm (worst token {worst:.1e}); "
-            f"{(expected_a > 0).sum()} active features, {differing} differ",
+            f"{(expected_a > 0).sum()} active on {len(a)} tokens, {differing} differ",
         )

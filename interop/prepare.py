@@ -4,7 +4,9 @@
 
 OUT gets one folder per format and case, and `expected/{case}.safetensors`: x.L [N, d_model] on held-out
 tokens, a.L [N, n_features] and y.L [N, d_model], from base and delta apart. `expected/graph.safetensors`
-holds one prompt's ids [T], its next-token logits and a.L [T − 1, n_features], without BOS.
+holds one prompt's ids [T] and next-token logits, and without BOS a.L [T − 1, n_features] and tie.L, which
+features are at their threshold. Whether such a feature is active is for the last bit of a sum to say: they
+are not compared, and tokens that have one are left out of the first files.
 """
 
 import sys
@@ -26,29 +28,41 @@ from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 
 CASES = {"full": {}, "half": {"alpha": 0.5}, "delta": {"delta_only": True}}
 N_TOKENS = 512
+ROUNDING = 1e-5
 
-Pair = tuple[JumpReLUTranscoder, JumpReLUTranscoder]
+Dictionaries = dict[int, tuple[JumpReLUTranscoder, JumpReLUTranscoder]]
+"""Base and delta by layer."""
 
 
-def pairs(study: Path) -> dict[int, Pair]:
-    """Base and delta by layer."""
+def load_dictionaries(study: Path) -> Dictionaries:
     return {
         layer: (load_base_of(path, config, str(study / "base_transcoders"))[0], delta)
         for layer, (path, delta, config) in load_deltas(study / "delta", None).items()
     }
 
 
-def expected(
-    x: Tensor, pair: Pair, alpha: float = 1.0, delta_only: bool = False
-) -> dict[str, Tensor]:
-    base, delta = pair
-    if delta_only:
-        return {"x": x, "a": delta.encode(x), "y": alpha * delta(x)}
-    a = torch.cat([base.encode(x), delta.encode(x)], dim=1)
-    return {"x": x, "a": a, "y": base(x) + alpha * delta(x)}
+def activations(x: Tensor, *dictionaries: JumpReLUTranscoder) -> tuple[Tensor, Tensor]:
+    """Activations of all features, and which are at their threshold."""
+    a = torch.cat([d.encode(x) for d in dictionaries], dim=1)
+    above = torch.cat(
+        [x @ d.W_enc + d.b_enc - d.threshold.clamp(min=0) for d in dictionaries], dim=1
+    )
+    return a, above.abs() < ROUNDING
 
 
-def prompt(study: Path, dictionaries: dict[int, Pair]) -> dict[str, Tensor]:
+def case(cache: ActivationCache, dictionaries: Dictionaries, alpha=1.0, delta_only=False):
+    tensors = {}
+    for layer, (base, delta) in dictionaries.items():
+        used = (delta,) if delta_only else (base, delta)
+        x = cache.load("validation", layer, ["x"])["x"][: 2 * N_TOKENS].float()
+        a, tie = activations(x, *used)
+        keep = (~tie.any(dim=1)).nonzero()[:N_TOKENS, 0]
+        y = alpha * delta(x) if delta_only else base(x) + alpha * delta(x)
+        tensors |= {f"x.{layer}": x[keep], f"a.{layer}": a[keep], f"y.{layer}": y[keep]}
+    return tensors
+
+
+def prompt(study: Path, dictionaries: Dictionaries) -> dict[str, Tensor]:
     """The first request of the evaluation data."""
     folder = str(study / "finetune" / "merged")
     tokenizer = load_tokenizer(folder)
@@ -57,28 +71,23 @@ def prompt(study: Path, dictionaries: dict[int, Pair]) -> dict[str, Tensor]:
     with torch.inference_mode():
         logits = load_model(folder)(ids).logits[0, -1]
     bridge = boot_bridge(load_model(folder), tokenizer)
-    captured = capture(
-        bridge, ids, torch.ones_like(ids), list(dictionaries), HOOK_SITES["gemma_scope"]
-    )
-    active = {
-        f"a.{layer}": expected(captured.activations[layer][0], pair)["a"]
-        for layer, pair in dictionaries.items()
-    }
-    return {"ids": ids[0], "logits": logits} | active
+    layers = list(dictionaries)
+    captured = capture(bridge, ids, torch.ones_like(ids), layers, HOOK_SITES["gemma_scope"])
+    tensors = {"ids": ids[0], "logits": logits}
+    for layer, pair in dictionaries.items():
+        a, tie = activations(captured.activations[layer][0], *pair)
+        tensors |= {f"a.{layer}": a, f"tie.{layer}": tie}
+    return tensors
 
 
 def main(study: Path, out: Path) -> None:
-    dictionaries = pairs(study)
+    dictionaries = load_dictionaries(study)
     cache = ActivationCache(study / "activations")
-    for case, options in CASES.items():
+    for name, options in CASES.items():
         for format in FORMATS:
-            export(study, format, out / format / case, **options)
-        tensors = {}
-        for layer, pair in dictionaries.items():
-            x = cache.load("validation", layer, ["x"])["x"][:N_TOKENS].float()
-            of_layer = expected(x, pair, **options)
-            tensors |= {f"{name}.{layer}": tensor for name, tensor in of_layer.items()}
-        save_tensors(out / "expected" / f"{case}.safetensors", tensors)
+            export(study, format, out / format / name, **options)
+        expected = case(cache, dictionaries, **options)
+        save_tensors(out / "expected" / f"{name}.safetensors", expected)
     save_tensors(out / "expected" / "graph.safetensors", prompt(study, dictionaries))
 
 
