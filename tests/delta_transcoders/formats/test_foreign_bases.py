@@ -152,6 +152,13 @@ def test_tensors_that_do_not_fit(source, format, tmp_path, edit, message):
         import_bases(format, source, tmp_path / "out", average_l0=12)
 
 
+def test_why_an_omitted_threshold_matters(bases, tmp_path):
+    source = save(tmp_path / "source", "circuit_tracer", bases)
+    edit_tensors(source, "circuit_tracer", lambda t: t.pop(THRESHOLD["circuit_tracer"]))
+    with pytest.raises(ValueError, match="circuit-tracer would silently read ReLU"):
+        import_bases("circuit_tracer", source, tmp_path / "out", average_l0=12)
+
+
 def test_a_negative_threshold_means_another_function_in_circuit_tracer(bases, tmp_path):
     source = save(tmp_path / "source", "circuit_tracer", bases)
     edit_tensors(source, "circuit_tracer", lambda t: t[THRESHOLD["circuit_tracer"]].fill_(-1))
