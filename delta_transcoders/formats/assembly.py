@@ -20,6 +20,7 @@ class Assembly:
     Args:
         deltas: folder of `layer_L`, all of one configuration.
         base_transcoders: folder or hub id of the bases; None: `DeltaConfig.base_id` says where.
+        alpha: goes into the delta's decoder rows and bias.
         delta_only: leave the base out.
 
     Attributes:

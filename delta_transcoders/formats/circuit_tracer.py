@@ -155,7 +155,9 @@ def _layer_paths(folder: Path, config: dict[str, Any]) -> dict[int, Path]:
         return {int(match[1]): folder / match[0] for match in found if match}
     listed = config["transcoders"]
     if not isinstance(listed, list) or not all(isinstance(path, str) for path in listed):
-        raise ValueError(f"{folder / CONFIG_NAME}: transcoders is {listed!r}, expected a list of files")
+        raise ValueError(
+            f"{folder / CONFIG_NAME}: transcoders is {listed!r}, expected a list of files"
+        )
     for path in listed:
         if "://" in path:
             raise ValueError(

@@ -207,7 +207,7 @@ def load_deltas(
         if path.name != f"layer_{config.layer}":
             raise ValueError(f"{path} holds the delta of layer {config.layer}")
         deltas[config.layer] = (path, delta, config)
-    for name in ("hook_site", "d_new", "percentile", "target"):
+    for name in ("hook_site", "d_new", "percentile", "target", "model_fingerprint"):
         values = {getattr(config, name) for _, _, config in deltas.values()}
         if len(values) > 1:
             found = ", ".join(sorted(map(str, values)))

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from delta_transcoders.formats import FORMATS
 from delta_transcoders.formats.exported import load_card, load_export
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.tiny_gemma import build_tiny_gemma
+from delta_transcoders.transcoders.delta import save_delta
 
 OPTIONS = (
     {},
@@ -162,6 +164,14 @@ def test_another_base_is_refused_and_nothing_is_left(exported, random_study, tmp
     with pytest.raises(ValueError, match=r"another base dictionary: hash 000000000000…"):
         exported("saelens", deltas=deltas)
     assert [p.name for p in tmp_path.iterdir()] == ["deltas"]
+
+
+def test_deltas_of_two_models_are_refused(exported, random_study, tmp_path):
+    deltas = random_study.variant(tmp_path / "deltas")
+    other = replace(random_study.configs[2], model_fingerprint="0" * 64)
+    save_delta(deltas / "layer_2", random_study.deltas[2], other)
+    with pytest.raises(ValueError, match="model_fingerprint differs between layers"):
+        exported("saelens", deltas=deltas)
 
 
 def test_another_model_is_refused(random_study, tokenizer, tmp_path):
