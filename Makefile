@@ -21,7 +21,7 @@ export PYTHONHASHSEED := 0
 export PYTHONUNBUFFERED := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo seeds controls planted faults sweep sweep-summary ranking findings examples test lint clean table
+.PHONY: help demo seeds controls planted faults sweep sweep-summary ranking findings examples interop test lint clean table
 
 help:  ## Show this list
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -194,6 +194,20 @@ examples: $(READY) $(STUDY)/delta/.done  ## Run the notebooks of examples/ on th
 	@for notebook in examples/*.ipynb; do \
 	  STUDY=$(abspath $(STUDY)) $(PY) examples/run.py $$notebook || exit 1; done
 
+# Other tools, each in an environment of its own: their versions of transformers and ours do not go together.
+INTEROP := $(STUDY)/interop
+.venv-saelens/.ready: PACKAGES := sae-lens
+.venv-circuit-tracer/.ready: PACKAGES := circuit-tracer nnsight
+.venv-%/.ready: interop/constraints-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $< torch $(PACKAGES)
+	@touch $@
+
+interop: $(READY) .venv-saelens/.ready .venv-circuit-tracer/.ready $(STUDY)/delta/.done  ## Open the tiny study's export in SAELens and circuit-tracer, and compare
+	$(PY) -m interop.prepare $(STUDY) $(INTEROP)
+	HF_HUB_OFFLINE=1 .venv-saelens/bin/python interop/check_saelens.py $(INTEROP)
+	HF_HUB_OFFLINE=1 .venv-circuit-tracer/bin/python interop/check_circuit_tracer.py $(INTEROP)
+
 test: $(READY)  ## Run the tests (minutes, offline)
 	OMP_NUM_THREADS=1 $(PY) -m pytest
 
@@ -201,6 +215,6 @@ lint: $(READY)  ## Check style
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-clean:  ## Remove the tiny study and all caches (not .venv)
+clean:  ## Remove the tiny study and all caches (not .venv*)
 	rm -rf $(STUDY) runs/seeds .pytest_cache .ruff_cache
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -112,10 +112,10 @@ def _write_merged(run: Path, folder: Path, base: str | None) -> None:
 
 
 def _write_deltas(run: Path, folder: Path, base: str | None) -> None:
-    from delta_transcoders.interventions.loading import load_layers
+    from delta_transcoders.interventions.loading import load_deltas
     from delta_transcoders.transcoders.delta import save_delta
 
-    for layer, (_, delta, config) in load_layers(run / "delta").items():
+    for layer, (_, delta, config) in load_deltas(run / "delta").items():
         shared = dataclasses.replace(config, base_id=local_name(config.base_id))
         save_delta(folder / f"layer_{layer}", delta, shared)
 

@@ -21,7 +21,7 @@ from delta_transcoders.interventions.sources import (
 from delta_transcoders.language_models import load_model
 from delta_transcoders.transcoders.corrections import load_corrections
 from delta_transcoders.transcoders.delta import DeltaConfig, load_delta, random_directions
-from delta_transcoders.transcoders.gemma_scope import base_width, load_base
+from delta_transcoders.transcoders.gemma_scope import BaseId, base_width, load_base
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def load_delta_set(
     """
     fingerprint = fingerprint or model_fingerprint(model)
     bases = {} if bases is None else bases
-    deltas = load_layers(folder, fingerprint)
+    deltas = load_deltas(folder, fingerprint)
     sources: dict[str, dict[int, Source]] = {"base": {}, "delta": {}, "random_delta": {}}
     for layer, (path, delta, config) in deltas.items():
         if config.target == "mlp_difference":
@@ -174,7 +174,7 @@ def load_control(folder: str | Path, site: HookSite, d_model: int) -> dict[int, 
             layer: AffineSource(correction) for layer, (correction, _) in corrections.items()
         }
     else:
-        deltas = load_layers(folder)
+        deltas = load_deltas(folder)
         found = {layer: (config.hook_site, config.d_in) for layer, (_, _, config) in deltas.items()}
         sources = {layer: DictionarySource(delta) for layer, (_, delta, _) in deltas.items()}
     for layer, of_layer in found.items():
@@ -186,7 +186,7 @@ def load_control(folder: str | Path, site: HookSite, d_model: int) -> dict[int, 
     return sources
 
 
-def load_layers(
+def load_deltas(
     folder: str | Path, fingerprint: str | None = None
 ) -> dict[int, tuple[Path, JumpReLUTranscoder, DeltaConfig]]:
     """Path, delta and config of every `layer_L` of a folder or hub id, all of one configuration.
@@ -220,22 +220,34 @@ def load_layers(
     return deltas
 
 
+def load_base_of(
+    path: str | Path, config: DeltaConfig, base_transcoders: str
+) -> tuple[JumpReLUTranscoder, BaseId]:
+    """The base dictionary that the delta of a folder was trained on.
+
+    Raises:
+        ValueError: the source holds another one under its name; names both hashes.
+    """
+    base, base_id = load_base(
+        base_transcoders,
+        config.layer,
+        width=base_width(config.base_id),
+        average_l0=config.average_l0_base,
+        d_model=config.d_in,
+    )
+    if base_id.hash != config.base_hash:
+        raise ValueError(
+            f"{path} was trained on another base dictionary: hash {config.base_hash[:12]}…, "
+            f"{base_id.path} has {base_id.hash[:12]}…"
+        )
+    return base, base_id
+
+
 def _base_dictionary(
     path: Path, config: DeltaConfig, base_transcoders: str, bases: dict[str, Source]
 ) -> Source:
     if config.base_hash not in bases:
-        base, base_id = load_base(
-            base_transcoders,
-            config.layer,
-            width=base_width(config.base_id),
-            average_l0=config.average_l0_base,
-            d_model=config.d_in,
-        )
-        if base_id.hash != config.base_hash:
-            raise ValueError(
-                f"{path} was trained on another base dictionary: hash {config.base_hash[:12]}…, "
-                f"{base_id.path} has {base_id.hash[:12]}…"
-            )
+        base, _ = load_base_of(path, config, base_transcoders)
         bases[config.base_hash] = DictionarySource(base)
     return bases[config.base_hash]
 

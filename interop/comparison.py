@@ -1,0 +1,46 @@
+"""The comparison that both tools' checks make; runs in their environments, on torch alone."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+CASES = ("full", "half", "delta")
+TOLERANCE = 1e-5
+
+
+class Comparison:
+    """Compares encodings and reconstructions layer by layer, and remembers whether any missed."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.missed = False
+
+    def layers(self, case: str):
+        """(layer, x [N, d_model], a [N, n_features], y [N, d_model]) of a case."""
+        tensors = load_file(self.out / "expected" / f"{case}.safetensors")
+        for layer in sorted(int(name[2:]) for name in tensors if name.startswith("x.")):
+            yield layer, *(tensors[f"{kind}.{layer}"] for kind in "xay")
+
+    def check(self, what: str, ok: bool, figures: str) -> None:
+        print(f"{'ok  ' if ok else 'MISS'} {what}: {figures}", flush=True)
+        self.missed |= not ok
+
+    def compare(
+        self,
+        what: str,
+        a: torch.Tensor,
+        y: torch.Tensor,
+        expected_a: torch.Tensor,
+        expected_y: torch.Tensor,
+    ) -> None:
+        error = ((y - expected_y).norm() / expected_y.norm()).item()
+        norms = expected_y.norm(dim=1).clamp(min=1e-12)  # a delta writes nothing on some tokens
+        worst = ((y - expected_y).norm(dim=1) / norms).max().item()
+        differing = ((a > 0) != (expected_a > 0)).sum().item()
+        self.check(
+            what,
+            worst <= TOLERANCE and differing == 0 and a.shape == expected_a.shape,
+            f"reconstruction differs by {error:.1e} of its norm (worst token {worst:.1e}); "
+            f"{(expected_a > 0).sum()} active on {len(a)} tokens, {differing} differ",
+        )

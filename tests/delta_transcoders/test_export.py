@@ -1,0 +1,262 @@
+"""Exports of a random study: the same function in every format, complete sets, and every refusal."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from delta_transcoders.export import export, main
+from delta_transcoders.fingerprints import model_fingerprint, tokenizer_fingerprint
+from delta_transcoders.formats import FORMATS
+from delta_transcoders.formats.exported import load_card, load_export
+from delta_transcoders.language_models import load_model, load_tokenizer
+from delta_transcoders.tiny_gemma import build_tiny_gemma
+from delta_transcoders.transcoders.delta import save_delta
+
+OPTIONS = (
+    {},
+    {"alpha": 0.0},
+    {"alpha": -0.5},
+    {"alpha": 2.0, "delta_only": True},
+)
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(64, 32, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def exported(random_study, tmp_path):
+    def make(format="circuit_tracer", **options) -> Path:
+        return export(
+            random_study.folder, format, tmp_path / format, model=random_study.model, **options
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("format", FORMATS)
+def test_base_plus_alpha_delta_with_its_features_where_the_card_says(
+    exported, random_study, x, format, options
+):
+    card, read = load_export(exported(format, **options))
+    alpha, delta_only = options.get("alpha", 1.0), options.get("delta_only", False)
+    assert (card.format, card.alpha, card.delta_only) == (format, alpha, delta_only)
+    assert list(read) == list(card.layers) == ([0, 1, 2] if format == "circuit_tracer" else [0, 2])
+    for layer, delta in random_study.deltas.items():
+        y, base = alpha * delta(x), random_study.bases[layer]
+        if not delta_only:
+            y = y + base(x)
+        torch.testing.assert_close(read[layer](x), y, rtol=1e-5, atol=1e-5)
+        a, of_layer = read[layer].encode(x), card.layers[layer]
+        torch.testing.assert_close(a[:, slice(*of_layer.delta_features)], delta.encode(x))
+        base_a = base.encode(x)[:, : 0 if delta_only else None]
+        torch.testing.assert_close(a[:, slice(*of_layer.base_features)], base_a)
+        assert of_layer.average_l0 == (2 if delta_only else 10 + layer)
+        assert of_layer.hook_in == f"blocks.{layer}.ln2.hook_normalized"
+        assert of_layer.base_hash == random_study.configs[layer].base_hash
+
+
+@pytest.mark.parametrize("delta_only", [False, True])
+def test_a_circuit_tracer_set_is_complete(exported, random_study, x, delta_only):
+    out = exported(delta_only=delta_only)
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["model_kind"] == "transcoder_set"
+    assert config["feature_input_hook"] == "ln2.hook_normalized"
+    assert config["feature_output_hook"] == "hook_mlp_out"
+    assert config["scan"]
+    width, n_padding = (6, (0, 6, 0)) if delta_only else (54, (8, 14, 0))
+    card = load_card(out)
+    for layer in range(3):
+        tensors = load_file(out / f"layer_{layer}.safetensors")
+        assert {name: list(tensor.shape) for name, tensor in tensors.items()} == {
+            "W_enc": [width, 32],
+            "W_dec": [width, 32],
+            "b_enc": [width],
+            "b_dec": [32],
+            "activation_function.threshold": [width],
+        }
+        start, stop = card.layers[layer].padding_features
+        assert (stop - start, stop) == (n_padding[layer], width)
+        z = 1e6 * x @ tensors["W_enc"].T + tensors["b_enc"]
+        assert (z[:, start:stop] <= 0).all()  # silent even where someone forgets the thresholds
+        assert (tensors["activation_function.threshold"][start:stop] > 0).all()
+        assert not tensors["W_dec"][start:stop].any()
+    # JumpReLU there lets negative values through where the threshold is negative.
+    assert (tensors["activation_function.threshold"] >= 0).all()
+    assert (random_study.deltas[2].threshold < 0).any()
+
+
+def test_a_layer_without_a_delta_is_its_base(exported, random_study, x):
+    card, read = load_export(exported())
+    torch.testing.assert_close(read[1](x), random_study.bases[1](x), rtol=1e-5, atol=1e-5)
+    of_layer = card.layers[1]
+    assert (of_layer.delta_features, of_layer.delta_hash) == ((40, 40), None)
+    _, alone = load_export(exported(delta_only=True))
+    assert not alone[1](x).any()
+
+
+def test_the_models_copy_is_the_model_as_older_readers_take_it(exported, random_study):
+    copy, model = exported() / "model", Path(random_study.model)
+    assert model_fingerprint(load_model(str(copy))) == model_fingerprint(load_model(str(model)))
+    ours, theirs = load_tokenizer(str(model)), load_tokenizer(str(copy))
+    assert tokenizer_fingerprint(ours) == tokenizer_fingerprint(theirs)
+    config = json.loads((copy / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    before = json.loads((model / "tokenizer_config.json").read_text())
+    after = json.loads((copy / "tokenizer_config.json").read_text())
+    assert before["tokenizer_class"] == "TokenizersBackend"
+    assert after["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert after["additional_special_tokens"] == before["extra_special_tokens"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_is_replaced_by_one_of_the_same_bytes(exported, format):
+    def content(folder):
+        return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    before = content(exported(format, alpha=0.25))
+    assert content(exported(format, alpha=0.5)) != before
+    assert content(exported(format, alpha=0.25)) == before
+
+
+@pytest.mark.parametrize("format", ["saelens", "circuit_tracer"])
+def test_the_originals_scale_goes_into_the_weights(exported, random_study, x, tmp_path, format):
+    deltas = random_study.variant(tmp_path / "deltas", hook_site="original")
+    card, read = load_export(exported(format, deltas=deltas, alpha=0.5))
+    scale = 32**-0.5
+    for layer, delta in random_study.deltas.items():
+        scaled = random_study.bases[layer](x * scale) + 0.5 * delta(x * scale)
+        torch.testing.assert_close(read[layer](x), scaled / scale, rtol=1e-4, atol=1e-4)
+        # What the original calls hook_mlp_in, under the name that needs no switch.
+        assert card.layers[layer].hook_in == f"blocks.{layer}.hook_resid_mid"
+
+
+# Refusals
+
+
+def test_the_gemma_scope_layout_cannot_name_another_site(exported, random_study, tmp_path):
+    deltas = random_study.variant(tmp_path / "deltas", hook_site="original")
+    with pytest.raises(ValueError, match="for hook site 'original', and Gemma Scope's"):
+        exported("gemma_scope", deltas=deltas)
+
+
+def test_deltas_on_the_base_models_mlp_go_alone(exported, random_study, tmp_path):
+    changes = {"target": "mlp_difference", "base_id": "base_model", "percentile": None}
+    deltas = random_study.variant(tmp_path / "deltas", **changes)
+    with pytest.raises(ValueError, match="no base dictionary to join them with"):
+        exported("saelens", deltas=deltas)
+    card, _ = load_export(exported("saelens", deltas=deltas, delta_only=True))
+    assert card.layers[0].base_id == "base_model"
+
+
+def test_another_base_is_refused_and_nothing_is_left(exported, random_study, tmp_path):
+    deltas = random_study.variant(tmp_path / "deltas", base_hash="0" * 64)
+    with pytest.raises(ValueError, match=r"another base dictionary: hash 000000000000…"):
+        exported("saelens", deltas=deltas)
+    assert [p.name for p in tmp_path.iterdir()] == ["deltas"]
+
+
+def test_deltas_of_two_models_are_refused(exported, random_study, tmp_path):
+    deltas = random_study.variant(tmp_path / "deltas")
+    other = replace(random_study.configs[2], model_fingerprint="0" * 64)
+    save_delta(deltas / "layer_2", random_study.deltas[2], other)
+    with pytest.raises(ValueError, match="model_fingerprint differs between layers"):
+        exported("saelens", deltas=deltas)
+
+
+def test_another_model_is_refused(random_study, tokenizer, tmp_path):
+    model = build_tiny_gemma(tokenizer, d_model=32, n_layers=3, d_mlp=64, context=128)
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"trained on another model than .*other"):
+        export(random_study.folder, "circuit_tracer", tmp_path / "out", model=tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            {"format": "neuronpedia"},
+            ValueError,
+            "'neuronpedia', expected one of gemma_scope, saelens",
+        ),
+        ({"alpha": math.nan}, ValueError, "alpha is nan"),
+        ({"deltas": "nowhere"}, FileNotFoundError, "nowhere holds no layer_L folders"),
+        ({"base_transcoders": "./nowhere"}, FileNotFoundError, "no such folder: ./nowhere"),
+        ({"format": "circuit_tracer"}, FileNotFoundError, "no model folder"),
+        ({"out": "taken"}, FileExistsError, "taken exists and is no export"),
+    ],
+)
+def test_what_the_user_got_wrong_is_named(
+    random_study, tmp_path, monkeypatch, arguments, error, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("taken").mkdir()
+    with pytest.raises(error, match=message):
+        export(random_study.folder, **{"format": "saelens", "out": "out"} | arguments)
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+def test_the_reader_refuses_another_model_and_changed_files(exported, random_study):
+    out = exported("saelens")
+    own = random_study.configs[0].model_fingerprint
+    assert load_export(out, fingerprint=own)[0].model_fingerprint == own
+    with pytest.raises(ValueError, match="exported for another model: fingerprint"):
+        load_export(out, fingerprint="0" * 64)
+    path = out / "layer_2" / "sae_weights.safetensors"
+    tensors = load_file(path)
+    tensors["b_enc"][3] += 1e-3
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match="layer_2 is not what was exported"):
+        load_export(out)
+
+
+@pytest.mark.parametrize(
+    ("edit", "error", "message"),
+    [
+        (lambda path: path.unlink(), FileNotFoundError, "is not an export"),
+        (lambda path: path.write_text("{"), ValueError, "export.json is damaged"),
+        (lambda path: path.write_text('{"format_version": 9}'), ValueError, "version is 9"),
+        (lambda path: path.write_text('{"format_version": 1}'), ValueError, "damaged: 'layers'"),
+    ],
+)
+def test_a_damaged_card_is_refused(exported, edit, error, message):
+    out = exported("saelens")
+    edit(out / "export.json")
+    with pytest.raises(error, match=message):
+        load_export(out)
+
+
+def test_the_command(random_study, tmp_path, monkeypatch, capsys):
+    options = {
+        "run": random_study.folder,
+        "format": "saelens",
+        "out": tmp_path / "out",
+        "alpha": 0.5,
+    }
+    given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["export", *given, "--delta-only"])
+    main()
+    assert "2 layers; export.json names" in capsys.readouterr().out
+    card = load_card(tmp_path / "out")
+    assert (card.alpha, card.delta_only) == (0.5, True)
+
+
+def test_help_needs_no_torch(pytestconfig):
+    for name in ("export", "import_dictionaries"):
+        code = (
+            f"import sys; from delta_transcoders import {name}\n"
+            f"sys.argv = ['x', '--help']\ntry: {name}.main()\nexcept SystemExit: pass\n"
+            "assert 'torch' not in sys.modules"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=pytestconfig.rootpath)
