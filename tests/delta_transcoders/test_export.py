@@ -191,7 +191,7 @@ def test_another_model_is_refused(random_study, tokenizer, tmp_path):
             "'neuronpedia', expected one of gemma_scope, saelens",
         ),
         ({"alpha": math.nan}, ValueError, "alpha is nan"),
-        ({"deltas": "nowhere"}, FileNotFoundError, "nowhere holds no layer_L folders"),
+        ({"deltas": "nowhere"}, FileNotFoundError, "no such folder: .*nowhere"),
         ({"base_transcoders": "./nowhere"}, FileNotFoundError, "no such folder: ./nowhere"),
         ({"format": "circuit_tracer"}, FileNotFoundError, "no model folder"),
         ({"out": "taken"}, FileExistsError, "taken exists and is no export"),
