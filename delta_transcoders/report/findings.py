@@ -28,6 +28,7 @@ from delta_transcoders.files import write_text
 from delta_transcoders.metrics.intervals import wilson
 from delta_transcoders.report.answers import read_experiments
 from delta_transcoders.report.comparisons import POOLED, difference_rows, split_rows
+from delta_transcoders.report.summary import HOLDS_ZERO
 from delta_transcoders.report.tables import read_metrics, write_table
 
 DOCS = Path("docs")
@@ -51,6 +52,10 @@ class Value(NamedTuple):
     value: float
     low: float
     high: float
+
+    @property
+    def holds_zero(self) -> bool:
+        return self.low <= 0 <= self.high
 
     def __str__(self) -> str:
         if math.isnan(self.value):
@@ -143,7 +148,7 @@ class Studies:
             )
             for folder, value, row in zip(self.folders, values, rows, strict=True)
         }
-        if name.column.endswith("_rate"):
+        if name.column.endswith("_rate") and not math.isnan(sum(values)):
             n = [int(row["n_examples"]) for row in rows]
             hits = sum(round(v * k) for v, k in zip(values, n, strict=True))
             pooled = Value(hits / sum(n), *wilson(hits, sum(n)))
@@ -243,8 +248,13 @@ def render(document: dict, figures: Figures) -> str:
     if broken := broken_conditions(conditions_of(document), figures):
         raise ValueError("the verdicts do not follow from the figures: " + "; ".join(broken))
 
+    def shown(name: str) -> str:
+        value = figures[name][POOLED]
+        is_difference = bool(_Name.parse(name).against)
+        return f"{value} {HOLDS_ZERO}" if is_difference and value.holds_zero else str(value)
+
     def filled(text: str) -> str:
-        return _FIGURE.sub(lambda match: str(figures[match[1]][POOLED]), " ".join(text.split()))
+        return _FIGURE.sub(lambda match: shown(match[1]), " ".join(text.split()))
 
     def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         lines = [list(header), ["---"] * len(header), *([filled(cell) for cell in r] for r in rows)]
