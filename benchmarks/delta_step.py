@@ -15,7 +15,7 @@ too). `stored r` needs fewer: only active features' rows are added up in its gra
 
 On a busy machine wall time says nothing: the threads wait for each other's turn. `--clock main-thread`
 measures the time that the main thread computes, its share of parallel regions and all that is serial,
-which is the wall time of an idle machine but for waking threads. Set
+which is the wall time of an idle machine but for waking threads and uneven shares. Set
 `OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0` with it, so that waiting is not counted.
 """
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from delta_transcoders.transcoders.gemma_scope import save_base, width_name
+from delta_transcoders.transcoders.gemma_scope import params_path, save_base, width_name
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 from delta_transcoders.transcoders.sparsity import SparsityConfig
 from delta_transcoders.transcoders.stack import Variant
@@ -69,4 +69,8 @@ class BaseTranscoderTraining(DictionaryTraining):
 
     def export(self, variant: Variant, transcoder: JumpReLUTranscoder, best: Best) -> None:
         layer = self.trainer.datamodule.layers[variant.layer]
-        save_base(Path(self.hparams.output), layer, transcoder, round(best.fit.l0))
+        l0: float = round(best.fit.l0)
+        folder = Path(self.hparams.output)
+        if (folder / params_path(layer, transcoder.n_features, l0)).exists():
+            l0 = round(best.fit.l0, 2)  # another variant's rounds to the same number
+        save_base(folder, layer, transcoder, l0)

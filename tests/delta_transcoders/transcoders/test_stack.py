@@ -283,6 +283,14 @@ def test_tracker_keeps_the_best_of_each_variant_and_stops_it_alone():
     assert tracker.export(1).b_enc.tolist() == [4] * 6
 
 
+def test_a_variant_with_nan_weights_is_never_the_best():
+    stack = DictionaryStack(VARIANTS[:2], **SHAPE, **DELTA)
+    tracker = ConvergenceTracker(stack, patience=2)
+    stack.W_enc.data[1, 0, 0] = torch.nan  # the feature is silent, and the FVU finite
+    assert tracker.update(torch.tensor([0.9, 0.9]).double(), stack).tolist() == [True, False]
+    assert tracker.best_fvu_V.isfinite().tolist() == [True, False]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
