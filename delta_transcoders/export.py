@@ -98,11 +98,10 @@ def export(
         check_push(push_to_hub)
 
     deltas = local_folder(deltas, ["layer_*/*"]) if deltas else run / "delta"
-    exported = None
+    study, exported = read_study(run, deltas, base_model), None
     with replace_folder(out) as folder:
         if format in PARTS:
-            source = part_folder(run, format, deltas)
-            write_part(folder, format, source, read_study(run, deltas, base_model).base)
+            write_part(folder, format, part_folder(run, format, deltas), study.base)
         else:
             # Torch takes seconds to import, and the command's help and refusals need none of it.
             from delta_transcoders.formats.assembly import Assembly
@@ -110,17 +109,11 @@ def export(
             if base_transcoders is None and (run / "base_transcoders").is_dir():
                 base_transcoders = run / "base_transcoders"
             bases = base_transcoders and str(base_transcoders)
-            study = Assembly(deltas, bases, alpha, delta_only)
+            assembly = Assembly(deltas, bases, alpha, delta_only)
             model = str(model or run / "finetune" / "merged")
-            exported = _write_dictionaries(folder, format, study, model)
-        text = model_card(
-            run,
-            format,
-            deltas=deltas,
-            base_model=base_model,
-            repository=push_to_hub or "THIS_REPOSITORY",
-            exported=exported,
-        )
+            exported = _write_dictionaries(folder, format, assembly, model)
+        repository = push_to_hub or "THIS_REPOSITORY"
+        text = model_card(study, format, repository=repository, exported=exported)
         write_text(folder / CARD, f"{text}\n{MARK}\n")
     if push_to_hub is not None:
         push_folder(out, push_to_hub, private)
@@ -150,18 +143,18 @@ def _check(format: str, out: Path, alpha: float, delta_only: bool, chosen: list[
             )
 
 
-def _write_dictionaries(folder: Path, format: str, study: Assembly, model: str) -> ExportCard:
+def _write_dictionaries(folder: Path, format: str, assembly: Assembly, model: str) -> ExportCard:
     from delta_transcoders.formats import circuit_tracer, saelens
     from delta_transcoders.formats.exported import ExportCard, save_card
     from delta_transcoders.transcoders.gemma_scope import save_base
 
-    config = study.config
+    config = assembly.config
     if format == "gemma_scope" and config.hook_site != "gemma_scope":
         raise ValueError(
             f"the deltas are for hook site {config.hook_site!r}, and Gemma Scope's files name none: theirs "
             "is understood; the other formats name it"
         )
-    layers: Collection[int] = study.layers
+    layers: Collection[int] = assembly.layers
     if format == "circuit_tracer":
         layers = _all_layers(Path(model), config.model_fingerprint)
     name = portable_name(model)
@@ -169,23 +162,23 @@ def _write_dictionaries(folder: Path, format: str, study: Assembly, model: str) 
     cards = {}
     for layer in layers:
         if format == "circuit_tracer":
-            dictionary, card = study.layer(layer, study.n_features)
+            dictionary, card = assembly.layer(layer, assembly.n_features)
             path = circuit_tracer.save_layer(folder, layer, dictionary)
         else:
-            dictionary, card = study.layer(layer)
+            dictionary, card = assembly.layer(layer)
             if format == "saelens":
-                path = saelens.save_layer(folder, layer, dictionary, study.site, name)
+                path = saelens.save_layer(folder, layer, dictionary, assembly.site, name)
             else:
                 path = save_base(folder, layer, dictionary, card.average_l0)
         cards[layer] = replace(card, path=path.relative_to(folder).as_posix())
     if format == "circuit_tracer":
         scan = f"delta-{config.model_fingerprint[:12]}"
-        circuit_tracer.save_config(folder, study.site, name, scan)
+        circuit_tracer.save_config(folder, assembly.site, name, scan)
         save_model(folder / circuit_tracer.MODEL_FOLDER, Path(model))
     exported = ExportCard(
         format=format,
-        alpha=study.alpha,
-        delta_only=study.delta_only,
+        alpha=assembly.alpha,
+        delta_only=assembly.delta_only,
         model=name,
         model_fingerprint=config.model_fingerprint,
         hook_site=config.hook_site,

@@ -91,20 +91,25 @@ def read_study(run: Path, deltas: Path, base_model: str | None) -> Study:
         base_name = f"`{base}`" if base else "language model"
     else:
         base_name = f"`{Path(name).name}` (a local folder)"
-    configs = [read_json(path) for path in deltas.glob("layer_*/config.json")]
+    layers = {
+        int(p.parent.name.removeprefix("layer_")): p for p in deltas.glob("layer_*/config.json")
+    }
     return Study(
         run,
         base,
         base_name,
         base_is_own,
         lora,
-        sorted(configs, key=lambda config: config["layer"]),
+        [read_json(path) for _, path in sorted(layers.items())],
         deltas.resolve() == (run / "delta").resolve(),
     )
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def belonging(study: Study) -> str:

@@ -5,7 +5,6 @@ The YAML front matter follows https://huggingface.co/docs/hub/model-cards.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -13,7 +12,7 @@ import yaml
 from delta_transcoders.formats import TOOL_FORMATS, Format
 from delta_transcoders.report import card_tables as tables
 from delta_transcoders.report.card_loading import how_to_load
-from delta_transcoders.report.card_tables import Study, read_json, read_study
+from delta_transcoders.report.card_tables import Study, read_json
 
 if TYPE_CHECKING:
     from delta_transcoders.formats.exported import ExportCard
@@ -34,25 +33,19 @@ DELTA_ALONE = "It is of no use alone: base + delta stands for the MLP's output."
 
 
 def model_card(
-    run: str | Path,
+    study: Study,
     format: Format,
     *,
-    deltas: str | Path | None = None,
-    base_model: str | None = None,
-    repository: str = "THIS_REPOSITORY",
+    repository: str,
     exported: ExportCard | None = None,
 ) -> str:
     """The card of an export.
 
     Args:
-        run: the study's folder.
-        deltas: folder of the deltas, `RUN/delta`; needed for dictionaries with a delta in them.
-        base_model: hub id of the model that was finetuned, where the study used a local copy.
-        repository: hub id it will have.
+        study: of `read_study`; with deltas, where the format holds any.
+        repository: hub id it will have, or a word for it.
         exported: what the dictionaries in another tool's files hold.
     """
-    run = Path(run)
-    study = read_study(run, Path(deltas or run / "delta"), base_model)
     if format == "base_model":
         title, sections = _base_model(study)
     elif format == "base_transcoders":

@@ -5,8 +5,8 @@ import json
 import pytest
 import yaml
 
+from delta_transcoders.report import model_card as cards
 from delta_transcoders.report.card_tables import behaviour_with_deltas, read_study
-from delta_transcoders.report.model_card import model_card
 from delta_transcoders.report.tables import write_metrics
 from delta_transcoders.toolcalls.examples import Example, write_jsonl
 
@@ -50,6 +50,11 @@ def study(tmp_path):
         path.write_text(json.dumps(content))
 
     return make
+
+
+def model_card(run, format, deltas=None, base_model=None) -> str:
+    study = read_study(run, deltas or run / "delta", base_model)
+    return cards.model_card(study, format, repository="THIS_REPOSITORY")
 
 
 def front_matter(card: str) -> dict:
@@ -238,3 +243,10 @@ def test_cards_of_a_studys_own_base(study):
     assert "4 layers, d_model 96, vocabulary 768" in card
     assert front_matter(card)["license"] == "apache-2.0"
     assert "Not measured (stage `behaviour`)" in card
+
+
+def test_a_damaged_file_is_named(study):
+    run = study()
+    (run / "delta/layer_2/config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"delta/layer_2/config.json is not JSON"):
+        model_card(run, "adapter")
