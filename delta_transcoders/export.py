@@ -1,7 +1,8 @@
 """Write a study for others, and push it: `python -m delta_transcoders.export --help`.
 
-    python -m delta_transcoders.export --run runs/tiny --format saelens --out out
-    python -m delta_transcoders.export --run runs/tiny --format deltas --out out --push-to-hub USER/NAME
+    python -m delta_transcoders.export --run runs/tiny --format saelens --out runs/tiny/saelens
+    python -m delta_transcoders.export --run runs/tiny --format deltas --out runs/tiny/shared \\
+        --push-to-hub USER/NAME
 
 Dictionaries in other tools' files are base(x) + alpha · delta(x) as one dictionary per layer, or
 alpha · delta(x) alone; `export.json` beside them says which features are the delta's, and what model and base
