@@ -1,7 +1,13 @@
-"""Write a study's dictionaries for other tools: `python -m delta_transcoders.export --help`.
+"""Write a study for others, and push it: `python -m delta_transcoders.export --help`.
 
-What is written is base(x) + alpha · delta(x) as one dictionary per layer, or alpha · delta(x) alone.
-`export.json` beside it says which features are the delta's, and what model and base it belongs to.
+    python -m delta_transcoders.export --run runs/tiny --format saelens --out runs/tiny/saelens
+    python -m delta_transcoders.export --run runs/tiny --format deltas --out runs/tiny/shared \\
+        --push-to-hub USER/NAME
+
+Dictionaries in other tools' files are base(x) + alpha · delta(x) as one dictionary per layer, or
+alpha · delta(x) alone; `export.json` beside them says which features are the delta's, and what model and base
+they belong to. The other formats are the study's own parts. Each comes with a model card, and nothing
+leaves the machine without `--push-to-hub`.
 """
 
 from __future__ import annotations
@@ -12,16 +18,28 @@ import math
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from delta_transcoders.command import run as run_command
-from delta_transcoders.files import replace_folder
-from delta_transcoders.formats import FORMATS, Format
+from delta_transcoders.files import replace_folder, write_text
+from delta_transcoders.formats import PARTS, TOOL_FORMATS, Format
+from delta_transcoders.formats.parts import part_folder, save_model, write_part
+from delta_transcoders.hub import (
+    check_push,
+    is_hub_id,
+    local_folder,
+    portable_name,
+    push_folder,
+)
+from delta_transcoders.report.card_tables import read_study
+from delta_transcoders.report.model_card import model_card
 
-HINTS = {
-    "gemma_scope": 'load_base("{out}", layer, percentile=0.5), or what reads Gemma Scope\'s params.npz',
-    "saelens": 'SAE.load_from_disk("{out}/layer_0")',
-    "circuit_tracer": 'ReplacementModel.from_pretrained("{out}/model", "{out}", backend="nnsight")',
-}
+if TYPE_CHECKING:
+    from delta_transcoders.formats.assembly import Assembly
+    from delta_transcoders.formats.exported import ExportCard
+
+CARD = "README.md"
+MARK = "<!-- written by delta_transcoders.export -->"
 
 
 def export(
@@ -34,12 +52,16 @@ def export(
     deltas: str | Path | None = None,
     base_transcoders: str | Path | None = None,
     model: str | Path | None = None,
+    base_model: str | None = None,
+    push_to_hub: str | None = None,
+    private: bool = False,
 ) -> Path:
-    """Write base + alpha · delta of every layer, replacing an earlier export in that folder.
+    """Write one format and its model card, replacing an earlier export in that folder.
 
     `gemma_scope` and `saelens` get the layers that have a delta. `circuit_tracer` wants all layers of the
     model, equally wide: those without a delta get the base, and padding that never fires; and a copy of
-    the model that its version of transformers reads, in `model/`.
+    the model that its version of transformers reads, in `model/`. Names of local folders are shortened to
+    their last part: they say nothing elsewhere.
 
     Args:
         run: a study's folder; the defaults below are in it.
@@ -48,6 +70,9 @@ def export(
         deltas: folder of `layer_L`, of one configuration; `RUN/delta`.
         base_transcoders: folder or hub id; `RUN/base_transcoders`, or else where the deltas' bases were.
         model: the finetuned model; `RUN/finetune/merged`. A folder for `circuit_tracer`, a name otherwise.
+        base_model: hub id of the model that was finetuned, where the study used a local copy.
+        push_to_hub: `USER/NAME` of a model repository to upload the folder to.
+        private: the repository must be private, and is made so.
 
     Returns:
         `out`.
@@ -55,68 +80,114 @@ def export(
     Raises:
         FileExistsError: `out` holds something else than an export.
         FileNotFoundError: a folder or file that is needed is not there.
-        ValueError: deltas, bases and model do not belong together, or cannot be said in this format.
+        ConnectionError: the hub cannot be reached, or refuses.
+        ValueError: deltas, bases and model do not belong together, or cannot be said in this format; an
+            option that is not one, or does not apply.
     """
     run, out = Path(run), Path(out)
-    _check(format, alpha, out)
-    # Torch takes seconds to import, and the command's help and refusals need none of it.
-    from delta_transcoders.formats import circuit_tracer, saelens
-    from delta_transcoders.formats.assembly import Assembly
-    from delta_transcoders.formats.exported import ExportCard, save_card
-    from delta_transcoders.transcoders.gemma_scope import save_base
-
-    if base_transcoders is None and (run / "base_transcoders").is_dir():
-        base_transcoders = run / "base_transcoders"
-    deltas, model = Path(deltas or run / "delta"), str(model or run / "finetune" / "merged")
-    study = Assembly(deltas, base_transcoders and str(base_transcoders), alpha, delta_only)
-    config = study.config
-    if format == "gemma_scope" and config.hook_site != "gemma_scope":
-        raise ValueError(
-            f"{deltas}: the deltas are for hook site {config.hook_site!r}, and Gemma Scope's files name "
-            "none: theirs is understood; the other formats name it"
+    chosen = {"deltas": deltas, "base-transcoders": base_transcoders, "model": model}
+    _check(format, out, alpha, delta_only, [name for name, value in chosen.items() if value])
+    if not run.is_dir():
+        raise FileNotFoundError(
+            f"no study folder {str(run)!r}; give the one that `make demo` writes"
         )
-    layers: Collection[int] = study.layers
-    if format == "circuit_tracer":
-        layers = _all_layers(Path(model), config.model_fingerprint)
+    if base_model is not None and not is_hub_id(base_model):
+        raise ValueError(f"--base-model {base_model!r} is not a hub id (owner/name)")
+    if private and push_to_hub is None:
+        raise ValueError("--private goes with --push-to-hub USER/NAME")
+    if push_to_hub is not None:
+        check_push(push_to_hub)
 
-    cards = {}
-    with replace_folder(out) as partial:
-        for layer in layers:
-            if format == "circuit_tracer":
-                dictionary, card = study.layer(layer, study.n_features)
-                path = circuit_tracer.save_layer(partial, layer, dictionary)
-            else:
-                dictionary, card = study.layer(layer)
-                if format == "saelens":
-                    path = saelens.save_layer(partial, layer, dictionary, study.site, model)
-                else:
-                    path = save_base(partial, layer, dictionary, card.average_l0)
-            cards[layer] = replace(card, path=path.relative_to(partial).as_posix())
-        if format == "circuit_tracer":
-            scan = f"delta-{config.model_fingerprint[:12]}"
-            circuit_tracer.save_config(partial, study.site, model, scan)
-            circuit_tracer.save_model(Path(model), partial / circuit_tracer.MODEL_FOLDER)
-        card = ExportCard(
-            format=format,
-            alpha=alpha,
-            delta_only=delta_only,
-            model=model,
-            model_fingerprint=config.model_fingerprint,
-            hook_site=config.hook_site,
-            d_model=config.d_in,
-            layers=cards,
-        )
-        save_card(partial, card)
+    deltas = local_folder(deltas, ["layer_*/*"]) if deltas else run / "delta"
+    study, exported = read_study(run, deltas, base_model), None
+    with replace_folder(out) as folder:
+        if format in PARTS:
+            write_part(folder, format, part_folder(run, format, deltas), study.base)
+        else:
+            # Torch takes seconds to import, and the command's help and refusals need none of it.
+            from delta_transcoders.formats.assembly import Assembly
+
+            if base_transcoders is None and (run / "base_transcoders").is_dir():
+                base_transcoders = run / "base_transcoders"
+            bases = base_transcoders and str(base_transcoders)
+            assembly = Assembly(deltas, bases, alpha, delta_only)
+            model = str(model or run / "finetune" / "merged")
+            exported = _write_dictionaries(folder, format, assembly, model)
+        repository = push_to_hub or "THIS_REPOSITORY"
+        text = model_card(study, format, repository=repository, exported=exported)
+        write_text(folder / CARD, f"{text}\n{MARK}\n")
+    if push_to_hub is not None:
+        push_folder(out, push_to_hub, private)
     return out
 
 
-def _check(format: str, alpha: float, out: Path) -> None:
-    if format not in FORMATS:
-        raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
+def _check(format: str, out: Path, alpha: float, delta_only: bool, chosen: list[str]) -> None:
+    if format not in get_args(Format):
+        known = ", ".join(get_args(Format))
+        raise ValueError(f"format is {format!r}, expected one of {known}")
     if not math.isfinite(alpha):
         raise ValueError(f"alpha is {alpha}, expected a finite number")
-    if out.exists() and not (out / "export.json").is_file():
-        raise FileExistsError(f"{out} exists and is no export: it will not be replaced")
+    if format in PARTS:
+        chosen = [
+            *(["alpha"] if alpha != 1 else []),
+            *(["delta-only"] if delta_only else []),
+            *chosen,
+        ]
+        for name in chosen:
+            if (format, name) != ("deltas", "deltas"):
+                raise ValueError(f"--{name} does not apply to --format {format}")
+    if out.exists() and any(out.iterdir()):
+        card = out / CARD
+        if not card.is_file() or MARK not in card.read_text(encoding="utf-8"):
+            raise FileExistsError(
+                f"{out} holds something else than an export; give another folder or empty it"
+            )
+
+
+def _write_dictionaries(folder: Path, format: str, assembly: Assembly, model: str) -> ExportCard:
+    from delta_transcoders.formats import circuit_tracer, saelens
+    from delta_transcoders.formats.exported import ExportCard, save_card
+    from delta_transcoders.transcoders.gemma_scope import save_base
+
+    config = assembly.config
+    if format == "gemma_scope" and config.hook_site != "gemma_scope":
+        raise ValueError(
+            f"the deltas are for hook site {config.hook_site!r}, and Gemma Scope's files name none: theirs "
+            "is understood; the other formats name it"
+        )
+    layers: Collection[int] = assembly.layers
+    if format == "circuit_tracer":
+        layers = _all_layers(Path(model), config.model_fingerprint)
+    name = portable_name(model)
+
+    cards = {}
+    for layer in layers:
+        if format == "circuit_tracer":
+            dictionary, card = assembly.layer(layer, assembly.n_features)
+            path = circuit_tracer.save_layer(folder, layer, dictionary)
+        else:
+            dictionary, card = assembly.layer(layer)
+            if format == "saelens":
+                path = saelens.save_layer(folder, layer, dictionary, assembly.site, name)
+            else:
+                path = save_base(folder, layer, dictionary, card.average_l0)
+        cards[layer] = replace(card, path=path.relative_to(folder).as_posix())
+    if format == "circuit_tracer":
+        scan = f"delta-{config.model_fingerprint[:12]}"
+        circuit_tracer.save_config(folder, assembly.site, name, scan)
+        save_model(folder / circuit_tracer.MODEL_FOLDER, Path(model))
+    exported = ExportCard(
+        format=format,
+        alpha=assembly.alpha,
+        delta_only=assembly.delta_only,
+        model=name,
+        model_fingerprint=config.model_fingerprint,
+        hook_site=config.hook_site,
+        d_model=config.d_in,
+        layers=cards,
+    )
+    save_card(folder, exported)
+    return exported
 
 
 def _all_layers(model: Path, fingerprint: str) -> range:
@@ -148,22 +219,34 @@ def _all_layers(model: Path, fingerprint: str) -> range:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Write a study's dictionaries (base + alpha · delta) for other tools.",
+        description="Write a study's dictionaries (base + alpha · delta) for other tools, or one of its "
+        "parts, with a model card; and push it.",
         epilog="`python -m delta_transcoders.import_dictionaries --help` goes the other way.",
     )
     parser.add_argument("--run", required=True, help="folder of a study, for example runs/tiny")
-    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=get_args(Format),
+        help=f"dictionaries for other tools ({', '.join(TOOL_FORMATS)}), or a part of the study "
+        f"({', '.join(PARTS)})",
+    )
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--alpha", type=float, default=1.0, help="weight of the delta (default 1)")
     parser.add_argument("--delta-only", action="store_true", help="leave the base out")
     parser.add_argument("--deltas", help="folder of layer_L, of one configuration (RUN/delta)")
     parser.add_argument("--base-transcoders", help="folder or hub id (RUN/base_transcoders)")
     parser.add_argument("--model", help="the finetuned model (RUN/finetune/merged)")
+    parser.add_argument(
+        "--base-model", metavar="ID", help="the base's hub id, where the study used a local copy"
+    )
+    parser.add_argument("--push-to-hub", metavar="USER/NAME", help="also upload it there")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
     args = vars(parser.parse_args())
     out = export(**args)
-    layers = json.loads((out / "export.json").read_text(encoding="utf-8"))["layers"]
-    print(f"{out}: {len(layers)} layers; export.json names the features that are the delta's")
-    print(f"read it with {HINTS[args['format']].format(out=out.resolve())}")
+    print(f"{out}: written; {out / CARD} says what it is and how to load it")
+    if args["push_to_hub"]:
+        print(f"pushed to {args['push_to_hub']}")
 
 
 if __name__ == "__main__":

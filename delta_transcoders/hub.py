@@ -1,7 +1,8 @@
-"""Sources that are a local folder or a hub id (`owner/name`) of the Hugging Face hub."""
+"""The Hugging Face hub: sources that are a local folder or a hub id (`owner/name`), and uploads."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 
@@ -17,6 +18,18 @@ def is_hub_id(source: str) -> bool:
     if source.startswith((".", "/", "~", "runs/")) or source.count("/") != 1:
         return False
     return not Path(source).parent.is_dir()
+
+
+def portable_name(source: str) -> str:
+    """A model's or dictionary's id, without the folders of the machine it lies on.
+
+    >>> portable_name("/data/me/base_transcoders/layer_0/width_16k/average_l0_76/params.npz")
+    'base_transcoders/layer_0/width_16k/average_l0_76/params.npz'
+    >>> portable_name("owner/name/layer_0/width_16k/average_l0_76/params.npz")
+    'owner/name/layer_0/width_16k/average_l0_76/params.npz'
+    """
+    source, separator, path = source.partition("/layer_")
+    return (source if is_hub_id(source) else Path(source).name) + separator + path
 
 
 def local_folder(source: str | Path, patterns: list[str]) -> Path:
@@ -44,3 +57,62 @@ def local_folder(source: str | Path, patterns: list[str]) -> Path:
             f"({type(error).__name__}). Where there is a network: `hf download {source} --local-dir "
             f"models/{folder.name}`, then give that folder in place of the hub id."
         ) from error
+
+
+def check_push(repo_id: str) -> None:
+    """Refuse a push that cannot succeed, before anything is written or sent.
+
+    Raises:
+        ValueError: not `owner/name` as the hub allows it, or no token on this machine.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if not re.fullmatch(r"[^/]+/[^/]+", repo_id):
+        raise ValueError(f"--push-to-hub {repo_id!r}: a hub id is USER/NAME, with one slash")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"--push-to-hub {repo_id!r}: {error}") from error
+    if get_token() is None:
+        raise ValueError(
+            "no Hugging Face token here: run `hf auth login` with a token that may write, or set HF_TOKEN"
+        )
+
+
+def push_folder(folder: str | Path, repo_id: str, private: bool = False) -> str:
+    """Upload a folder as one commit to a model repository, made where there is none; its address.
+
+    Layers and weights that the repository holds and the folder does not are deleted from it.
+
+    Raises:
+        ValueError: see `check_push`; or a private push into a repository that is public.
+        ConnectionError: the hub refuses or cannot be reached; says what it said.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    check_push(repo_id)
+    api = HfApi()
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        # An existing repository keeps its visibility, whatever was asked for.
+        if private and not api.repo_info(repo_id).private:
+            raise ValueError(
+                f"{repo_id} exists and is public; make it private in its settings, give another name, "
+                "or leave out --private"
+            )
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=f"Upload {Path(folder).name}",
+            delete_patterns=["layer_*", "model*"],  # of an earlier upload: readers would mix them
+        )
+    except (OSError, HTTPError) as error:
+        said = str(error).strip().splitlines()
+        raise ConnectionError(
+            f"the hub did not take {folder} as {repo_id}: {said[-1] if said else type(error).__name__}; it "
+            f"needs a network and a token that may write to {repo_id.split('/')[0]} (`hf auth whoami`)"
+        ) from error
+    return str(url)

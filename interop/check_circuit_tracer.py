@@ -15,7 +15,7 @@ from circuit_tracer import ReplacementModel, attribute
 from circuit_tracer.transcoder.single_layer_transcoder import load_gemma_scope_transcoder
 from circuit_tracer.utils.create_graph_files import create_graph_files
 from circuit_tracer.utils.hf_utils import load_transcoder_from_hub
-from comparison import CASES, Comparison
+from comparison import CASES, Comparison, run_card
 from safetensors.torch import load_file
 
 CPU = torch.device("cpu")
@@ -79,6 +79,9 @@ def main(out: Path) -> int:
     comparison = Comparison(out)
     check_dictionaries(out, comparison)
     check_graph(out, comparison)
+    graph = run_card(out / "circuit_tracer" / "full")["graph"]
+    n_active = len(graph.active_features)
+    comparison.check("the card's code", n_active > 0, f"{n_active} active features")
     return comparison.missed
 
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
-from comparison import CASES, Comparison
+from comparison import CASES, Comparison, run_card
 from sae_lens import SAE, __version__
 from sae_lens.saes.transcoder import JumpReLUTranscoder
 
@@ -23,6 +23,8 @@ def main(out: Path) -> int:
             comparison.compare(
                 f"saelens, {case}, layer {layer}", encoded, sae.decode(encoded), a, y
             )
+    loaded = run_card(out / "saelens" / "full")["sae"]
+    comparison.check("the card's code", isinstance(loaded, JumpReLUTranscoder), str(type(loaded)))
     return comparison.missed
 
 

@@ -1,7 +1,10 @@
-"""The comparison that both tools' checks make; runs in their environments, on torch alone."""
+"""The comparison that both tools' checks make; runs in their environments, without our package."""
 
+import re
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import torch
 from safetensors.torch import load_file
 
@@ -44,3 +47,12 @@ class Comparison:
             f"reconstruction differs by {error:.1e} of its norm (worst token {worst:.1e}); "
             f"{(expected_a > 0).sum()} active on {len(a)} tokens, {differing} differ",
         )
+
+
+def run_card(folder: Path) -> dict[str, Any]:
+    """Run the code that an export's card loads it with, from the folder; the names it sets."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    huggingface_hub.snapshot_download = lambda repository: repository
+    names = {}
+    exec(code.replace("THIS_REPOSITORY", str(folder)), names)
+    return names

@@ -20,7 +20,7 @@ from delta_transcoders.activations.capture import boot_bridge, capture
 from delta_transcoders.activations.hook_sites import HOOK_SITES
 from delta_transcoders.activations.layout import save_tensors
 from delta_transcoders.export import export
-from delta_transcoders.formats import FORMATS
+from delta_transcoders.formats import TOOL_FORMATS
 from delta_transcoders.interventions.loading import load_base_of, load_deltas
 from delta_transcoders.language_models import encode, load_model, load_tokenizer
 from delta_transcoders.toolcalls.examples import read_jsonl
@@ -84,7 +84,7 @@ def main(study: Path, out: Path) -> None:
     dictionaries = load_dictionaries(study)
     cache = ActivationCache(study / "activations")
     for name, options in CASES.items():
-        for format in FORMATS:
+        for format in TOOL_FORMATS:
             export(study, format, out / format / name, **options)
         expected = case(cache, dictionaries, **options)
         save_tensors(out / "expected" / f"{name}.safetensors", expected)

@@ -1,6 +1,11 @@
-"""Other tools' files: dictionaries written for them, and read from them. One module per format."""
+"""What a study is exported as: dictionaries in other tools' files, and read from them, one module per tool;
+and the study's own parts (`parts`)."""
 
 from typing import Literal, get_args
 
-Format = Literal["gemma_scope", "saelens", "circuit_tracer"]
-FORMATS = get_args(Format)
+ToolFormat = Literal["gemma_scope", "saelens", "circuit_tracer"]
+Part = Literal["deltas", "adapter", "merged", "base_model", "base_transcoders"]
+Format = Literal[ToolFormat, Part]
+
+TOOL_FORMATS = get_args(ToolFormat)
+PARTS = get_args(Part)

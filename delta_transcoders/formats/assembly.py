@@ -8,6 +8,7 @@ from delta_transcoders.activations.hook_sites import HOOK_SITES, HookSite
 from delta_transcoders.fingerprints import hash_tensors
 from delta_transcoders.formats.exported import LayerCard
 from delta_transcoders.formats.tensors import for_other_tools, padded, tool_hooks
+from delta_transcoders.hub import portable_name
 from delta_transcoders.interventions.loading import load_base_of, load_deltas
 from delta_transcoders.transcoders.delta import DeltaConfig
 from delta_transcoders.transcoders.gemma_scope import BaseId, base_width, load_base
@@ -27,6 +28,7 @@ class Assembly:
         config: of the first layer; hook site, model, d_new, percentile and target are every layer's.
         layers: those that have a delta.
         n_features: of the widest layer.
+        alpha, delta_only: as given.
 
     Raises:
         FileNotFoundError: no delta in the folder.
@@ -45,7 +47,7 @@ class Assembly:
         self.layers = list(self._deltas)
         self.config = self._deltas[self.layers[0]][2]
         self.site = HOOK_SITES[self.config.hook_site]
-        self._alpha, self._delta_only = alpha, delta_only
+        self.alpha, self.delta_only = alpha, delta_only
         if self.config.target != "residual" and not delta_only:
             raise ValueError(
                 f"{deltas}: the deltas correct the base model's MLP (target {self.config.target!r}), so "
@@ -68,10 +70,11 @@ class Assembly:
         path, delta, config = self._deltas.get(layer, (None, None, None))
         base, base_id = self._base(layer, path, config)
         empty = _empty(self.config)
-        joined = concatenate(base or empty, delta or empty, self._alpha)
+        joined = concatenate(base or empty, delta or empty, self.alpha)
         whole = padded(for_other_tools(joined, self.site), n_features or joined.n_features)
         n_base = base.n_features if base else 0
         hook_in, hook_out = tool_hooks(self.site, layer)
+        base_path = base_id.path if base_id else config and config.base_id
         l0s = [base_id and base_id.average_l0, config and config.measured.get("l0_delta")]
         return whole, LayerCard(
             path="",
@@ -81,7 +84,7 @@ class Assembly:
             base_features=(0, n_base),
             delta_features=(n_base, joined.n_features),
             padding_features=(joined.n_features, whole.n_features),
-            base_id=base_id.path if base_id else config and config.base_id,
+            base_id=base_path and portable_name(base_path),
             base_hash=base_id.hash if base_id else config and config.base_hash,
             delta_hash=delta and hash_tensors(delta.state_dict()),
             average_l0=round(sum(l0 for l0 in l0s if l0)),
@@ -90,7 +93,7 @@ class Assembly:
     def _base(
         self, layer: int, path: Path | None, config: DeltaConfig | None
     ) -> tuple[JumpReLUTranscoder | None, BaseId | None]:
-        if self._delta_only:
+        if self.delta_only:
             return None, None
         if config is not None:
             return load_base_of(path, config, self._source)

@@ -10,9 +10,7 @@ Layers run from 0 without a gap and are equally wide. The configuration lists no
 taken relative to the reader's working directory, and without a list the layers are found by name.
 """
 
-import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,29 +116,6 @@ def load_layer(
         )
     tensors["threshold"] = tensors.pop(THRESHOLD)
     return to_transcoder(path, tensors | {"W_enc": tensors["W_enc"].T})
-
-
-def save_model(source: Path, folder: Path) -> None:
-    """Copy a model folder that transformers 5 wrote, as readers on 4.57 understand it.
-
-    There a tokenizer class of version 5 is unknown, further special tokens have another name, and
-    `rope_parameters` are silently ignored.
-    """
-    folder.mkdir(parents=True)
-    for path in source.iterdir():
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "rope_theta" in config.get("rope_parameters", {}):
-        config.setdefault("rope_theta", config["rope_parameters"]["rope_theta"])
-    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    path = folder / "tokenizer_config.json"
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
-        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(tokenizer.get("extra_special_tokens"), list):
-        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
-    write_text(path, json.dumps(tokenizer, indent=2) + "\n")
 
 
 def _hooks(site: HookSite) -> dict[str, str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from delta_transcoders.files import write_text
 from delta_transcoders.fingerprints import hash_tensors
-from delta_transcoders.formats import Format, circuit_tracer, saelens
+from delta_transcoders.formats import ToolFormat, circuit_tracer, saelens
+from delta_transcoders.hub import local_folder
 from delta_transcoders.transcoders.gemma_scope import load_base
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 
@@ -48,7 +49,7 @@ class LayerCard:
 class ExportCard:
     """One export: base(x) + alpha · delta(x), or alpha · delta(x) alone, of every layer in it."""
 
-    format: Format
+    format: ToolFormat
     alpha: float
     """Contained in the delta's decoder rows."""
     delta_only: bool
@@ -92,13 +93,16 @@ def load_export(
     """Read an export back: its card, and the dictionaries by layer.
 
     Args:
+        folder: folder or hub id.
         fingerprint: of the model that the dictionaries are wanted for.
 
     Raises:
+        FileNotFoundError, ConnectionError: no such folder, not an export, or a hub id that cannot be had.
         ValueError: exported for another model, or a dictionary is not the one that was exported; names
             the layer and both hashes. See the formats' `load_layer` too.
     """
-    folder, card = Path(folder), load_card(folder)
+    folder = local_folder(folder, patterns=[CARD_NAME, "config.yaml", "layer_*"])
+    card = load_card(folder)
     if fingerprint not in (None, card.model_fingerprint):
         raise ValueError(
             f"{folder} was exported for another model: fingerprint {card.model_fingerprint[:12]}…, this "

@@ -1,10 +1,17 @@
-"""A random study: bases of every layer, deltas of some, for the tiny random Gemma 2."""
+"""A random study (bases of every layer, deltas of some), a hub of folders, and what a card's code does."""
 
+import re
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from delta_transcoders.activations.hook_sites import HOOK_SITES
 from delta_transcoders.fingerprints import hash_tensors, model_fingerprint
@@ -77,3 +84,59 @@ def random_study(tmp_path_factory, model_folder) -> RandomStudy:
         )
         save_delta(folder / "delta" / f"layer_{layer}", delta, configs[layer])
     return RandomStudy(folder, model_folder, bases, deltas, configs)
+
+
+class Hub:
+    """Stands in for the hub: repositories are folders. Calls must fit the real signatures."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.private: dict[str, bool] = {}
+
+    def create_repo(self, api, repo_id, *, private=None, exist_ok=False):
+        assert exist_ok
+        self.private.setdefault(repo_id, private)
+        (self.root / repo_id).mkdir(parents=True, exist_ok=True)
+        return f"https://hub/{repo_id}"
+
+    def repo_info(self, api, repo_id):
+        return SimpleNamespace(private=self.private[repo_id])
+
+    def upload_folder(self, api, *, repo_id, folder_path, commit_message, delete_patterns):
+        for pattern in delete_patterns:
+            for path in (self.root / repo_id).glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+
+    def snapshot_download(self, repo_id, *, allow_patterns):
+        if not (self.root / repo_id).is_dir():
+            raise LocalEntryNotFoundError("not cached")
+        return str(self.root / repo_id)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    hub = Hub(tmp_path / "hub")
+    for name in ("create_repo", "repo_info", "upload_folder"):
+        checked = mock.create_autospec(getattr(HfApi, name), side_effect=getattr(hub, name))
+        monkeypatch.setattr(HfApi, name, checked)
+    download = mock.create_autospec(
+        huggingface_hub.snapshot_download, side_effect=hub.snapshot_download
+    )
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_token")
+    return hub
+
+
+@pytest.fixture
+def run_card():
+    """Run the code of an export's card as it is written, with its names in capitals filled in."""
+
+    def run(folder: Path, **names: Path) -> None:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        for name, value in {"THIS_REPOSITORY": folder, **names}.items():
+            code = code.replace(f'"{name}"', f'"{value}"')
+        exec(compile(code, str(folder / "README.md"), "exec"), {})
+
+    return run

@@ -6,15 +6,18 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from delta_transcoders.command import run as run_command
 from delta_transcoders.export import export, main
 from delta_transcoders.fingerprints import model_fingerprint, tokenizer_fingerprint
-from delta_transcoders.formats import FORMATS
+from delta_transcoders.formats import TOOL_FORMATS
 from delta_transcoders.formats.exported import load_card, load_export
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.tiny_gemma import build_tiny_gemma
@@ -44,7 +47,7 @@ def exported(random_study, tmp_path):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", TOOL_FORMATS)
 def test_base_plus_alpha_delta_with_its_features_where_the_card_says(
     exported, random_study, x, format, options
 ):
@@ -119,7 +122,7 @@ def test_the_models_copy_is_the_model_as_older_readers_take_it(exported, random_
     assert after["additional_special_tokens"] == before["extra_special_tokens"]
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", TOOL_FORMATS)
 def test_an_export_is_replaced_by_one_of_the_same_bytes(exported, format):
     def content(folder):
         return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -194,7 +197,24 @@ def test_another_model_is_refused(random_study, tokenizer, tmp_path):
         ({"deltas": "nowhere"}, FileNotFoundError, "no such folder: .*nowhere"),
         ({"base_transcoders": "./nowhere"}, FileNotFoundError, "no such folder: ./nowhere"),
         ({"format": "circuit_tracer"}, FileNotFoundError, "no model folder"),
-        ({"out": "taken"}, FileExistsError, "taken exists and is no export"),
+        ({"out": "taken"}, FileExistsError, "taken holds something else than an export"),
+        ({"base_model": "./gemma"}, ValueError, "--base-model './gemma' is not a hub id"),
+        ({"private": True}, ValueError, "--private goes with --push-to-hub"),
+        (
+            {"format": "merged", "alpha": 0.5},
+            ValueError,
+            "--alpha does not apply to --format merged",
+        ),
+        (
+            {"format": "deltas", "delta_only": True},
+            ValueError,
+            "--delta-only does not apply to --format deltas",
+        ),
+        (
+            {"format": "base_model", "model": "m"},
+            ValueError,
+            "--model does not apply to --format base_model",
+        ),
     ],
 )
 def test_what_the_user_got_wrong_is_named(
@@ -202,6 +222,7 @@ def test_what_the_user_got_wrong_is_named(
 ):
     monkeypatch.chdir(tmp_path)
     Path("taken").mkdir()
+    Path("taken/README.md").write_text("mine: delta-transcoders")
     with pytest.raises(error, match=message):
         export(random_study.folder, **{"format": "saelens", "out": "out"} | arguments)
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
@@ -237,7 +258,7 @@ def test_a_damaged_card_is_refused(exported, edit, error, message):
         load_export(out)
 
 
-def test_the_command(random_study, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_and_pushes(random_study, hub, tmp_path, monkeypatch, capsys):
     options = {
         "run": random_study.folder,
         "format": "saelens",
@@ -247,9 +268,67 @@ def test_the_command(random_study, tmp_path, monkeypatch, capsys):
     given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     monkeypatch.setattr(sys, "argv", ["export", *given, "--delta-only"])
     main()
-    assert "2 layers; export.json names" in capsys.readouterr().out
+    assert f"{tmp_path}/out/README.md says what it is" in capsys.readouterr().out
     card = load_card(tmp_path / "out")
     assert (card.alpha, card.delta_only) == (0.5, True)
+    assert not hub.private
+
+    monkeypatch.setattr(sys, "argv", ["export", *given, "--push-to-hub", "user/it", "--private"])
+    main()
+    assert "pushed to user/it" in capsys.readouterr().out
+    assert hub.private == {"user/it": True}
+    card, read = load_export("user/it")  # from_pretrained by hub id
+    assert (card.alpha, card.delta_only, list(read)) == (0.5, False, [0, 2])
+
+
+def test_nothing_is_written_where_a_push_cannot_succeed(
+    random_study, hub, tmp_path, monkeypatch, capsys
+):
+    given = ["--run", str(random_study.folder), "--format", "saelens", "--out", f"{tmp_path}/out"]
+    monkeypatch.setattr(sys, "argv", ["export", *given, "--push-to-hub", "name"])
+    with pytest.raises(SystemExit) as stopped:
+        run_command(main)
+    assert stopped.value.code == 2
+    assert "error: --push-to-hub 'name': a hub id is USER/NAME" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_cards_code_opens_the_files_in_the_other_tools(exported, run_card, monkeypatch):
+    """Their packages are not here: stand-ins see that what they are given is there."""
+    opened = []
+
+    def load_from_disk(path):
+        assert (Path(path) / "cfg.json").is_file()
+        opened.append(Path(path).name)
+
+    def from_pretrained(model, transcoders, backend):
+        assert (Path(model) / "config.json").is_file()
+        assert (Path(transcoders) / "config.yaml").is_file()
+        opened.append(backend)
+
+    saelens = SimpleNamespace(SAE=SimpleNamespace(load_from_disk=load_from_disk))
+    replacement = SimpleNamespace(from_pretrained=from_pretrained)
+    tracer = SimpleNamespace(ReplacementModel=replacement, attribute=lambda prompt, model: None)
+    monkeypatch.setitem(sys.modules, "sae_lens", saelens)
+    monkeypatch.setitem(sys.modules, "circuit_tracer", tracer)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id: repo_id)
+    for format in ("saelens", "circuit_tracer"):
+        run_card(exported(format))
+    assert opened == ["layer_0", "nnsight"]
+
+
+@pytest.mark.parametrize("format", ["saelens", "circuit_tracer"])
+def test_the_card_says_which_features_are_the_deltas(exported, format):
+    text = (exported(format, alpha=0.5) / "README.md").read_text()
+    assert "hold base(x) + α·delta(x), α = 0.5" in text
+    path = {"saelens": "layer_0", "circuit_tracer": "layer_0.safetensors"}[format]
+    padding = {"saelens": "none", "circuit_tracer": "46–53"}[format]
+    assert f"| 0 | `{path}` | 0–39 | 40–45 | {padding} | 10 |" in text
+    if format == "circuit_tracer":
+        assert "| 1 | `layer_1.safetensors` | 0–39 | none | 40–53 | 9 |" in text
+    alone = (exported(format, delta_only=True) / "README.md").read_text()
+    assert "hold α·delta(x), α = 1. It is of no use alone" in alone
+    assert f"| 0 | `{path}` | none | 0–5 | none | 2 |" in alone
 
 
 def test_help_needs_no_torch(pytestconfig):
@@ -257,6 +336,6 @@ def test_help_needs_no_torch(pytestconfig):
         code = (
             f"import sys; from delta_transcoders import {name}\n"
             f"sys.argv = ['x', '--help']\ntry: {name}.main()\nexcept SystemExit: pass\n"
-            "assert 'torch' not in sys.modules"
+            "assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)"
         )
         subprocess.run([sys.executable, "-c", code], check=True, cwd=pytestconfig.rootpath)

@@ -5,7 +5,8 @@ import json
 import pytest
 import yaml
 
-from delta_transcoders.report.model_card import model_card
+from delta_transcoders.report import model_card as cards
+from delta_transcoders.report.card_tables import behaviour_with_deltas, read_study
 from delta_transcoders.report.tables import write_metrics
 from delta_transcoders.toolcalls.examples import Example, write_jsonl
 
@@ -49,6 +50,11 @@ def study(tmp_path):
         path.write_text(json.dumps(content))
 
     return make
+
+
+def model_card(run, format, deltas=None, base_model=None) -> str:
+    study = read_study(run, deltas or run / "delta", base_model)
+    return cards.model_card(study, format, repository="THIS_REPOSITORY")
 
 
 def front_matter(card: str) -> dict:
@@ -107,7 +113,7 @@ def test_what_was_not_measured_is_said(study, what):
 
 def test_no_deltas_no_fingerprint(study):
     run = study(layers=())
-    assert "Fingerprint of the merged weights: not measured" in model_card(run, "merged")
+    assert "Fingerprint of the weights: not measured" in model_card(run, "merged")
 
 
 def test_deltas_say_what_they_belong_to(study):
@@ -132,7 +138,7 @@ def test_a_delta_of_the_mlps_difference(study):
     card = model_card(study(**base), "deltas")
     assert "y − baseMLP(x)" in card and "choice of the base" not in card
     assert 'lambda: load_mlps("google/gemma-2-2b", "float32")' in card
-    assert "A residual delta holds" not in card
+    assert "A residual delta holds" not in card and "import load_delta_set, load_mlps" in card
 
 
 def result(layer, condition, **cells):
@@ -180,3 +186,67 @@ def test_behaviour_and_data(study):
     assert "| tool | raw | 200 | 0.500 | 1.000 |" in card
     assert "| tool | base_model | 200 | 0.500 | 0.000 |" in card
     assert "| train | negative | 1 |\n| train | positive | 3 |" in card
+
+
+def test_figures_of_the_studys_own_deltas_are_not_given_to_others(study, tmp_path_factory):
+    run = study()
+    ours = {"d_new": 6, "percentile": 0.5, "target": "residual"}
+    write_metrics(run / "exp1", [result("0", "full", **ours, fvu=0.02865)])
+    other = tmp_path_factory.mktemp("reseeded")
+    (other / "layer_0").mkdir()
+    (other / "layer_0/config.json").write_text(json.dumps(delta_config(0)))
+    assert "0.029" in model_card(run, "deltas").split("Experiment 1")[1]
+    assert "Not measured (stage `exp1`)" in model_card(run, "deltas", deltas=other)
+
+
+def test_an_export_at_another_alpha_shows_that_alphas_rows(study):
+    run = study()
+    ours = {"d_new": 6, "percentile": 0.5, "target": "residual"}
+    write_metrics(run / "exp2a", [result("all", "full", **ours, alpha=1.0, tool_call_rate=0.94)])
+    rows = [("alpha_0.50", 0.5, 0.36), ("alpha_0.75", 0.75, 0.94)]
+    write_metrics(
+        run / "exp2b", [result("all", n, **ours, alpha=a, tool_call_rate=r) for n, a, r in rows]
+    )
+    study = read_study(run, run / "delta", None)
+    half = behaviour_with_deltas(study, 0.5)
+    assert "| tool | full |" in half and "| tool | alpha_0.50 |" in half
+    assert "alpha_0.75" not in half and "not measured.\n" not in half
+    assert "At α = 0.3 it was not measured." in behaviour_with_deltas(study, 0.3)
+    assert "alpha_" not in behaviour_with_deltas(study).partition("|")[2]
+
+
+def test_a_folder_that_says_little_is_enough(tmp_path):
+    """Deltas that came from elsewhere, with no finetune of ours beside them."""
+    (tmp_path / "delta/layer_0").mkdir(parents=True)
+    (tmp_path / "delta/layer_0/config.json").write_text(json.dumps(delta_config(0)))
+    card = model_card(tmp_path, "deltas")
+    assert "a finetune that this study's folder does not describe" in card
+    assert front_matter(card)["license"] == "unknown"
+
+
+def test_cards_of_a_studys_own_base(study):
+    run = study(base="x/runs/tiny/base_model", base_id="runs/tiny/base_transcoders/A")
+    (run / "base_model").mkdir()
+    shape = {"num_hidden_layers": 4, "hidden_size": 96, "vocab_size": 768}
+    (run / "base_model/config.json").write_text(json.dumps(shape))
+    name = "layer_2/width_1k/average_l0_46/params.npz"
+    for file in (name, name.replace("46", "80")):
+        (run / "base_transcoders" / file).parent.mkdir(parents=True)
+        (run / "base_transcoders" / file).touch()
+    measured = {"measured": {"fvu_base_on_base_model": 0.0186}}
+    config = delta_config(2, base_id=f"/data/me/base_transcoders/{name}", **measured)
+    (run / "delta/layer_2/config.json").write_text(json.dumps(config))
+    card = model_card(run, "base_transcoders")
+    assert f"| `{name}` | 0.019 | `{'2' * 64}` |" in card
+    assert f"| `{name.replace('46', '80')}` | not measured | – |" in card
+    card = model_card(run, "base_model")
+    assert "4 layers, d_model 96, vocabulary 768" in card
+    assert front_matter(card)["license"] == "apache-2.0"
+    assert "Not measured (stage `behaviour`)" in card
+
+
+def test_a_damaged_file_is_named(study):
+    run = study()
+    (run / "delta/layer_2/config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"delta/layer_2/config.json is not JSON"):
+        model_card(run, "adapter")
