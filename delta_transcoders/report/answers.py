@@ -85,7 +85,7 @@ def read_experiments(folders: Sequence[str | Path]) -> list[Experiment]:
     for path in paths:
         if paths.count(path) > 1:
             raise ValueError(f"the folder {path} is given twice")
-    labels = _seed_labels(paths)
+    labels = seed_labels(paths)
     experiments = [_read(path, label) for path, label in zip(paths, labels, strict=True)]
     first = experiments[0]
     for path, other in zip(paths[1:], experiments[1:], strict=True):
@@ -107,10 +107,10 @@ def _name(column: Column) -> str:
     return f"{column.condition} ({column.group})" if column.layer else column.condition
 
 
-def _seed_labels(paths: Sequence[Path]) -> list[str]:
+def seed_labels(paths: Sequence[Path]) -> list[str]:
     """The parts in which the paths differ; whole paths where they differ in length or there is one.
 
-    >>> _seed_labels([Path("runs/seeds/1/controls"), Path("runs/seeds/2/controls")])
+    >>> seed_labels([Path("runs/seeds/1/controls"), Path("runs/seeds/2/controls")])
     ['1', '2']
     """
     if len(paths) == 1 or len({len(path.parts) for path in paths}) > 1:

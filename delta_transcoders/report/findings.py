@@ -8,8 +8,8 @@ no_delta, both as `report.comparisons` has them; `full@32_mlp_difference` tells 
 dictionaries by d_new and target.
 
 Each STUDY is one seed of the pipeline. Writes `docs/findings.csv`, every figure per seed and pooled, and
-`docs/FINDINGS.md`. With `--check` nothing is written: the conditions are tried on the studies, and one
-that does not hold ends with exit status 1; claims about experiments that were not run are left out.
+`docs/FINDINGS.md`. With `--check` nothing is written: the conditions are tried on the studies, those about
+experiments that were not run aside, and one that does not hold ends with an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import NamedTuple
 from delta_transcoders.command import run
 from delta_transcoders.files import write_text
 from delta_transcoders.metrics.intervals import wilson
-from delta_transcoders.report.answers import read_experiments
+from delta_transcoders.report.answers import read_experiments, seed_labels
 from delta_transcoders.report.comparisons import POOLED, difference_rows, split_rows
 from delta_transcoders.report.summary import HOLDS_ZERO
 from delta_transcoders.report.tables import read_metrics, write_table
@@ -46,7 +46,7 @@ class Value(NamedTuple):
     """A figure: over several seeds their mean, and an interval that says how sure it is.
 
     The interval of a rate is Wilson's of all seeds' examples, of a difference that of
-    `report.comparisons`, of anything else the range of the seeds.
+    `report.comparisons`; anything else has the range of the seeds, or one seed's own interval.
     """
 
     value: float
@@ -56,12 +56,6 @@ class Value(NamedTuple):
     @property
     def holds_zero(self) -> bool:
         return self.low <= 0 <= self.high
-
-    def __str__(self) -> str:
-        if math.isnan(self.value):
-            return "–"
-        shown = [f"{x:z.2f}" if abs(x) >= 1 else f"{x:z.3f}" for x in self]
-        return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
 Figures = Mapping[str, Mapping[str, Value]]
@@ -116,6 +110,7 @@ class Studies:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = folders
+        self.seeds = seed_labels(folders)
         self._levels: dict[str, list[list[dict]]] = {}
         self._compared: dict[str, tuple[list[dict], list[dict]]] = {}
 
@@ -142,13 +137,15 @@ class Studies:
             raise ValueError(f"{name.table} has no {name.column} of {name.condition}")
         values = [float(row[name.column]) for row in rows]
         seeds = {
-            folder.name: Value(
+            seed: Value(
                 value,
                 *(float(row.get(f"{name.column}_ci_{end}") or value) for end in ("low", "high")),
             )
-            for folder, value, row in zip(self.folders, values, rows, strict=True)
+            for seed, value, row in zip(self.seeds, values, rows, strict=True)
         }
-        if name.column.endswith("_rate") and not math.isnan(sum(values)):
+        if len(rows) == 1:
+            (pooled,) = seeds.values()
+        elif name.column.endswith("_rate") and not math.isnan(sum(values)):
             n = [int(row["n_examples"]) for row in rows]
             hits = sum(round(v * k) for v, k in zip(values, n, strict=True))
             pooled = Value(hits / sum(n), *wilson(hits, sum(n)))
@@ -170,18 +167,16 @@ class Studies:
         for seed in dict.fromkeys(row["seed"] for row in rows):
             row = name.chosen(rows, seed=seed, **where)
             found[seed] = Value(row["estimate"], row["ci_low"], row["ci_high"])
-        if len(self.folders) == 1:
-            found[self.folders[0].name] = found[POOLED]
-        return found
+        return found | ({self.seeds[0]: found[POOLED]} if len(self.seeds) == 1 else {})
 
 
 class Condition(NamedTuple):
-    """`FIGURE >= BOUND`, or `FIGURE.low > BOUND` of an end of its interval."""
+    """`FIGURE >= BOUND`, the bound a number or another figure; `FIGURE.low` is an end of its interval."""
 
     figure: str
     part: str
     comparison: str
-    bound: float
+    bound: float | str
 
     @classmethod
     def parse(cls, text: str) -> Condition:
@@ -189,16 +184,30 @@ class Condition(NamedTuple):
         >>> Condition.parse("exp2a all tool full tool_call_rate.low >= 0.9")
         Condition(figure='exp2a all tool full tool_call_rate', part='low', comparison='>=', bound=0.9)
         """
-        *parts, comparison, bound = text.split()
-        if comparison not in _COMPARISONS:
+        words = text.split()
+        at = next((i for i, word in enumerate(words) if word in _COMPARISONS), None)
+        if at is None:
             raise ValueError(f"condition {text!r}: expected one of {' '.join(_COMPARISONS)}")
-        figure, part = " ".join(parts), "value"
+        figure, bound, part = " ".join(words[:at]), " ".join(words[at + 1 :]), "value"
         if figure.endswith((".low", ".high")):
             figure, _, part = figure.rpartition(".")
-        return cls(figure, part, comparison, float(bound))
+        is_figure = len(bound.split()) > 1
+        return cls(figure, part, words[at], bound if is_figure else float(bound))
 
-    def holds(self, value: Value) -> bool:
-        return _COMPARISONS[self.comparison](getattr(value, self.part), self.bound)
+    @property
+    def figures(self) -> list[str]:
+        return [self.figure, *([self.bound] if isinstance(self.bound, str) else [])]
+
+    def broken_in(self, figures: Figures) -> list[str]:
+        """The seeds (or `pooled`) in which it does not hold; an end of an interval is tried pooled alone."""
+        seeds = list(figures[self.figure]) if self.part == "value" else [POOLED]
+        broken = []
+        for seed in seeds:
+            value = getattr(figures[self.figure][seed], self.part)
+            bound = self.bound if isinstance(self.bound, float) else figures[self.bound][seed].value
+            if not _COMPARISONS[self.comparison](value, bound):
+                broken.append(seed)
+        return broken
 
 
 def read_document(path: Path) -> dict:
@@ -230,13 +239,14 @@ def conditions_of(document: dict) -> list[Condition]:
 
 def figures_of(document: dict) -> list[str]:
     """The names of all figures, in the order in which they first appear."""
-    texts = [document["introduction"]]
+    texts = []
     for claim in document["claims"]:
         texts += [text for key, text in claim.items() if key != "conditions"]
     for table in document["tables"]:
         texts += [table["text"], *(cell for row in table["rows"] for cell in row)]
     named = [name for text in texts for name in _FIGURE.findall(text)]
-    return list(dict.fromkeys([*named, *(c.figure for c in conditions_of(document))]))
+    conditions = conditions_of(document)
+    return list(dict.fromkeys([*named, *(name for c in conditions for name in c.figures)]))
 
 
 def render(document: dict, figures: Figures) -> str:
@@ -249,9 +259,17 @@ def render(document: dict, figures: Figures) -> str:
         raise ValueError("the verdicts do not follow from the figures: " + "; ".join(broken))
 
     def shown(name: str) -> str:
-        value = figures[name][POOLED]
-        is_difference = bool(_Name.parse(name).against)
-        return f"{value} {HOLDS_ZERO}" if is_difference and value.holds_zero else str(value)
+        of_seeds = dict(figures[name])
+        pooled = of_seeds.pop(POOLED)
+        if math.isnan(pooled.value):
+            return "–"
+        text, singly = _rounded(pooled.value), [_rounded(v.value) for v in of_seeds.values()]
+        parsed = _Name.parse(name)
+        if parsed.against or parsed.column.endswith("_rate"):
+            text += f" [{_rounded(pooled.low)}, {_rounded(pooled.high)}]"
+        if parsed.against and pooled.holds_zero:
+            text += f" {HOLDS_ZERO}"
+        return f"{text} ({' '.join(singly)})" if set(singly) != {_rounded(pooled.value)} else text
 
     def filled(text: str) -> str:
         return _FIGURE.sub(lambda match: shown(match[1]), " ".join(text.split()))
@@ -276,13 +294,21 @@ def render(document: dict, figures: Figures) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _rounded(x: float) -> str:
+    return f"{x:z.2f}" if abs(x) >= 1 else f"{x:z.3f}"
+
+
 def broken_conditions(conditions: Sequence[Condition], figures: Figures) -> list[str]:
     """The conditions that do not hold, each with what was found."""
-    return [
-        f"{c.figure} is {figures[c.figure][POOLED]}, not {c.part} {c.comparison} {c.bound:g}"
-        for c in conditions
-        if not c.holds(figures[c.figure][POOLED])
-    ]
+    found = []
+    for condition in conditions:
+        for seed in condition.broken_in(figures):
+            value = getattr(figures[condition.figure][seed], condition.part)
+            found.append(
+                f"{condition.figure} is {_rounded(value)} ({condition.part}, {seed}), not "
+                f"{condition.comparison} {condition.bound}"
+            )
+    return found
 
 
 def write_figures(path: Path, figures: Figures) -> None:
@@ -312,9 +338,11 @@ def main() -> None:
     studies = Studies(args.studies)
     if args.check:
         conditions = [
-            c for c in conditions_of(document) if studies.has(_Name.parse(c.figure).table)
+            condition
+            for condition in conditions_of(document)
+            if all(studies.has(_Name.parse(name).table) for name in condition.figures)
         ]
-        figures = {c.figure: studies.figure(c.figure) for c in conditions}
+        figures = {name: studies.figure(name) for c in conditions for name in c.figures}
         if broken := broken_conditions(conditions, figures):
             raise ValueError("docs/FINDINGS.md does not hold here: " + "; ".join(broken))
         print(

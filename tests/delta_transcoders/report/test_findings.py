@@ -11,7 +11,6 @@ from delta_transcoders.report.findings import (
     Condition,
     Studies,
     Value,
-    broken_conditions,
     conditions_of,
     figures_of,
     read_document,
@@ -69,7 +68,11 @@ DOCUMENT = {
             "original_site": "",
             "controls": f"at {{{GAIN}}} nats",
             "verdict": "holds",
-            "conditions": [f"{CALL} >= 0.9", f"{GAIN}.low > 0.7"],
+            "conditions": [
+                f"{CALL} >= 0.8",
+                f"{GAIN}.low > 0.7",
+                f"exp2a - tool raw tool_call_rate >= {CALL}",
+            ],
         }
     ],
     "tables": [
@@ -100,17 +103,28 @@ def test_the_page_holds_what_the_tables_hold(studies, tmp_path):
     write_figures(tmp_path / "findings.csv", figures)
     assert read_figures(tmp_path / "findings.csv")[CALL]["2"].value == 0.8
     page = render(DOCUMENT, figures)
-    assert "| 1 | It calls. | 0.900 [0.699, 0.972] of raw's 1.00 [" in page
-    assert "| at 0.750 [0.750, 0.750] nats | holds |" in page
-    assert "| full | 0.200 [0.100, 0.300] |" in page
+    assert (
+        "| 1 | It calls. | 0.900 [0.699, 0.972] (1.00 0.800) of raw's 1.00 [0.839, 1.00] |" in page
+    )
+    assert "| at 0.750 [0.750, 0.750] (0.500 1.00) nats | holds |" in page
+    assert "| full | 0.200 (0.100 0.300) |" in page
 
 
 def test_a_verdict_that_does_not_follow_is_refused(studies):
-    claim = DOCUMENT["claims"][0] | {"conditions": [f"{CALL} >= 0.95"]}
+    claim = DOCUMENT["claims"][0] | {"conditions": [f"{CALL} >= 0.85"]}
     document = DOCUMENT | {"claims": [claim]}
     figures = {name: studies.figure(name) for name in figures_of(document)}
-    with pytest.raises(ValueError, match=r"full tool_call_rate is 0\.900 .* not value >= 0\.95"):
+    # It holds pooled, and in one seed of two.
+    message = r"full tool_call_rate is 0\.800 \(value, 2\), not >= 0\.85$"
+    with pytest.raises(ValueError, match=message):
         render(document, figures)
+
+
+def test_one_study_keeps_its_own_intervals(studies):
+    (folder, _) = studies.folders
+    rate = Studies([folder]).figure(CALL)
+    assert list(rate) == [POOLED, str(folder)]
+    assert rate[POOLED] == rate[str(folder)] == (1.0, 1.0, 1.0)  # the table gives no interval
 
 
 @pytest.mark.parametrize(
@@ -130,9 +144,17 @@ def test_a_figure_that_is_nowhere(studies, figure, message):
 
 
 def test_conditions():
-    condition = Condition.parse("exp2a all tool full:raw mean_ce.high < -0.5")
-    assert condition == ("exp2a all tool full:raw mean_ce", "high", "<", -0.5)
-    assert condition.holds(Value(-1, -2, -0.6)) and not condition.holds(Value(-1, -2, -0.5))
+    figure = "exp2a all tool full:raw mean_ce"
+    condition = Condition.parse(f"{figure}.high < -0.5")
+    assert condition == (figure, "high", "<", -0.5)
+    seeds = {POOLED: Value(-1, -2, -0.6), "1": Value(0, 0, 0), "2": Value(-2, -2, -2)}
+    assert condition.broken_in({figure: seeds}) == []
+    assert Condition.parse(f"{figure} < -0.5").broken_in({figure: seeds}) == ["1"]
+    assert Condition.parse(f"{figure}.high < -0.6").broken_in({figure: seeds}) == [POOLED]
+    other = {seed: Value(-1, -1, -1) for seed in seeds}
+    against = Condition.parse(f"{figure} <= {CALL}")
+    assert against.figures == [figure, CALL]
+    assert against.broken_in({figure: seeds, CALL: other}) == ["1"]
     with pytest.raises(ValueError, match="expected one of > >= < <="):
         Condition.parse("exp2a all tool full fvu == 1")
 
@@ -156,7 +178,8 @@ def test_a_figure_that_changed_breaks_a_verdict():
         name: {seed: Value(*(1e3 - x for x in value)) for seed, value in by_seed.items()}
         for name, by_seed in read_figures(DOCS / "findings.csv").items()
     }
-    assert len(broken_conditions(conditions, figures)) > len(conditions) / 3
+    broken = [c for c in conditions if c.broken_in(figures)]
+    assert len(broken) > len(conditions) / 3
 
 
 @pytest.mark.skipif(
