@@ -12,6 +12,7 @@ from torchmetrics.classification import BinaryF1Score, BinaryPrecision, BinaryRe
 from delta_transcoders.files import replace_folder
 from delta_transcoders.language_models import (
     IGNORE,
+    check_context,
     check_model_source,
     load_model,
     load_tokenizer,
@@ -83,6 +84,8 @@ class ToolFinetune(LanguageModelTraining):
         self.tokenizer = load_tokenizer(h.model)
         self.call_token = self.tokenizer(OPEN, add_special_tokens=False).input_ids[0]
         model = load_model(h.model, h.dtype)
+        for examples in self.trainer.datamodule.splits.values():
+            check_context(self.tokenizer, examples, model.config.max_position_embeddings, 0)
         if h.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()

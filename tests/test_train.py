@@ -452,6 +452,17 @@ def test_bad_examples_are_one_short_line_and_change_nothing(
     assert files_in(copied_study) == before
 
 
+def test_a_training_example_longer_than_the_context(copied_study, arguments, tmp_path, capsys):
+    path = tmp_path / "mine.jsonl"
+    examples = read_jsonl(copied_study / "finetune" / "data" / "train.jsonl")
+    long = Example("What is" + " 1 +" * 400 + " 1?", format_tool_call("1"), "positive")
+    write_jsonl(path, [*examples, long])
+    args = arguments("tiny/lora.yaml", copied_study, {"data.jsonl": path})
+    message = call(train, args, capsys)
+    assert message.startswith("an example takes ")
+    assert "the model's context holds" in message
+
+
 def test_a_checkpoint_of_another_stage_or_damaged(copied_study, arguments, tmp_path, capsys):
     class Payload:
         def __reduce__(self):
