@@ -84,8 +84,6 @@ class ToolFinetune(LanguageModelTraining):
         self.tokenizer = load_tokenizer(h.model)
         self.call_token = self.tokenizer(OPEN, add_special_tokens=False).input_ids[0]
         model = load_model(h.model, h.dtype)
-        for examples in self.trainer.datamodule.splits.values():
-            check_context(self.tokenizer, examples, model.config.max_position_embeddings, 0)
         if h.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
@@ -138,6 +136,11 @@ class ToolFinetune(LanguageModelTraining):
                 f"the checkpoint's trainable weights are not this model's: {len(differing)} differ, "
                 f"for example {differing[0]!r}; resume with the configuration it was trained with"
             )
+
+    def on_fit_start(self) -> None:
+        context = self.model.config.max_position_embeddings
+        for examples in self.trainer.datamodule.splits.values():
+            check_context(self.tokenizer, examples, context, 0)
 
     def on_fit_end(self) -> None:
         if self.trainer.is_global_zero:
