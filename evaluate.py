@@ -21,6 +21,11 @@ def main(args: Sequence[str] | None = None):
     from lightning_modules.cli import StudyCLI
 
     cli = StudyCLI(args)
+    if cli.config.ckpt_path is not None:
+        raise ValueError(
+            f"--ckpt_path {cli.config.ckpt_path}: only train.py resumes; evaluate.py reads the folders that "
+            "training wrote"
+        )
     if is_overridden("predict_step", cli.model):
         cli.trainer.predict(cli.model, cli.datamodule)
     else:

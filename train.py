@@ -16,9 +16,11 @@ def main(args: Sequence[str] | None = None):
     """
     args = list(sys.argv[1:] if args is None else args)
     preflight("train", __doc__, args)
-    from lightning_modules.cli import StudyCLI
+    from lightning_modules.cli import StudyCLI, check_checkpoint
 
     cli = StudyCLI(args)
+    if cli.config.ckpt_path is not None:
+        check_checkpoint(cli.config.ckpt_path, cli.model)
     # Our own checkpoints hold random states too, more than tensors.
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
     return cli

@@ -39,6 +39,11 @@ class ActivationWriter(BasePredictionWriter):
         n_targets: int = 1,
     ) -> None:
         super().__init__(write_interval="batch")
+        if shard_rows < 1 or n_targets < 0:
+            raise ValueError(
+                f"shard_rows is {shard_rows}, expected at least 1; n_targets is {n_targets}, expected 0 or "
+                "more"
+            )
         self.output = Path(output)
         self.dtype = dtype
         self.shard_rows = shard_rows

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from lightning import LightningDataModule
 
-from datamodules.batching import row_lengths, sharded_loader
+from datamodules.batching import check_positive, row_lengths, sharded_loader
 from delta_transcoders.language_models import encode, load_tokenizer, pad
 from delta_transcoders.toolcalls.base_text import base_documents
 from delta_transcoders.toolcalls.examples import SUBSETS, Example, read_jsonl
@@ -45,6 +45,7 @@ class ActivationTexts(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_positive(batch_size=batch_size)
         if examples is None and None in (n_train, n_validation):
             raise ValueError("generated text needs n_train and n_validation")
         self.save_hyperparameters()

@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from datamodules.batching import ResumableData, ResumableDataLoader, rank_and_world_size
+from datamodules.batching import (
+    ResumableData,
+    ResumableDataLoader,
+    check_positive,
+    rank_and_world_size,
+)
 from delta_transcoders.activations.cache import ActivationCache, Batch, Span
 from delta_transcoders.activations.hook_sites import FitAccumulator
 from delta_transcoders.fingerprints import model_fingerprint, tokenizer_fingerprint
@@ -101,9 +106,7 @@ class ActivationData(ResumableData):
     ) -> None:
         super().__init__()
         check_model_source(model)
-        for name, value in (("batch_tokens", batch_tokens), ("passes", passes)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
+        check_positive(batch_tokens=batch_tokens, passes=passes)
         self.save_hyperparameters()
         self._squares: list[float] | None = None
 

@@ -21,6 +21,13 @@ def rank_and_world_size() -> tuple[int, int]:
     return 0, 1
 
 
+def check_positive(**values: int) -> None:
+    """Refuse numbers below 1 by their option's name."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1")
+
+
 class BucketedBatchSampler(Sampler[list[int]]):
     """Batches of row indices of similar length, in random order, the same number on every rank.
 

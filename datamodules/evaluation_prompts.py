@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from lightning import LightningDataModule
 
-from datamodules.batching import sharded_loader
+from datamodules.batching import check_positive, sharded_loader
 from delta_transcoders.language_models import check_model_source, encode, load_tokenizer
 from delta_transcoders.toolcalls.examples import SUBSETS, Example, read_jsonl
 
@@ -33,6 +33,11 @@ class EvaluationPrompts(LightningDataModule):
     ) -> None:
         super().__init__()
         check_model_source(model)
+        check_positive(batch_size=batch_size)
+        if n_per_subset is not None:
+            check_positive(n_per_subset=n_per_subset)
+        if not subsets or len(set(subsets)) < len(subsets):
+            raise ValueError(f"subsets are {list(subsets)}, expected different ones, at least one")
         self.save_hyperparameters()
         self.examples: list[Example] = []
         everything = read_jsonl(jsonl)

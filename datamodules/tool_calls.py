@@ -11,6 +11,7 @@ import torch
 from datamodules.batching import (
     ResumableData,
     ResumableDataLoader,
+    check_positive,
     collate_tokens,
     row_lengths,
     sharded_loader,
@@ -63,6 +64,7 @@ class ToolCallData(ResumableData):
     ) -> None:
         super().__init__()
         check_model_source(model)
+        check_positive(batch_size=batch_size)
         needed = {"file": copy_file, "hub": copy_dataset, "synthetic": ""}[copy_source]
         if needed is None:
             option = "copy_file" if copy_source == "file" else "copy_dataset"

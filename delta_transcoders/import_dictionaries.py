@@ -8,6 +8,7 @@ own files need no import.
 from __future__ import annotations
 
 import argparse
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,8 @@ def import_bases(
         ValueError: the files do not hold what they should; names the file, the tensor and what was expected.
     """
     source, out = _check(source, out)
+    if average_l0 is not None and not 0 < average_l0 < math.inf:
+        raise ValueError(f"average_l0 is {average_l0}, expected a positive number")
     # Torch takes seconds to import, and help and refusals need none of it.
     from delta_transcoders.formats import circuit_tracer, saelens
     from delta_transcoders.formats.exported import CARD_NAME, load_card, verify

@@ -33,6 +33,8 @@ class ActivationCapture(LightningModule):
     ) -> None:
         super().__init__()
         check_model_source(model)
+        if layers is not None and (not layers or len(set(layers)) < len(layers)):
+            raise ValueError(f"layers are {layers}, expected different ones, or null for all")
         self.save_hyperparameters()
         self.site = HOOK_SITES[hook_site]
         self.model = None

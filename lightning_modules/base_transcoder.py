@@ -60,8 +60,15 @@ class BaseTranscoderTraining(DictionaryTraining):
 
     def on_fit_end(self) -> None:
         if self.trainer.is_global_zero:
-            # File names hold measured numbers: an earlier run's would stay beside the new ones.
-            for layer in self.trainer.datamodule.layers:
+            # File names hold measured numbers: an earlier run's would stay beside the new ones. Where
+            # this one has nothing to write, they are kept.
+            written = {
+                self.trainer.datamodule.layers[variant.layer]
+                for width, stack in self.stacks.items()
+                for v, variant in enumerate(stack.variants)
+                if self.trackers[width].best_fvu_V[v].isfinite()
+            }
+            for layer in written:
                 name = width_name(self.hparams.width)
                 folder = Path(self.hparams.output) / f"layer_{layer}" / f"width_{name}"
                 shutil.rmtree(folder, ignore_errors=True)

@@ -44,6 +44,10 @@ class BehaviourEvaluation(LightningModule):
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
+        if not models:
+            raise ValueError("models is empty, expected at least one, as in {raw: FOLDER}")
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
         for source in models.values():
             check_model_source(source)
         self.save_hyperparameters()

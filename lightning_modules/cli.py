@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
+import torch
+from lightning import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 _NOISE = (
@@ -24,6 +28,28 @@ def one_line(message: str) -> str:
     """
     lines = [line.strip() for line in message.splitlines()]
     return " ".join(line.removeprefix("- ") for line in lines if not line.startswith(_NOISE))
+
+
+def check_checkpoint(path: str, module: LightningModule) -> None:
+    """Refuse what the module cannot go on from.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, or not a checkpoint of this kind of module; names both kinds. Nothing but
+            tensors and plain values is unpickled.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"Checkpoint file not found: {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        kind = checkpoint["hyper_parameters"]["_class_path"]
+    except Exception as error:  # damaged files end in a dozen kinds of them
+        raise ValueError(
+            f"the checkpoint {path} cannot be read: damaged, or not a file that training wrote"
+        ) from error
+    ours = f"{type(module).__module__}.{type(module).__qualname__}"
+    if kind != ours:
+        raise ValueError(f"the checkpoint {path} is of {kind}, this configuration trains {ours}")
 
 
 class StudyParser(LightningArgumentParser):
@@ -65,3 +91,28 @@ class StudyCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             raise ValueError(one_line(str(error))) from error
+        self._check_shared_options()
+        self._check_output()
+
+    def _check_shared_options(self) -> None:
+        """Refuse module and data that were told different things: the logger could not say which."""
+        model, data = self.model.hparams, self.datamodule.hparams
+        for name in sorted(k for k in model.keys() & data.keys() if not k.startswith("_")):
+            if model[name] != data[name]:
+                raise ValueError(
+                    f"--model.{name} is {model[name]!r} and --data.{name} {data[name]!r}, expected the "
+                    "same: give both"
+                )
+
+    def _check_output(self) -> None:
+        """Refuse a folder that cannot be written, now and not when hours of work are to be saved."""
+        output = self.model.hparams.get("output")
+        if output is None:
+            return
+        if not output:
+            raise ValueError("--model.output is empty, expected a folder")
+        folder = Path(output).absolute()
+        found = next(path for path in (folder, *folder.parents) if path.exists())
+        if not (found.is_dir() and os.access(found, os.W_OK)):
+            problem = "cannot be written" if found.is_dir() else "is not a folder"
+            raise ValueError(f"--model.output is {output!r}, but {found} {problem}; give another")

@@ -207,7 +207,7 @@ class DictionaryTraining(LightningModule):
         """Write the best weights of every variant, measured once more as they are written.
 
         Raises:
-            RuntimeError: some variant never had a finite FVU; names it. The others are written.
+            ValueError: some variant never had a finite FVU; names it. The others are written.
         """
         without: list[str] = []
         if self.trainer.is_global_zero:
@@ -221,7 +221,7 @@ class DictionaryTraining(LightningModule):
                         without.append(variant.key)
         without = self.trainer.strategy.broadcast(without)  # so that no process waits for another
         if without:
-            raise RuntimeError(
+            raise ValueError(
                 f"no validation with a finite FVU, and so nothing written, for {', '.join(without)}: "
                 "lower lr, or validate within the steps there are (the other variants are written)"
             )

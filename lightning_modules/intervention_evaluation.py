@@ -131,6 +131,9 @@ class InterventionEvaluation(LightningModule):
         for source in (model, base_model, finetuned_model):
             if source is not None:
                 check_model_source(source)
+        for name, value in (("max_new_tokens", max_new_tokens), ("rows_per_pass", rows_per_pass)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
         if bool(deltas) == (percentile is not None):
             raise ValueError(
                 "give either deltas, folders of trained deltas, or a percentile, for base "
@@ -208,6 +211,9 @@ class InterventionEvaluation(LightningModule):
     def _columns(self, dictionaries: DictionarySet) -> list[Column]:
         """Every group of layers with every condition, raw apart."""
         n_layers = self.model.config.num_hidden_layers
+        for name in ("layers", "conditions"):
+            if not self.hparams[name]:
+                raise ValueError(f"{name} is empty, expected at least one")
         columns = []
         for group in layer_groups(self.hparams.layers, n_layers, dictionaries.layers):
             for spec in self.hparams.conditions:

@@ -12,6 +12,7 @@ from torchmetrics.classification import BinaryF1Score, BinaryPrecision, BinaryRe
 from delta_transcoders.files import replace_folder
 from delta_transcoders.language_models import (
     IGNORE,
+    check_context,
     check_model_source,
     load_model,
     load_tokenizer,
@@ -135,6 +136,11 @@ class ToolFinetune(LanguageModelTraining):
                 f"the checkpoint's trainable weights are not this model's: {len(differing)} differ, "
                 f"for example {differing[0]!r}; resume with the configuration it was trained with"
             )
+
+    def on_fit_start(self) -> None:
+        context = self.model.config.max_position_embeddings
+        for examples in self.trainer.datamodule.splits.values():
+            check_context(self.tokenizer, examples, context, 0)
 
     def on_fit_end(self) -> None:
         if self.trainer.is_global_zero:

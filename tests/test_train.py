@@ -364,7 +364,10 @@ SIZES = {"data.n_train": 64, "data.n_validation": 15, "data.n_evaluation": 5}
         ({"model.lora_r": "many"}, """Parser key "lora_r": Expected a <class 'int'>"""),
         ({"model.method": "half"}, "Expected a typing.Literal['lora', 'full']"),
         ({"model.model": "absent/folder/here"}, "no model folder 'absent/folder/here'"),
-        ({"model.model": "owner/gemma"}, "hf download owner/gemma --local-dir models/gemma"),
+        (
+            {"model.model": "owner/gemma", "data.model": "owner/gemma"},
+            "hf download owner/gemma --local-dir models/gemma",
+        ),
         ({"model.target_modules": "[q_porj]"}, "Target modules {'q_porj'} not found"),
         ({"data.jsonl": "absent.jsonl"}, "examples: no file absent.jsonl"),
         ({"data.n_validation": 0}, "the validation split holds no positive example"),
@@ -372,6 +375,16 @@ SIZES = {"data.n_train": 64, "data.n_validation": 15, "data.n_evaluation": 5}
         ({"data.copy_source": "file"}, "copy_source: file needs copy_file"),
         ({"data.copy_source": "file", "data.copy_file": "absent.txt"}, "no file absent.txt"),
         ({"ckpt_path": "absent.ckpt"}, "Checkpoint file not found: absent.ckpt"),
+        ({"data.batch_size": 0}, "batch_size is 0, expected at least 1"),
+        (
+            {"data.output": "elsewhere"},
+            "and --data.output 'elsewhere', expected the same: give both",
+        ),
+        ({"model.output": "", "data.output": ""}, "--model.output is empty, expected a folder"),
+        (
+            {"model.output": "README.md/x", "data.output": "README.md/x"},
+            "README.md is not a folder; give another",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -436,6 +449,71 @@ def test_bad_examples_are_one_short_line_and_change_nothing(
     before = files_in(copied_study)
     args = arguments("tiny/lora.yaml", copied_study, {"data.jsonl": path})
     assert message in call(train, args, capsys)
+    assert files_in(copied_study) == before
+
+
+def test_a_training_example_longer_than_the_context(copied_study, arguments, tmp_path, capsys):
+    path = tmp_path / "mine.jsonl"
+    examples = read_jsonl(copied_study / "finetune" / "data" / "train.jsonl")
+    long = Example("What is" + " 1 +" * 400 + " 1?", format_tool_call("1"), "positive")
+    write_jsonl(path, [*examples, long])
+    args = arguments("tiny/lora.yaml", copied_study, {"data.jsonl": path})
+    message = call(train, args, capsys)
+    assert message.startswith("an example takes ")
+    assert "the model's context holds" in message
+
+
+def test_a_checkpoint_of_another_stage_or_damaged(copied_study, arguments, tmp_path, capsys):
+    class Payload:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "executed",)
+
+    last = next((copied_study / "logs").glob("base_model/**/last.ckpt"))
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(last.read_bytes()[:-1000])
+    pickled = tmp_path / "pickled.ckpt"
+    torch.save({"hyper_parameters": Payload()}, pickled)
+    before = files_in(copied_study)
+    for path, message in (
+        (last, f"{last} is of lightning_modules.base_model.BaseModelTraining, this configuration"),
+        (cut, f"the checkpoint {cut} cannot be read: damaged"),
+        (pickled, f"the checkpoint {pickled} cannot be read: damaged"),
+    ):
+        args = arguments("tiny/lora.yaml", copied_study, SIZES | {"ckpt_path": path})
+        assert message in call(train, args, capsys)
+    assert files_in(copied_study) == before
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        ("behaviour", {"data.n_per_subset": -1}, "n_per_subset is -1, expected at least 1"),
+        ("behaviour", {"data.batch_size": 0}, "batch_size is 0, expected at least 1"),
+        ("behaviour", {"data.subsets": "[]"}, "subsets are [], expected different ones"),
+        ("behaviour", {"data.subsets": "[tool, tool]"}, "subsets are ['tool', 'tool'], expected"),
+        ("behaviour", {"model.models": "{}"}, "models is empty, expected at least one"),
+        ("behaviour", {"model.max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
+        ("behaviour", {"ckpt_path": "a.ckpt"}, "--ckpt_path a.ckpt: only train.py resumes"),
+        ("exp2a", {"model.max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
+        ("exp2a", {"model.rows_per_pass": 0}, "rows_per_pass is 0, expected at least 1"),
+        ("exp2a", {"data.model": "a/b"}, "and --data.model 'a/b', expected the same: give both"),
+        ("activations", {"model.layers": "[]"}, "layers are [], expected different ones"),
+        ("activations", {"model.layers": "[0, 0]"}, "layers are [0, 0], expected different ones"),
+        ("activations", {"data.batch_size": 0}, "batch_size is 0, expected at least 1"),
+        (
+            "activations",
+            {"trainer.callbacks.init_args.shard_rows": 0},
+            "shard_rows is 0, expected at least 1",
+        ),
+    ],
+)
+def test_a_bad_option_of_an_evaluation_is_one_short_line(
+    copied_study, arguments, capsys, config, options, message
+):
+    before = files_in(copied_study)
+    args = arguments(f"tiny/{config}.yaml", copied_study, options)
+    assert message in call(evaluate, args, capsys)
     assert files_in(copied_study) == before
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from delta_transcoders.activations.layout import (
@@ -70,12 +70,18 @@ class ActivationCache:
                 f"{path} does not exist: no finished activation cache there; make it with the "
                 "study's `python evaluate.py --config …/activations.yaml`"
             )
-        self._manifest = json.loads(path.read_text())
-        self.rebuild_command = self._manifest.get("command", "python evaluate.py --config …")
-        if self._manifest["format_version"] != FORMAT_VERSION:
-            raise self._refusal("format_version", self._manifest["format_version"], FORMAT_VERSION)
-        self.meta = CacheMeta.from_json(self._manifest["meta"])
-        self._check_sizes()
+        try:
+            self._manifest = json.loads(path.read_text())
+            self.rebuild_command = self._manifest.get("command", "python evaluate.py --config …")
+            version = self._manifest["format_version"]
+            if version != FORMAT_VERSION:
+                raise self._refusal("format_version", version, FORMAT_VERSION)
+            self.meta = CacheMeta.from_json(self._manifest["meta"])
+            self._check_sizes()
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is damaged ({type(error).__name__}: {error}); capture the activations anew"
+            ) from error
 
     def expect(self, **fields: Any) -> None:
         """Refuse a cache made from something else: fields of `CacheMeta` and the values wanted.
@@ -220,8 +226,14 @@ class ActivationCache:
         else:
             path = shard_path(split, layer, "xy" if name in ("x", "y") else name, span.shard)
         key = name if name in ("x", "y", *INDEX_DTYPES) else "target"
-        with safe_open(self.folder / path, "pt") as file:
-            rows = file.get_slice(key)[span.start : span.stop]
+        try:
+            with safe_open(self.folder / path, "pt") as file:
+                rows = file.get_slice(key)[span.start : span.stop]
+        except SafetensorError as error:
+            raise ValueError(
+                f"{self.folder / path} is damaged ({error}); rebuild the cache with "
+                f"`{self.rebuild_command}`"
+            ) from error
         if layer is not None:
             check_finite(rows, f"{self.folder}: layer {layer}, shard {split}/{span.shard}: {name}")
         return rows

@@ -7,6 +7,7 @@ with y the MLP's own output, x its input, and each f_j a named source (`sources.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,6 +143,8 @@ def _from_mapping(spec: Mapping[str, Any], layers: Collection[int]) -> Intervent
     name = spec["condition"]
     if not isinstance(name, str) or not name:
         raise ValueError(f"the condition of an intervention must be a name, not {name!r}")
+    if name == "raw" or name in _FIXED:
+        raise ValueError(f"the condition {name!r} is already a known one; name yours otherwise")
     where = f"intervention {name!r}"
     if not isinstance(spec.get("terms", ()), Sequence) or isinstance(spec.get("terms"), str):
         raise ValueError(f"{where}: terms must be a list, not {spec['terms']!r}")
@@ -185,6 +188,8 @@ def _check_keys(
 def _number(value: Any, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{what} must be a number, not {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{what} must be finite, not {value!r}")
     return float(value)
 
 

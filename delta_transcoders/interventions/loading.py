@@ -198,7 +198,10 @@ def load_deltas(
         FileNotFoundError, ConnectionError, ValueError: as `load_delta_set`.
     """
     folder = local_folder(folder, patterns=["layer_*/*"])
-    paths = sorted(folder.glob("layer_*"), key=lambda p: int(p.name.removeprefix("layer_")))
+    paths = sorted(
+        (p for p in folder.glob("layer_*") if p.name.removeprefix("layer_").isdecimal()),
+        key=lambda p: int(p.name.removeprefix("layer_")),
+    )
     if not paths:
         raise FileNotFoundError(f"{folder} holds no layer_L folders; `train.py` writes deltas")
     deltas = {}

@@ -10,6 +10,7 @@ import base64
 import html
 from pathlib import Path
 
+from delta_transcoders.command import run
 from delta_transcoders.files import write_text
 from delta_transcoders.report.summary import (
     EXPERIMENTS,
@@ -67,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -80,15 +80,23 @@ def read_effects(folder: str | Path) -> dict[Place, np.ndarray]:
 
     Raises:
         FileNotFoundError: no ranking in the folder.
+        ValueError: a malformed line, or none; names it.
     """
     path = Path(folder) / "effects.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; `evaluate.py` with a ranking.yaml writes it")
     by_place: dict[Place, dict[int, list[float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        place = row["layer"], row["ablation"], row["subset"]
-        by_place.setdefault(place, {})[row["feature"]] = row["d_call_logprob"]
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            place = row["layer"], row["ablation"], row["subset"]
+            by_place.setdefault(place, {})[row["feature"]] = row["d_call_logprob"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}, line {number}: not an effect of a feature ({error})"
+            ) from error
+    if not by_place:
+        raise ValueError(f"{path} is empty; make the ranking anew")
     return {
         place: np.array([by_feature[feature] for feature in sorted(by_feature)])
         for place, by_feature in by_place.items()

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from delta_transcoders.command import run
 from delta_transcoders.report.stage_times import read_times
 from delta_transcoders.report.tables import format_table, read_metrics
 
@@ -80,7 +81,10 @@ def reconstruction_table(study: Path) -> str:
     """Each layer's delta on held-out tokens: what its config.json says was measured."""
     rows = []
     for path in sorted(study.glob("delta/layer_*/config.json")):
-        config = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
         measured = config["measured"]
         ratio = measured["fvu_base"] / measured["fvu_full"]
         numbers = {name: f"{value:.3f}" for name, value in measured.items()}
@@ -167,11 +171,15 @@ def main() -> int:
     if args.check:
         import yaml
 
-        found = violations(args.study, yaml.safe_load(args.check.read_text(encoding="utf-8")))
+        try:
+            expected = yaml.safe_load(args.check.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{args.check} is not YAML: {error}") from error
+        found = violations(args.study, expected)
         print("\n".join(found) if found else "all results are within the expected bounds")
         return 1 if found else 0
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run(lambda: sys.exit(main()))

@@ -98,9 +98,26 @@ def write_generations(folder: str | Path, records: Iterable[dict]) -> None:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, str]]:
-    """Rows of a `metrics.csv`, or of another table of `write_table`, as text."""
-    with Path(path).open(encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
+    """Rows of a `metrics.csv`, or of another table of `write_table`, as text.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a table, or a `metrics.csv` without one of its first columns (older ones lack
+            some of the last); names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; the stage of that name writes it")
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a table: {error}") from error
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    needed = COLUMNS[: COLUMNS.index("tool_call_rate_ci_low")] if path.name == "metrics.csv" else ()
+    if missing := [column for column in needed if column not in rows[0]]:
+        raise ValueError(f"{path} has no column {missing[0]!r}; make it anew")
+    return rows
 
 
 def format_table(rows: Sequence[dict[str, str]], columns: Sequence[str]) -> str:

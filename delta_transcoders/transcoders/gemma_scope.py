@@ -151,6 +151,11 @@ def load_base(
     source = str(source)
     if width is None:
         widths = _widths(source, layer)
+        if not widths:
+            raise ValueError(
+                f"{source} holds no base dictionary of layer {layer}: no "
+                f"layer_{layer}/width_W/average_l0_K/params.npz"
+            )
         if len(widths) != 1:
             raise ValueError(f"{source}: layer {layer} has widths {widths}; say which with width=")
         (width,) = widths
@@ -202,7 +207,7 @@ def _read_params(path: Path) -> JumpReLUTranscoder:
         for key in KEYS:
             try:
                 arrays[key] = archive[key]
-            except ValueError as error:
+            except (ValueError, zipfile.BadZipFile) as error:
                 raise ValueError(
                     f"{path}: {key} cannot be read as a plain array: {error}"
                 ) from error

@@ -1,6 +1,7 @@
 """Capture, base dictionaries, deltas and experiments, end to end on a study of random tiny models."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -178,7 +179,7 @@ def test_a_variant_that_diverges_is_named_and_takes_no_other_with_it(
 
     options = delta_options | {"model.d_new": "[6, 4]", "model.output": tmp_path / "sweep"}
     monkeypatch.setattr(stack, "_first_weights", broken)
-    with pytest.raises(RuntimeError, match=r"nothing written, for layer_1/d4/p0\.5: "):
+    with pytest.raises(ValueError, match=r"nothing written, for layer_1/d4/p0\.5: "):
         train.main(arguments("tiny/delta.yaml", dictionaries, options))
     written = {str(p.parent.relative_to(tmp_path)) for p in tmp_path.rglob("config.json")}
     assert written == {"sweep/d6_p0.5/layer_0", "sweep/d6_p0.5/layer_1", "sweep/d4_p0.5/layer_0"}
@@ -189,6 +190,25 @@ def test_a_variant_that_diverges_is_named_and_takes_no_other_with_it(
     for folder in ("d6_p0.5/layer_1", "d4_p0.5/layer_0"):
         ours, sound = (load_delta(tmp_path / n / folder)[0] for n in ("sweep", "sound"))
         assert torch.equal(ours.W_dec, sound.W_dec)
+
+
+def test_a_training_without_a_validation_leaves_earlier_base_dictionaries(
+    dictionaries, arguments, tmp_path
+):
+    folder = shutil.copytree(dictionaries / "base_transcoders", tmp_path / "base_transcoders")
+    before = {p: p.read_bytes() for p in folder.rglob("*.npz")}
+    assert before
+    options = {
+        "data.batch_tokens": 128,
+        "model.width": 128,
+        "model.l0": "[16]",
+        "model.output": folder,
+        "trainer.max_steps": 1,
+        "trainer.log_every_n_steps": 1,
+    }
+    with pytest.raises(ValueError, match="nothing written, for layer_0/l0_16"):
+        train.main(arguments("tiny/base_transcoder.yaml", dictionaries, options))
+    assert {p: p.read_bytes() for p in folder.rglob("*.npz")} == before
 
 
 def test_several_l0_targets_give_as_many_dictionaries(dictionaries, arguments, tmp_path):

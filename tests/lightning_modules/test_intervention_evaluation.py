@@ -164,7 +164,8 @@ def test_a_delta_for_another_base(refused, dictionaries, tmp_path):
 
 def test_a_delta_for_another_model(refused, dictionaries):
     message = r"layer_0 was trained on another model: fingerprint [0-9a-f]{12}…, this model's is"
-    refused({"model.model": dictionaries / "base_model"}, message)
+    base_model = dictionaries / "base_model"
+    refused({"model.model": base_model, "data.model": base_model}, message)
 
 
 def test_a_file_without_a_subset(refused, dictionaries, tmp_path):
@@ -191,6 +192,8 @@ def test_an_example_longer_than_the_context(refused, dictionaries, tmp_path):
         ({"model.layers": "[0+1, all]"}, "layer 'all', condition 'no_delta' is asked for twice"),
         ({"model.conditions": "[alpha_1, alpha_1.0]"}, "'alpha_1.00' is asked for twice"),
         ({"model.deltas": "[]"}, "give either deltas"),
+        ({"model.layers": "[]"}, "layers is empty, expected at least one"),
+        ({"model.conditions": "[]"}, "conditions is empty, expected at least one"),
         ({"model.conditions": "[fill]"}, "unknown condition 'fill'"),
     ],
     ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",

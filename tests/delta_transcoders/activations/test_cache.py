@@ -263,6 +263,18 @@ class TestRefusals:
         with pytest.raises(ValueError, match="format_version = 99, expected 1"):
             ActivationCache(cache.folder)
 
+    @pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"format_version": 1, "meta": {}}'])
+    def test_a_damaged_manifest_is_named(self, cache, damage):
+        (cache.folder / "manifest.json").write_text(damage)
+        with pytest.raises(ValueError, match=r"manifest\.json is damaged .*capture .* anew"):
+            ActivationCache(cache.folder)
+
+    def test_a_damaged_shard_of_the_right_size_is_named(self, cache):
+        file = sorted(cache.folder.glob("train/layer_0/xy-*"))[0]
+        file.write_bytes(bytes(file.stat().st_size))
+        with pytest.raises(ValueError, match=f"{file.name} is damaged .*; rebuild the cache with"):
+            ActivationCache(cache.folder).load("train", 0)
+
     def test_layer_and_target_that_are_not_there(self, cache):
         with pytest.raises(ValueError, match="layer 1 among them"):
             cache.load("train", 1)

@@ -316,3 +316,11 @@ def test_the_command(source, format, tmp_path, monkeypatch, capsys):
     main()
     assert "wrote" in capsys.readouterr().out
     assert available_l0s(tmp_path / "out", 2, 48) == [12.5]
+
+
+@pytest.mark.parametrize("average_l0", [0, -4, float("nan"), float("inf")])
+def test_an_average_l0_that_names_no_folder_is_refused(tmp_path, average_l0):
+    (tmp_path / "source").mkdir()
+    with pytest.raises(ValueError, match=f"average_l0 is {average_l0}, expected a positive"):
+        import_bases("saelens", tmp_path / "source", tmp_path / "out", average_l0=average_l0)
+    assert not (tmp_path / "out").exists()

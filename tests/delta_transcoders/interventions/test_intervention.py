@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from delta_transcoders.interventions.intervention import (
@@ -88,6 +90,13 @@ def test_a_mapping_names_any_source():
             "must be a list of numbers, not 3",
         ),
         ({"condition": "x", "terms": [{"source": "a"}] * 2}, "'a' occurs twice"),
+        ({"condition": "x", "keep": math.inf}, "keep must be finite, not inf"),
+        (
+            {"condition": "x", "terms": [{"source": "a", "coefficient": math.nan}]},
+            "coefficient must be finite, not nan",
+        ),
+        ({"condition": "raw", "terms": [{"source": "a"}]}, "'raw' is already a known one"),
+        ({"condition": "full", "terms": [{"source": "a"}]}, "'full' is already a known one"),
     ],
 )
 def test_bad_specs(spec, message):

@@ -205,3 +205,16 @@ def test_offline_cache_is_used_with_a_warning(hub, tmp_path):
     with pytest.warns(UserWarning, match="choosing among the files"):
         _, base_id = load_base("some/repo", 0, percentile=0.5)
     assert base_id.average_l0 == 8
+
+
+def test_a_source_without_the_layer_and_a_damaged_archive_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no base dictionary of layer 7: no layer_7/"):
+        load_base(tmp_path, 7, percentile=0.5)
+    path = save_base(tmp_path, 7, dictionary(), 8)
+    row = dictionary().W_dec[2].numpy().tobytes()
+    assert path.read_bytes().count(row) == 1
+    path.write_bytes(path.read_bytes().replace(row, bytes(len(row))))
+    with pytest.raises(
+        ValueError, match=r"params\.npz: W_dec cannot be read as a plain array: Bad CRC"
+    ):
+        load_base(tmp_path, 7, percentile=0.5)
