@@ -5,12 +5,14 @@ Shapes: B rows, T positions, N supervised tokens (those with a label other than 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
 from delta_transcoders.hub import is_hub_id
@@ -23,10 +25,11 @@ IGNORE = -100
 
 
 def check_model_source(source: str) -> None:
-    """Refuse a model folder that is absent or incomplete, before anything is loaded.
+    """Refuse a model folder that is absent, incomplete or of another architecture, before it is loaded.
 
     Raises:
         FileNotFoundError: names the folder and what is missing from it. A hub id passes.
+        ValueError: not a Gemma 2 model; names what it is.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -42,6 +45,15 @@ def check_model_source(source: str) -> None:
         raise FileNotFoundError(
             f"the model folder {source!r} has no tokenizer (tokenizer.json); save it there with "
             "`tokenizer.save_pretrained`"
+        )
+    try:
+        architecture = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from error
+    if architecture != "gemma2":
+        raise ValueError(
+            f"{folder / 'config.json'} has model_type {architecture!r}; hook points and norms are those of "
+            "Gemma 2 (gemma2)"
         )
 
 
@@ -81,7 +93,7 @@ def load_model(source: str, dtype: str = "float32") -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(
             source, dtype=getattr(torch, dtype), attn_implementation="eager"
         ).eval()
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _unreachable(source, error) from error
 
 

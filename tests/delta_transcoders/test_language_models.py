@@ -244,6 +244,28 @@ def test_an_unreachable_hub_id_says_what_to_download_and_where_to_put_it(load):
     assert time.perf_counter() - started < 5
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"model_type": "llama"}', r"config\.json has model_type 'llama'; .*Gemma 2"),
+        ("{", r"config\.json is damaged"),
+    ],
+)
+def test_another_architecture_is_refused_before_it_is_built(model_folder, tmp_path, text, message):
+    folder = shutil.copytree(model_folder, tmp_path / "other")
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_model(str(folder))
+
+
+def test_damaged_weights_are_named(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "damaged")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(FileNotFoundError, match="damaged' cannot be loaded"):
+        load_model(str(folder))
+
+
 def test_a_folder_may_be_relative(model_folder, monkeypatch):
     folder, name = model_folder.rsplit("/", 1)
     monkeypatch.chdir(folder)
