@@ -275,7 +275,8 @@ def render(document: dict, figures: Figures) -> str:
         return _FIGURE.sub(lambda match: shown(match[1]), " ".join(text.split()))
 
     def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-        lines = [list(header), ["---"] * len(header), *([filled(cell) for cell in r] for r in rows)]
+        cells = [[filled(cell).replace("|", r"\|") for cell in row] for row in rows]
+        lines = [list(header), ["---"] * len(header), *cells]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     parts = [f"# {document['title']}", document["introduction"].strip()]
