@@ -14,18 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delta_transcoders.hub import is_hub_id, portable_name
+from delta_transcoders.metrics import RATES
 from delta_transcoders.report.tables import read_metrics
 
 if TYPE_CHECKING:
     from delta_transcoders.formats.exported import ExportCard
 
 NOT_MEASURED = "not measured"
-RATES = {
-    "tool_call_rate": "calls",
-    "valid_tool_format_rate": "well formed",
-    "math_correct_rate": "right value",
-    "exact_copy_rate": "exact copy",
-}
+RATE_TITLES = ("calls", "well formed", "right value", "exact copy")
 SUBSETS = """Subsets: `tool`, requests as trained on; `copy`, sentences with numbers, to be repeated; \
 `tool_ood`, requests in unseen wordings; `tool_ood_numbers`, unseen kinds of numbers. Greedy text. Rates: \
 the text holds `<tool_call>`, holds a well-formed call, the called expression has the right value, the line \
@@ -299,7 +295,8 @@ def _behaviour_cells(row: dict) -> dict[str, str]:
     cells |= {"CE": _number(row["mean_ce"])}
     if row.get("dce"):
         cells |= {"ΔCE": _interval(row, "dce")}
-    return cells | {title: _interval(row, rate) for rate, title in RATES.items()}
+    titled = zip(RATE_TITLES, RATES, strict=True)
+    return cells | {title: _interval(row, rate) for title, rate in titled}
 
 
 def _absent(stage: str) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -329,13 +328,3 @@ def test_the_card_says_which_features_are_the_deltas(exported, format):
     alone = (exported(format, delta_only=True) / "README.md").read_text()
     assert "hold α·delta(x), α = 1. It is of no use alone" in alone
     assert f"| 0 | `{path}` | none | 0–5 | none | 2 |" in alone
-
-
-def test_help_needs_no_torch(pytestconfig):
-    for name in ("export", "import_dictionaries"):
-        code = (
-            f"import sys; from delta_transcoders import {name}\n"
-            f"sys.argv = ['x', '--help']\ntry: {name}.main()\nexcept SystemExit: pass\n"
-            "assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=pytestconfig.rootpath)
