@@ -325,6 +325,11 @@ def test_the_card_says_which_features_are_the_deltas(exported, format):
     assert f"| 0 | `{path}` | 0–39 | 40–45 | {padding} | 10 |" in text
     if format == "circuit_tracer":
         assert "| 1 | `layer_1.safetensors` | 0–39 | none | 40–53 | 9 |" in text
+    headings = ("## What they reconstruct", "all of them (Experiment 1)")
+    assert all(f"{heading}, base + delta at α = 1\n" in text for heading in headings)
     alone = (exported(format, delta_only=True) / "README.md").read_text()
+    assert all(f"{heading}, base + delta at α = 1\n" in alone for heading in headings)
+    full = (exported(format) / "README.md").read_text()
+    assert all(f"{heading}\n" in full for heading in headings)
     assert "hold α·delta(x), α = 1. It is of no use alone" in alone
     assert f"| 0 | `{path}` | none | 0–5 | none | 2 |" in alone
