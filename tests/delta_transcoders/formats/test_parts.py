@@ -232,5 +232,5 @@ def test_an_absent_source_of_deltas(hub, merged, bases):
     with pytest.raises(ConnectionError, match=r"'user/none' is neither .*`hf download user/none"):
         load_delta_set("user/none", bases, merged)
     for source in ("runs/none", "./none", "none"):
-        with pytest.raises(FileNotFoundError, match=f"no such folder: {source}"):
+        with pytest.raises(FileNotFoundError, match=f"no folder '{source}'"):
             load_delta_set(source, bases, merged)
