@@ -60,6 +60,7 @@ class ActivationWriter(BasePredictionWriter):
             hook_site=pl_module.site,
             text_policy=data.hparams.text,
             model_fingerprint=pl_module.fingerprint,
+            model_dtype=pl_module.hparams.dtype,
             tokenizer_fingerprint=tokenizer_fingerprint(data.tokenizer),
             subsets=SUBSETS,
             n_examples={split: len(rows) for split, rows in data.rows.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.activations import ActivationData
@@ -11,7 +12,8 @@ from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.hook_sites import ReconstructionFit
 from delta_transcoders.activations.targets import add_target
 from delta_transcoders.interventions.loading import load_mlps
-from delta_transcoders.language_models import check_model_source
+from delta_transcoders.interventions.sources import mlp_sources
+from delta_transcoders.language_models import check_model_source, load_model
 
 TARGET = "mlp_difference"
 
@@ -29,8 +31,8 @@ class MLPDifferenceData(ActivationData):
     """A cache of the finetuned model with y − baseMLP(x), added to it where it is missing.
 
     baseMLP(x) is what the base model's norms and MLP write on the finetuned model's own input: no
-    dictionary is involved, so what a delta learns here is finetuning and nothing else. Where the
-    finetune left a layer's MLP alone the target is zero, and there is nothing to train on.
+    dictionary is involved, so what a delta learns here is finetuning and nothing else. A layer whose MLP
+    the finetune left alone is refused: its target is zero.
 
     Args:
         cache: folder that `ActivationWriter` wrote, of the hook site `gemma_scope`.
@@ -75,7 +77,17 @@ class MLPDifferenceData(ActivationData):
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         mlps = load_mlps(h.base_model, h.model_dtype)
         identity = {"path": h.base_model, "hash": mlps.fingerprint}
-        for layer in cache.meta.layers if h.layers is None else h.layers:
+        layers = cache.meta.layers if h.layers is None else h.layers
+        cache.check_layers(layers)
+        finetuned = mlp_sources(load_model(h.model, h.model_dtype), layers)
+        for layer in layers:
+            pairs = (m.parameters() for m in (mlps.sources[layer], finetuned[layer]))
+            if all(torch.equal(ours, theirs) for ours, theirs in zip(*pairs, strict=True)):
+                raise ValueError(
+                    f"finetuning left the MLP of layer {layer} as it was: there is no difference to learn; "
+                    "leave the layer out (--data.layers)"
+                )
+        for layer in layers:
             mlp = mlps.sources[layer].to(device)
             fits = add_target(
                 cache,

@@ -19,10 +19,12 @@ FOREIGN_ERRORS = {
 
 def _configs(name: str) -> str:
     root = Path(__file__).resolve().parent.parent / "configs"
-    files = sorted(
-        p for p in root.glob("*/*.yaml") if f"{name}.py" in p.read_text(encoding="utf-8")
+    files = {p: f"configs/{p.relative_to(root).as_posix()}" for p in sorted(root.glob("*/*.yaml"))}
+    return "\n".join(
+        f"  {file}"
+        for p, file in files.items()
+        if f"{name}.py --config {file}" in p.read_text(encoding="utf-8")
     )
-    return "\n".join(f"  configs/{p.relative_to(root)}" for p in files)
 
 
 def preflight(name: str, summary: str, args: Sequence[str]) -> None:

@@ -32,6 +32,22 @@ def portable_name(source: str) -> str:
     return (source if is_hub_id(source) else Path(source).name) + separator + path
 
 
+def check_hub_id(source: str, what: str = "folder") -> None:
+    """Refuse a source that is neither a folder, which the caller has seen, nor a hub id.
+
+    Args:
+        what: kind of folder it could have been, for the message.
+
+    Raises:
+        FileNotFoundError: names the source.
+    """
+    if not is_hub_id(source):
+        raise FileNotFoundError(
+            f"no {what} {source!r}; an earlier stage writes it, or give a hub id (owner/name, with no "
+            "folder `owner` here)"
+        )
+
+
 def local_folder(source: str | Path, patterns: list[str]) -> Path:
     """The folder itself, or the local copy of a hub repository's files that match.
 
@@ -42,10 +58,7 @@ def local_folder(source: str | Path, patterns: list[str]) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    if not is_hub_id(str(source)):
-        raise FileNotFoundError(
-            f"no such folder: {source} (a hub id would read owner/name, with no folder `owner` here)"
-        )
+    check_hub_id(str(source))
     import huggingface_hub
     from huggingface_hub.errors import HTTPError
 
@@ -86,14 +99,16 @@ def push_folder(folder: str | Path, repo_id: str, private: bool = False) -> str:
 
     Layers and weights that the repository holds and the folder does not are deleted from it.
 
+    Args:
+        repo_id: one that `check_push` lets pass.
+
     Raises:
-        ValueError: see `check_push`; or a private push into a repository that is public.
+        ValueError: a private push into a repository that is public.
         ConnectionError: the hub refuses or cannot be reached; says what it said.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
 
-    check_push(repo_id)
     api = HfApi()
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)

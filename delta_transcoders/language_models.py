@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
-from delta_transcoders.hub import is_hub_id
+from delta_transcoders.hub import check_hub_id
 from delta_transcoders.toolcalls.examples import Example
 
 if TYPE_CHECKING:
@@ -33,11 +33,7 @@ def check_model_source(source: str) -> None:
     """
     folder = Path(source)
     if not folder.is_dir():
-        if not is_hub_id(source):
-            raise FileNotFoundError(
-                f"no model folder {source!r}; an earlier stage writes it, or give a hub id (owner/name, "
-                "with no folder `owner` here)"
-            )
+        check_hub_id(source, "model folder")
         return
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"the model folder {source!r} has no config.json")

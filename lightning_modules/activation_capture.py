@@ -8,7 +8,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from delta_transcoders.activations.capture import Captured, boot_bridge, capture
-from delta_transcoders.activations.hook_sites import HOOK_SITES
+from delta_transcoders.activations.hook_sites import HOOK_SITES, SiteName
 from delta_transcoders.fingerprints import model_fingerprint
 from delta_transcoders.language_models import check_model_source, load_model, load_tokenizer
 
@@ -28,7 +28,7 @@ class ActivationCapture(LightningModule):
         self,
         model: str,
         layers: list[int] | None = None,
-        hook_site: Literal["gemma_scope", "original", "residual"] = "gemma_scope",
+        hook_site: SiteName = "gemma_scope",
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()

@@ -23,8 +23,16 @@ from lightning_modules.cli import StudyCLI
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob("configs/*/*.yaml"))
+# Others may stand in its comment as well: the stages that come before.
 SCRIPT_OF_CONFIG = {
-    path: next((name for name in ("train", "evaluate") if f"{name}.py" in path.read_text()), None)
+    path: next(
+        (
+            name
+            for name in ("train", "evaluate")
+            if f"{name}.py --config {path.relative_to(ROOT)}" in path.read_text()
+        ),
+        None,
+    )
     for path in CONFIGS
 }
 STAGES = [path for path, script in SCRIPT_OF_CONFIG.items() if script]

@@ -62,20 +62,23 @@ class ActivationCache:
             it was written; names the file.
     """
 
+    # Until the manifest says it, which another version's need not.
+    rebuild_command = "python evaluate.py --config …/activations.yaml"
+
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         path = self.folder / MANIFEST_NAME
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} does not exist: no finished activation cache there; make it with the "
-                "study's `python evaluate.py --config …/activations.yaml`"
+                f"study's `{self.rebuild_command}`"
             )
         try:
             self._manifest = json.loads(path.read_text())
-            self.rebuild_command = self._manifest.get("command", "python evaluate.py --config …")
             version = self._manifest["format_version"]
             if version != FORMAT_VERSION:
                 raise self._refusal("format_version", version, FORMAT_VERSION)
+            self.rebuild_command = self._manifest["command"]
             self.meta = CacheMeta.from_json(self._manifest["meta"])
             self._check_sizes()
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:

@@ -16,6 +16,8 @@ from torch import Tensor
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 
 Scale = Literal["1", "1/sqrt(d_model)"]
+SiteName = Literal["gemma_scope", "original", "residual"]
+"""The keys of `HOOK_SITES`."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ _AFTER_GAIN = "blocks.{layer}.ln2.hook_out"
 _BEFORE_POST_NORM = "blocks.{layer}.mlp.hook_out"
 _AFTER_POST_NORM = "blocks.{layer}.hook_mlp_out"
 
-HOOK_SITES = {
+HOOK_SITES: dict[SiteName, HookSite] = {
     # Where the published transcoders were trained; their parameters need no other scaling.
     "gemma_scope": HookSite("gemma_scope", _NORMALIZED, _AFTER_POST_NORM, "1"),
     # Where the original study applied them: kept to reproduce its numbers, never a default.

@@ -29,7 +29,7 @@ from torch import Tensor
 from delta_transcoders.activations.capture import TOKEN_POLICY
 from delta_transcoders.activations.hook_sites import HookSite
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "validation")
 INDEX_DTYPES = {
@@ -51,9 +51,12 @@ class CacheMeta:
     d_in: int
     d_out: int
     dtype: DType
+    """Of the stored activations."""
     hook_site: HookSite
     text_policy: TextPolicy
     model_fingerprint: str
+    model_dtype: str
+    """Of the weights: the fingerprint is that of these weights in this dtype."""
     tokenizer_fingerprint: str
     subsets: tuple[str, ...]
     """Names that `subset_ids` index."""

@@ -22,6 +22,7 @@ from delta_transcoders.files import write_text
 from delta_transcoders.formats.tensors import (
     check_d_model,
     check_tensors,
+    dictionary_shapes,
     read_safetensors,
     to_transcoder,
     tool_hooks,
@@ -101,13 +102,8 @@ def load_layer(
             raise ValueError(f"{path}: {name} is missing or not a vector")
     n_features, d = len(tensors["b_enc"]), len(tensors["b_dec"])
     check_d_model(path, "b_dec", d, d_model)
-    shapes = {
-        "W_enc": (n_features, d),
-        "b_enc": (n_features,),
-        "W_dec": (n_features, d),
-        "b_dec": (d,),
-        THRESHOLD: (n_features,),
-    }
+    shapes = dictionary_shapes(d, n_features, d) | {"W_enc": (n_features, d)}
+    shapes[THRESHOLD] = shapes.pop("threshold")
     check_tensors(path, tensors, shapes, "by the lengths of b_enc and b_dec")
     if (tensors[THRESHOLD] < 0).any():
         raise ValueError(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from delta_transcoders.activations.hook_sites import HOOK_SITES
 from delta_transcoders.fingerprints import hash_tensors
-from delta_transcoders.formats.tensors import check_tensors, to_transcoder
+from delta_transcoders.formats.tensors import check_tensors, dictionary_shapes, to_transcoder
 from delta_transcoders.transcoders.delta import DeltaConfig
 from delta_transcoders.transcoders.gemma_scope import KEYS, load_base
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
@@ -143,12 +143,7 @@ def _part(path: Path, state: Mapping[str, Tensor], part: str) -> JumpReLUTransco
                 f"{path}: {name} has shape {list(tensors[name].shape)}, expected a vector"
             )
     n_features, d_model = len(tensors[f"{part}.b_enc"]), len(tensors[f"{part}.b_dec"])
-    shapes = {
-        f"{part}.W_enc": (d_model, n_features),
-        f"{part}.b_enc": (n_features,),
-        f"{part}.W_dec": (n_features, d_model),
-        f"{part}.b_dec": (d_model,),
-        f"{part}.threshold": (n_features,),
-    }
-    check_tensors(path, tensors, shapes, "by the lengths of b_enc and b_dec")
+    shapes = dictionary_shapes(d_model, n_features, d_model)
+    expected = {f"{part}.{key}": shape for key, shape in shapes.items()}
+    check_tensors(path, tensors, expected, "by the lengths of b_enc and b_dec")
     return to_transcoder(path, {key: state[f"{part}.{key}"] for key in KEYS})

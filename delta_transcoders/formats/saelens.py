@@ -16,6 +16,7 @@ from delta_transcoders.files import write_text
 from delta_transcoders.formats.tensors import (
     check_d_model,
     check_tensors,
+    dictionary_shapes,
     read_safetensors,
     to_transcoder,
     tool_hooks,
@@ -96,14 +97,7 @@ def load_layer(
     for name in ("d_in", "d_out"):
         check_d_model(path, name, config[name], d_model)
 
-    d_in, d_sae, d_out = config["d_in"], config["d_sae"], config["d_out"]
-    shapes = {
-        "W_enc": (d_in, d_sae),
-        "b_enc": (d_sae,),
-        "W_dec": (d_sae, d_out),
-        "b_dec": (d_out,),
-        "threshold": (d_sae,),
-    }
+    shapes = dictionary_shapes(config["d_in"], config["d_sae"], config["d_out"])
     weights = path.parent / WEIGHTS_NAME
     tensors = read_safetensors(weights)
     check_tensors(weights, tensors, shapes, f"by the sizes in {CONFIG_NAME}")

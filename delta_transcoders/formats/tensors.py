@@ -34,6 +34,17 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def dictionary_shapes(d_in: int, n_features: int, d_out: int) -> dict[str, tuple[int, ...]]:
+    """Of a dictionary's five tensors, under our names and in our orientation."""
+    return {
+        "W_enc": (d_in, n_features),
+        "b_enc": (n_features,),
+        "W_dec": (n_features, d_out),
+        "b_dec": (d_out,),
+        "threshold": (n_features,),
+    }
+
+
 def check_tensors(
     path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], source: str
 ) -> None:

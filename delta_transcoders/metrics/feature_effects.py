@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from delta_transcoders.metrics import RATES
 from delta_transcoders.metrics.intervals import paired_bootstrap, paired_bootstrap_ratio
-from delta_transcoders.metrics.tool_metrics import RATES
 
 
 def effect(ablated: Sequence[dict], reference: Sequence[dict]) -> dict[str, float | bool]:

@@ -8,17 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from delta_transcoders.metrics import RATES
 from delta_transcoders.metrics.grouped import GroupedMean
 from delta_transcoders.metrics.intervals import wilson
 from delta_transcoders.toolcalls.examples import Example
 from delta_transcoders.toolcalls.grammar import find_tool_call, judge
-
-RATES = (
-    "tool_call_rate",
-    "valid_tool_format_rate",
-    "math_correct_rate",
-    "exact_copy_rate",
-)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from delta_transcoders.interventions.loading import load_delta_set
 from delta_transcoders.language_models import load_model, load_tokenizer
 
 finetuned = "FINETUNED_MODEL"  # hub id or folder, the adapter merged
-bridge = boot_bridge(load_model(finetuned), load_tokenizer(finetuned))
+bridge = boot_bridge(load_model(finetuned, "$dtype"), load_tokenizer(finetuned))
 deltas = load_delta_set("$repository", "$bases", bridge.original_model)
 with attached(bridge, deltas, "full"):  # or "no_delta", "alpha_0.5", …
     print(bridge.generate("What is 12 * 34?\\n", max_new_tokens=40, do_sample=False))"""
@@ -91,12 +91,13 @@ def how_to_load(format: Format, study: Study, repository: str) -> str:
     if format in ("deltas", "saelens"):
         first = study.deltas[0]
         values["layer"] = first["layer"]
+        values["dtype"] = study.dtype or "FLOAT32_OR_BFLOAT16"
         source = portable_name(first["base_id"]).partition("/layer_")[0]
         values["bases"] = source if is_hub_id(source) else "FOLDER_OF_THE_BASE_DICTIONARIES"
         if first["target"] == "mlp_difference":
             values["bases"] = ""  # there are none
             code = code.replace("import load_delta_set", "import load_delta_set, load_mlps")
-            base_mlps = 'lambda: load_mlps("$base_model", "float32")'
+            base_mlps = 'lambda: load_mlps("$base_model", "$dtype")'
             code = code.replace("original_model)", f"original_model, {base_mlps})")
     note = f"\n\n{NOTES[format]}" if format in NOTES else ""
     return f"## How to load\n\n```python\n{Template(code).substitute(values)}\n```{note}"

@@ -14,18 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delta_transcoders.hub import is_hub_id, portable_name
-from delta_transcoders.report.tables import read_metrics
+from delta_transcoders.metrics import RATES
+from delta_transcoders.report.tables import cell_text, read_metrics
 
 if TYPE_CHECKING:
     from delta_transcoders.formats.exported import ExportCard
 
 NOT_MEASURED = "not measured"
-RATES = {
-    "tool_call_rate": "calls",
-    "valid_tool_format_rate": "well formed",
-    "math_correct_rate": "right value",
-    "exact_copy_rate": "exact copy",
-}
+RATE_TITLES = ("calls", "well formed", "right value", "exact copy")
 SUBSETS = """Subsets: `tool`, requests as trained on; `copy`, sentences with numbers, to be repeated; \
 `tool_ood`, requests in unseen wordings; `tool_ood_numbers`, unseen kinds of numbers. Greedy text. Rates: \
 the text holds `<tool_call>`, holds a well-formed call, the called expression has the right value, the line \
@@ -43,6 +39,8 @@ class Study:
         base_is_own: it was trained in this study.
         lora: how it was finetuned.
         deltas: each layer's `config.json`.
+        dtype: that the activations were captured in of the deltas' model, which its fingerprint depends on;
+            None where the study has no capture of that model.
         measured: whether the study's tables are of these deltas.
     """
 
@@ -52,6 +50,7 @@ class Study:
     base_is_own: bool
     lora: str
     deltas: list[dict[str, Any]]
+    dtype: str | None
     measured: bool
 
     def table(self, name: str) -> list[dict[str, str]]:
@@ -61,7 +60,7 @@ class Study:
     def table_of_deltas(self, name: str) -> list[dict[str, str]]:
         """Rows of these deltas' configuration, and those without any."""
         keys = {key: self.deltas[0][key] for key in ("d_new", "percentile", "target")}
-        wanted = {key: "" if value is None else str(value) for key, value in keys.items()}
+        wanted = {key: cell_text(value) for key, value in keys.items()}
         return [
             row
             for row in (self.table(name) if self.measured else [])
@@ -94,15 +93,24 @@ def read_study(run: Path, deltas: Path, base_model: str | None) -> Study:
     layers = {
         int(p.parent.name.removeprefix("layer_")): p for p in deltas.glob("layer_*/config.json")
     }
+    configs = [read_json(path) for _, path in sorted(layers.items())]
     return Study(
         run,
         base,
         base_name,
         base_is_own,
         lora,
-        [read_json(path) for _, path in sorted(layers.items())],
+        configs,
+        _captured_dtype(run, configs),
         deltas.resolve() == (run / "delta").resolve(),
     )
+
+
+def _captured_dtype(run: Path, deltas: Sequence[dict[str, Any]]) -> str | None:
+    path = run / "activations/manifest.json"
+    meta = read_json(path)["meta"] if path.is_file() else {}
+    same = deltas and meta.get("model_fingerprint") == deltas[0]["model_fingerprint"]
+    return meta.get("model_dtype") if same else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -117,7 +125,8 @@ def belonging(study: Study) -> str:
     sites = {
         name: first[name].replace(f".{first['layer']}.", ".L.") for name in ("hook_in", "hook_out")
     }
-    percentile = first["percentile"]
+    percentile, sparsity = first["percentile"], first["sparsity"]
+    aimed_at = "" if sparsity["mode"] == "l1" else f", L0 of {sparsity['l0']:g} aimed at"
     facts = {
         "base model": study.base_name,
         "finetune": f"{study.lora}; fingerprint of the merged weights `{first['model_fingerprint']}`",
@@ -125,7 +134,7 @@ def belonging(study: Study) -> str:
         "BOS and padding are never replaced",
         "target": f"`{first['target']}`",
         "features": f"{first['d_new']} per layer, layers {', '.join(str(c['layer']) for c in study.deltas)}",
-        "sparsity": f"{first['sparsity']['mode']}, L0 of {first['sparsity']['l0']:g} aimed at",
+        "sparsity": f"{sparsity['mode']}{aimed_at}",
         "seed": str(first["seed"]),
     }
     if percentile is not None:
@@ -174,7 +183,11 @@ def features(card: ExportCard) -> str:
     return text
 
 
-def reconstruction(study: Study) -> str:
+def reconstruction(study: Study, in_full: str = "") -> str:
+    """
+    Args:
+        in_full: what base + delta are measured with, for the heading, where the files hold something else.
+    """
     columns = {
         "l0_base": "L0 base",
         "l0_delta": "L0 delta",
@@ -190,13 +203,18 @@ def reconstruction(study: Study) -> str:
         for c in study.deltas
     ]
     return (
-        "## What they reconstruct\n\nHeld-out tokens without BOS, EOS and padding, of the finetuned model "
-        "where nothing else is said. FVU = Σ‖y − ŷ‖² / Σ‖y − ȳ‖².\n\n" + _markdown(rows)
+        f"## What they reconstruct{in_full}\n\nHeld-out tokens without BOS, EOS and padding, of the "
+        "finetuned model where nothing else is said. FVU = Σ‖y − ŷ‖² / Σ‖y − ȳ‖².\n\n"
+        + _markdown(rows)
     )
 
 
-def single_layers(study: Study) -> str:
-    heading = "## One layer replaced at a time, and all of them (Experiment 1)\n\n"
+def single_layers(study: Study, in_full: str = "") -> str:
+    """
+    Args:
+        in_full: see `reconstruction`.
+    """
+    heading = f"## One layer replaced at a time, and all of them (Experiment 1){in_full}\n\n"
     rows = [
         {"layer": row["layer"], "subset": row["subset"], "condition": row["condition"]}
         | {
@@ -299,7 +317,8 @@ def _behaviour_cells(row: dict) -> dict[str, str]:
     cells |= {"CE": _number(row["mean_ce"])}
     if row.get("dce"):
         cells |= {"ΔCE": _interval(row, "dce")}
-    return cells | {title: _interval(row, rate) for rate, title in RATES.items()}
+    titled = zip(RATE_TITLES, RATES, strict=True)
+    return cells | {title: _interval(row, rate) for title, rate in titled}
 
 
 def _absent(stage: str) -> str:

@@ -107,8 +107,8 @@ def split_rows(experiments: Sequence[Experiment]) -> tuple[list[dict], list[str]
         interaction      = (no_delta − dictionary_error) − (base_mlp − raw)
 
     The first two sum to the total; each holds half of the interaction, which is what the two causes do
-    together beyond what each does alone. `finetuning_share` is finetuning / total, undefined where the
-    total's interval holds 0.
+    together beyond what each does alone. `gap_share` is finetuning / total, undefined where the total's
+    interval holds 0.
 
     L. S. Shapley (1953), A value for n-person games, Contributions to the Theory of Games II.
     """
@@ -133,7 +133,7 @@ def split_rows(experiments: Sequence[Experiment]) -> tuple[list[dict], list[str]
                     for part, by_measure in zip(contrasts, sampled, strict=True)
                 }
                 both = zip(parts["finetuning"], parts["total"], strict=True)
-                parts["finetuning_share"] = [share(part, total) for part, total in both]
+                parts["gap_share"] = [share(part, total) for part, total in both]
                 for part, samples in parts.items():
                     labels = {"subset": subset, "measure": measure, "part": part}
                     rows += _estimate_rows(group._asdict() | labels, experiments, samples)

@@ -6,15 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from delta_transcoders.metrics import RATES
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RATES = {
-    "tool_call_rate": "tool call rate",
-    "valid_tool_format_rate": "valid format rate",
-    "math_correct_rate": "math correct rate",
-}
+RATE_TITLES = {rate: rate.replace("_", " ") for rate in RATES}
 Row = dict[str, object]
 
 
@@ -220,13 +218,13 @@ def experiment_figures(rows: Sequence[Row]) -> dict[str, Figure]:
     figures: dict[str, Callable[[], Figure]] = {}
     swept = any(row.get("alpha") not in (None, "") for row in rows)
     generated = any(not math.isnan(_number(row, "tool_call_rate")) for row in rows)
-    measures = {"mean_ce": "cross-entropy"} | (RATES if generated else {})
+    measures = {"mean_ce": "cross-entropy"} | (RATE_TITLES if generated else {})
     if swept:
         figures["dose_response"] = lambda: dose_response(rows, measures)
     else:
         figures["dce_per_layer"] = lambda: per_layer(rows, {"dce": "ΔCE to raw"})
         if generated:
-            figures["rates_per_layer"] = lambda: per_layer(rows, RATES)
+            figures["rates_per_layer"] = lambda: per_layer(rows, RATE_TITLES)
         figures["activations_per_layer"] = lambda: per_layer(
             rows, {"mean_abs_base_acts": "Σ|a| base", "mean_abs_delta_acts": "Σ|a| delta"}
         )

@@ -109,10 +109,12 @@ def _dictionaries(
                 "decoder rows."
             ]
         sections.append(tables.features(exported))
+    is_full = exported is None or (exported.alpha == 1 and not exported.delta_only)
+    in_full = "" if is_full else ", base + delta at α = 1"
     sections += [
         tables.belonging(study),
-        tables.reconstruction(study),
-        tables.single_layers(study),
+        tables.reconstruction(study, in_full),
+        tables.single_layers(study, in_full),
         tables.behaviour_with_deltas(study, exported.alpha if exported else 1.0),
         tables.data(study),
     ]

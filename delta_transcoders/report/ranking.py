@@ -18,10 +18,8 @@ import numpy as np
 
 from delta_transcoders.command import run
 from delta_transcoders.files import write_text
-from delta_transcoders.metrics.feature_effects import match_rows, spearman, split_half
-from delta_transcoders.metrics.tool_metrics import RATES
+from delta_transcoders.metrics import RATES
 from delta_transcoders.report.tables import format_table, read_metrics, write_table
-from delta_transcoders.transcoders.delta import load_delta, random_directions
 
 MEASURES = ("d_call_logprob", "dce", *(f"d_{rate}" for rate in RATES))
 COLUMNS = (
@@ -66,7 +64,7 @@ def write_ranking(
         rows: of `COLUMNS`, without rates where no text was generated.
         effects: each of the rows' layer, feature, ablation, subset and, as `d_call_logprob`, the change
             of every example, in the order of the examples.
-        delta: folder of the deltas whose features these are.
+        delta: folder or hub id of the deltas whose features these are.
     """
     columns = [column for column in COLUMNS if column in rows[0]]
     write_table(Path(folder) / "ranking.csv", columns, rows)
@@ -114,6 +112,8 @@ def halves(folder: str | Path) -> list[dict]:
     `n_distinct` features have an interval of `d_call_logprob` without 0; of features without any
     effect one in twenty would.
     """
+    from delta_transcoders.metrics.feature_effects import split_half
+
     distinct = [
         (int(row["layer"]), row["ablation"], row["subset"])
         for row in read_metrics(Path(folder) / "ranking.csv")
@@ -148,15 +148,21 @@ def across(folder: str | Path, other: str | Path) -> list[dict]:
     Raises:
         ValueError: deltas of different models, or no list in common; names both folders.
     """
+    # Torch takes seconds to import, and the command's help needs none of it.
+    from delta_transcoders.hub import local_folder
+    from delta_transcoders.metrics.feature_effects import match_rows, spearman
+    from delta_transcoders.transcoders.delta import load_delta, random_directions
+
     ours, theirs = read_effects(folder), read_effects(other)
     common = [place for place in ours if place in theirs]
     if not common:
         raise ValueError(f"{folder} and {other} rank no layer, ablation and subset in common")
     deltas = [json.loads((Path(f) / "ranking.json").read_text())["delta"] for f in (folder, other)]
+    folders = [local_folder(delta, ["layer_*/*"]) for delta in deltas]
     rows = []
     for place in common:
         layer = place[0]
-        (a, a_config), (b, b_config) = (load_delta(Path(d) / f"layer_{layer}") for d in deltas)
+        (a, a_config), (b, b_config) = (load_delta(d / f"layer_{layer}") for d in folders)
         if a_config.model_fingerprint != b_config.model_fingerprint:
             raise ValueError(
                 f"{deltas[0]} and {deltas[1]} are deltas of different models: decoder rows can be "

@@ -5,15 +5,21 @@ Appends to `STUDY/stage_times.csv` (stage, seconds) when the command succeeds.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 
-def main(args: list[str]) -> int:
-    _, study, name, _, *command = args
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", choices=("run",))
+    parser.add_argument("study", help="folder of a study, for example runs/tiny")
+    parser.add_argument("name", help="of the stage")
+    parser.add_argument("command", nargs="+", help="what is timed, after --")
+    args = parser.parse_args()
+    study, name, command = args.study, args.name, args.command
     print(f"== {name}: {' '.join(command)}", flush=True)
     started = time.perf_counter()
     status = subprocess.run(command, check=False).returncode
@@ -37,4 +43,4 @@ def read_times(study: str | Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main())

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from delta_transcoders.command import run
+from delta_transcoders.metrics import RATES
 from delta_transcoders.report.stage_times import read_times
 from delta_transcoders.report.tables import format_table, read_metrics
 
@@ -21,10 +22,7 @@ BEHAVIOUR_COLUMNS = (
     "subset",
     "n_examples",
     "mean_ce",
-    "tool_call_rate",
-    "valid_tool_format_rate",
-    "math_correct_rate",
-    "exact_copy_rate",
+    *RATES,
 )
 EXPERIMENTS = {
     "exp1": "Experiment 1: cross-entropy with dictionaries in place of MLPs",
@@ -35,7 +33,6 @@ HOLDS_ZERO = "~0"
 LEGEND = f"[95 % interval]; {HOLDS_ZERO}: not distinguishable from 0, the interval holds it"
 SPLIT_TITLE = "What no_delta changes, split into finetuning and the dictionary's own error"
 SPLIT_COLUMNS = ("layer", "subset", "measure", "total", "finetuning", "dictionary_error")
-RATES = ("tool_call_rate", "valid_tool_format_rate", "math_correct_rate", "exact_copy_rate")
 
 
 def _rounded(text: str) -> str:

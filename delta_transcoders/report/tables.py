@@ -53,7 +53,8 @@ COLUMNS = (
 )
 
 
-def _text(value: object) -> str:
+def cell_text(value: object) -> str:
+    """As tables hold it: numbers with six significant digits, nothing for None."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -68,7 +69,7 @@ def write_table(path: str | Path, columns: Sequence[str], rows: Iterable[dict]) 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([_text(row.get(column)) for column in columns] for row in rows)
+    writer.writerows([cell_text(row.get(column)) for column in columns] for row in rows)
     write_text(path, text.getvalue())
 
 

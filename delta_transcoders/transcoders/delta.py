@@ -16,13 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from delta_transcoders.activations.hook_sites import SiteName
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder, concatenate
 
 FORMAT_VERSION = 1
 TENSORS_NAME = "delta.safetensors"
 CONFIG_NAME = "config.json"
 
-HookSite = Literal["gemma_scope", "original", "residual"]
 Target = Literal["residual", "mlp_difference"]
 
 
@@ -79,7 +79,7 @@ class DeltaConfig:
     base_hash: str
     """sha256 of the base's five tensors (`fingerprints.hash_tensors`), or the base model's fingerprint."""
     model_fingerprint: str
-    hook_site: HookSite
+    hook_site: SiteName
     hook_in: str
     hook_out: str
     sparsity: dict[str, Any]
@@ -95,7 +95,7 @@ class DeltaConfig:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        for name, allowed in (("hook_site", get_args(HookSite)), ("target", get_args(Target))):
+        for name, allowed in (("hook_site", get_args(SiteName)), ("target", get_args(Target))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}")
         if self.format_version != FORMAT_VERSION:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from delta_transcoders.fingerprints import hash_tensors
-from delta_transcoders.hub import is_hub_id
+from delta_transcoders.hub import check_hub_id
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 
 KEYS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
@@ -241,10 +241,7 @@ def _listing(source: str) -> tuple[list[str], Path | None]:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return _local_paths(folder), folder
-    if not is_hub_id(source):
-        raise FileNotFoundError(
-            f"no such folder: {source} (a hub id would read owner/name, with no folder `owner` here)"
-        )
+    check_hub_id(source)
     return _hub_listing(source)
 
 

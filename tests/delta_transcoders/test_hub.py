@@ -19,9 +19,9 @@ def test_a_folder_not_yet_written_in_a_study_is_no_hub_id(tmp_path, monkeypatch)
     assert not is_hub_id("mine/base_model")
     with pytest.raises(FileNotFoundError, match="no model folder 'mine/base_model'"):
         check_model_source("mine/base_model")
-    with pytest.raises(FileNotFoundError, match="no such folder: mine/base_transcoders"):
+    with pytest.raises(FileNotFoundError, match="no folder 'mine/base_transcoders'"):
         load_base("mine/base_transcoders", 0, percentile=0.5)
-    with pytest.raises(FileNotFoundError, match="no such folder: mine/delta"):
+    with pytest.raises(FileNotFoundError, match="no folder 'mine/delta'"):
         local_folder("mine/delta", ["*"])
     (tmp_path / "mine/delta").mkdir()
     assert local_folder("mine/delta", ["*"]).name == "delta"

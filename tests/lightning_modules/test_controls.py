@@ -140,7 +140,7 @@ def test_the_base_s_own_floor_in_the_base_model(controlled, controls, arguments)
     ("controls", "message"),
     [
         ("{base: X}", "'base' is the name of another source"),
-        ("{mine: X/nowhere}", "no such folder: .*/nowhere"),
+        ("{mine: X/nowhere}", "no folder .*/nowhere"),
         ("{mine: X/finetune}", "holds no layer_L folders"),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -172,7 +173,8 @@ def test_the_report_prints_the_lists_and_writes_their_stability(ranking, capsys,
         assert float(row["cosine_random"]) < 0.6
 
 
-def test_features_in_another_order_are_found_again(ranking, planted, tmp_path):
+def test_features_in_another_order_are_found_again(ranking, planted, tmp_path, monkeypatch):
+    """The other ranking's deltas lie on the hub."""
     order = [4, 0, 5, 1, 3, 2]
     other = tmp_path / "other"
     for layer in (0, 1):
@@ -186,7 +188,11 @@ def test_features_in_another_order_are_found_again(ranking, planted, tmp_path):
     for line in lines:
         line["feature"] = order.index(line["feature"])
     (other / "effects.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (other / "ranking.json").write_text(json.dumps({"delta": str(other / "delta")}))
+    (other / "ranking.json").write_text(json.dumps({"delta": "user/reseeded"}))
+    hub = {"user/reseeded": str(other / "delta")}
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, allow_patterns: hub[name]
+    )
     for row in across(ranking, other):
         assert row["cosine"] == pytest.approx(1, abs=1e-6)
         assert row["spearman"] == pytest.approx(1)

@@ -27,6 +27,7 @@ META = CacheMeta(
     hook_site=HOOK_SITES["gemma_scope"],
     text_policy="prompt_target_eos",
     model_fingerprint="model-a",
+    model_dtype="float32",
     tokenizer_fingerprint="tokenizer-a",
     subsets=("tool", "copy"),
     n_examples={"train": 30, "validation": 4},
@@ -257,10 +258,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"{file.name} is missing"):
             ActivationCache(cache.folder)
 
-    def test_format_version(self, cache):
+    def test_an_older_cache_is_refused_whatever_its_manifest_lacks(self, cache):
         path = cache.folder / "manifest.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
-        with pytest.raises(ValueError, match="format_version = 99, expected 1"):
+        path.write_text(json.dumps({"format_version": 1}))
+        hint = "rebuild it with `python evaluate.py --config …/activations.yaml`"
+        with pytest.raises(ValueError, match=f"format_version = 1, expected 2; {hint}"):
             ActivationCache(cache.folder)
 
     @pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"format_version": 1, "meta": {}}'])

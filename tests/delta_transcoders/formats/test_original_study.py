@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 
+from delta_transcoders.export import export
 from delta_transcoders.fingerprints import hash_tensors
 from delta_transcoders.import_dictionaries import import_original
 from delta_transcoders.interventions.loading import load_delta_set
@@ -62,6 +63,19 @@ def test_a_checkpoint_becomes_a_delta_for_the_original_site(imported, state, ran
     x = torch.randn(5, 32)
     written, _ = loaded.sources["delta"][0](x, None)
     assert torch.equal(written, random_study.deltas[0](x))
+
+
+@pytest.mark.parametrize("format", ["deltas", "saelens"])
+def test_an_imported_delta_is_exported_with_its_card(
+    imported, state, random_study, tmp_path, format
+):
+    options = {"deltas": imported(state)}
+    if format == "saelens":
+        options["model"] = random_study.model
+    out = export(random_study.folder, format, tmp_path / "out", **options)
+    card = (out / "README.md").read_text()
+    assert "| sparsity | l1 |" in card  # which aims at no L0
+    assert "`original`: reads `blocks.L.hook_mlp_in`" in card
 
 
 class Bomb:

@@ -134,6 +134,22 @@ def test_the_cards_code_runs_as_it_is_written(
     assert capsys.readouterr().out
 
 
+def test_the_cards_code_for_deltas_of_a_model_in_bfloat16(
+    dictionaries, tmp_path, capsys, names, run_card
+):
+    study = shutil.copytree(dictionaries, tmp_path / "study")
+    fingerprint = model_fingerprint(load_model(str(study / "finetune/merged"), "bfloat16"))
+    for path, delta, config in load_deltas(study / "delta").values():
+        save_delta(path, delta, replace(config, model_fingerprint=fingerprint))
+    manifest = study / "activations/manifest.json"
+    content = json.loads(manifest.read_text())
+    assert content["meta"]["model_dtype"] == "float32"
+    content["meta"] |= {"model_fingerprint": fingerprint, "model_dtype": "bfloat16"}
+    manifest.write_text(json.dumps(content))
+    run_card(export(study, "deltas", tmp_path / "out"), **names)
+    assert capsys.readouterr().out
+
+
 def test_the_cards_code_for_deltas_on_the_base_models_mlp(
     dictionaries, tmp_path, capsys, names, run_card
 ):
@@ -216,5 +232,5 @@ def test_an_absent_source_of_deltas(hub, merged, bases):
     with pytest.raises(ConnectionError, match=r"'user/none' is neither .*`hf download user/none"):
         load_delta_set("user/none", bases, merged)
     for source in ("runs/none", "./none", "none"):
-        with pytest.raises(FileNotFoundError, match=f"no such folder: {source}"):
+        with pytest.raises(FileNotFoundError, match=f"no folder '{source}'"):
             load_delta_set(source, bases, merged)

@@ -124,7 +124,7 @@ def test_identical_conditions_differ_by_nothing_and_rates_keep_a_width(tmp_path)
         else:
             assert row["interval"] == "bootstrap" and ends == (0, 0)
     rows, _ = split_rows([experiment])
-    share = part(rows, "finetuning_share")
+    share = part(rows, "gap_share")
     assert np.isnan(share["estimate"]) and share["verdict"] == UNDEFINED
 
 
@@ -150,7 +150,7 @@ def test_parts_of_the_split_by_hand(tmp_path):
         "finetuning": (0.25 + 0.375) / 2,
         "dictionary_error": (0.125 + 0.25) / 2,
         "interaction": 0.5 - 0.125 - 0.25,
-        "finetuning_share": 0.625,
+        "gap_share": 0.625,
     }
     for name, value in expected.items():
         row = part(rows, name)
@@ -163,7 +163,7 @@ def test_parts_of_the_split_by_hand(tmp_path):
     )
     error = part(rows, "dictionary_error", "tool_call_rate")
     assert (error["estimate"], error["verdict"]) == (0, NO_DIFFERENCE)
-    share = part(rows, "finetuning_share", "tool_call_rate")
+    share = part(rows, "gap_share", "tool_call_rate")
     assert (share["estimate"], share["interval"]) == (1, "newcombe")
     assert (share["ci_low"], share["ci_high"]) == pytest.approx((high / low, low / high))
 

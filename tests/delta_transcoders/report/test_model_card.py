@@ -137,8 +137,23 @@ def test_a_delta_of_the_mlps_difference(study):
     base = {"base_id": "google/gemma-2-2b", "percentile": None, "target": "mlp_difference"}
     card = model_card(study(**base), "deltas")
     assert "y − baseMLP(x)" in card and "choice of the base" not in card
-    assert 'lambda: load_mlps("google/gemma-2-2b", "float32")' in card
+    assert 'lambda: load_mlps("google/gemma-2-2b", "FLOAT32_OR_BFLOAT16")' in card
     assert "A residual delta holds" not in card and "import load_delta_set, load_mlps" in card
+
+
+@pytest.mark.parametrize("target", ["residual", "mlp_difference"])
+def test_the_code_loads_models_in_the_dtype_of_the_capture(study, target):
+    """In another one their fingerprint differs, and the deltas refuse them."""
+    run = study(target=target)
+    (run / "activations").mkdir()
+    for owner, named in (("f", "bfloat16"), ("0", "FLOAT32_OR_BFLOAT16")):
+        # The cache may be stored in another one.
+        meta = {"model_fingerprint": owner * 64, "model_dtype": "bfloat16", "dtype": "float32"}
+        (run / "activations/manifest.json").write_text(json.dumps({"meta": meta}))
+        card = model_card(run, "deltas")
+        assert f'load_model(finetuned, "{named}")' in card
+        load_mlps = f'load_mlps("google/gemma-2-2b", "{named}")'
+        assert (load_mlps in card) is (target == "mlp_difference")
 
 
 def result(layer, condition, **cells):
@@ -168,6 +183,14 @@ def test_tables_are_the_metrics_with_their_intervals(study):
     assert "| tool | raw | 200 | 0.0087 |" in card
     assert "0.123" not in card and "0.456" not in card  # one layer; deltas of another size
     assert "| 0 | tool | full | 0.010 [0.0071, 0.014] | 0.029 | 8.600 |" in card
+
+
+def test_deltas_at_the_last_percentile_find_their_rows(study):
+    """`metrics.csv` holds it as 1, `config.json` as 1.0."""
+    run = study(percentile=1.0)
+    ours = {"d_new": 6, "percentile": 1.0, "target": "residual"}
+    write_metrics(run / "exp1", [result("0", "full", **ours, fvu=0.02865)])
+    assert "| 0 | tool | full | not measured | 0.029 |" in model_card(run, "deltas")
 
 
 def test_behaviour_and_data(study):
