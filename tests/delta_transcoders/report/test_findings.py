@@ -182,12 +182,11 @@ def test_a_figure_that_changed_breaks_a_verdict():
     assert len(broken) > len(conditions) / 3
 
 
-@pytest.mark.skipif(
-    not all((study / "ranking").is_dir() for study in REPORTED), reason="needs `make findings`"
-)
 def test_the_figures_are_those_of_the_results():
     studies = Studies(REPORTED)
     committed = read_figures(DOCS / "findings.csv")
+    if not all(studies.has(table) for table in {name.split()[0] for name in committed}):
+        pytest.skip("needs the results of `make findings`")
     for name, by_seed in committed.items():
         for seed, value in studies.figure(name).items():
             assert by_seed[seed] == pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True), (
