@@ -1,13 +1,17 @@
 """How many rows a second do mixed batches run, beside one prompt and one condition at a time?
 
-    python benchmarks/engine_throughput.py [--model FOLDER] [--require 15]
+    python benchmarks/engine_throughput.py [--study runs/tiny] [--require 15]
 
-A row is one prompt under one condition: its teacher-forced cross-entropy and its greedy text. Both ways
+A row is one prompt under one condition: its teacher-forced cross-entropy and its greedy text. All ways
 run the same rows on the same weights in one process:
-  one by one: the plain model, one condition after the other, one prompt at a time: a forward pass for the
-              cross-entropy and Hugging Face's `generate`, by PyTorch hooks that run the same dictionaries;
-  engine:     `InterventionEngine`, all of them at once.
-One by one is timed on a random sample of the rows.
+  original:  as the original study did it, one condition after the other, one prompt at a time, with
+             TransformerLens hooks: a forward pass for the cross-entropy and Hugging Face's `generate`;
+  plain:     likewise, stripped of all that costs: PyTorch hooks on the unwrapped model, and a loop that
+             ends where the engine's ends;
+  engine:    `InterventionEngine`, all of them at once.
+One by one is timed on a random sample of the rows; `--require` is about the original's way. With a study:
+its finetuned model, bases, deltas and evaluation prompts; without: a random tiny Gemma 2 with random
+dictionaries.
 """
 
 import argparse
@@ -25,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", help="folder or hub id (default: a random tiny Gemma 2)")
+    parser.add_argument("--study", help="folder of a study (default: random weights)")
     parser.add_argument("--rows", type=int, default=1024, help="prompts × conditions (1024)")
     parser.add_argument("--one-by-one", type=int, default=64, help="rows run one by one (64)")
     parser.add_argument("--new-tokens", type=int, default=64, help="longest text (64)")
@@ -55,17 +59,22 @@ def save_random_model(folder: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def make_rows(n_rows: int, n_layers: int) -> list[tuple]:
+def make_rows(n_rows: int, n_layers: int, study: str | None) -> list[tuple]:
     """(example, intervention): every layer alone and all together, each condition on each prompt."""
     from delta_transcoders.interventions.intervention import from_spec
     from delta_transcoders.toolcalls.copy_lines import synthetic_lines
+    from delta_transcoders.toolcalls.examples import read_jsonl
     from delta_transcoders.toolcalls.prompts import generate_splits
 
     groups = [(layer,) for layer in range(n_layers)] + [tuple(range(n_layers))]
     names = ("no_delta", "full", "alpha_0.5", "alpha_-0.5")
     conditions = [from_spec("raw", ())] + [from_spec(n, group) for group in groups for n in names]
     n_prompts = -(-n_rows // len(conditions))
-    examples = generate_splits(0, 0, -(-n_prompts // 4), synthetic_lines(0), seed=0)["evaluation"]
+    if study:
+        examples = read_jsonl(f"{study}/finetune/data/evaluation.jsonl")
+    else:
+        splits = generate_splits(0, 0, -(-n_prompts // 4), synthetic_lines(0), seed=0)
+        examples = splits["evaluation"]
     random.Random(0).shuffle(examples)
     return [(e, c) for e in examples[:n_prompts] for c in conditions][:n_rows]
 
@@ -111,7 +120,8 @@ def one_by_one(model, tokenizer, bank, rows, new_tokens):
     """Text and summed cross-entropy of each row."""
     import torch
 
-    from delta_transcoders.language_models import greedy_texts, target_batch, token_nll
+    from delta_transcoders.generation import greedy_texts
+    from delta_transcoders.language_models import target_batch, token_nll
 
     results = []
     for example, intervention in rows:
@@ -127,6 +137,34 @@ def one_by_one(model, tokenizer, bank, rows, new_tokens):
     return results
 
 
+def as_the_original(engine, rows, new_tokens):
+    """Text and summed cross-entropy of each row, through TransformerLens, one by one."""
+    import torch
+
+    from delta_transcoders.language_models import target_batch, token_nll
+    from delta_transcoders.toolcalls.grammar import CLOSE
+
+    model, tokenizer, results = engine.model, engine.tokenizer, []
+    for example, intervention in rows:
+        with torch.inference_mode():
+            batch = target_batch(tokenizer, [example])
+            tokens = {f"{k}_BT": v.to(model.device) for k, v in batch.items()}
+            with engine.applied([intervention]):
+                nll_N = token_nll(model, **tokens)
+            prompt = tokenizer([example.prompt], return_tensors="pt").to(model.device)
+            with engine.applied([intervention]):
+                ids_BT = model.generate(
+                    **prompt,
+                    max_new_tokens=new_tokens,
+                    do_sample=False,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
+        written = tokenizer.decode(ids_BT[0, prompt.input_ids.shape[1] :], skip_special_tokens=True)
+        before, close, _ = written.partition(CLOSE)  # where the engine ends
+        results.append((before + close, nll_N.double().sum().item()))
+    return results
+
+
 def together(engine, rows, new_tokens):
     """Text and summed cross-entropy of each row."""
     examples, interventions = zip(*rows, strict=True)
@@ -135,19 +173,12 @@ def together(engine, rows, new_tokens):
     return [(text, score.nll) for text, score in zip(texts, scores, strict=True)]
 
 
-def measure(arguments: argparse.Namespace, source: str) -> float:
-    """Print both ways' rows per second; returns their ratio."""
+def random_bank(arguments: argparse.Namespace, d_model: int, n_layers: int) -> dict:
+    """Sources of random dictionaries, by name and layer."""
     import torch
 
-    from delta_transcoders.activations.capture import boot_bridge
-    from delta_transcoders.interventions.engine import InterventionEngine
     from delta_transcoders.interventions.sources import DictionarySource
-    from delta_transcoders.language_models import load_model, load_tokenizer
     from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
-
-    tokenizer = load_tokenizer(source)
-    plain, bridged = (load_model(source).to(arguments.device) for _ in range(2))
-    d_model, n_layers = plain.config.hidden_size, plain.config.num_hidden_layers
 
     def random_source(n_features: int) -> DictionarySource:
         return DictionarySource(
@@ -160,18 +191,40 @@ def measure(arguments: argparse.Namespace, source: str) -> float:
             )
         ).to(arguments.device)
 
-    bank = {
+    return {
         name: {layer: random_source(n_features) for layer in range(n_layers)}
         for name, n_features in (("base", arguments.base_features), ("delta", arguments.d_new))
     }
+
+
+def measure(arguments: argparse.Namespace, source: str) -> float:
+    """Print both ways' rows per second; returns their ratio."""
+    import torch
+
+    from delta_transcoders.activations.capture import boot_bridge
+    from delta_transcoders.interventions.engine import InterventionEngine
+    from delta_transcoders.interventions.loading import load_delta_set
+    from delta_transcoders.language_models import load_model, load_tokenizer
+
+    tokenizer = load_tokenizer(source)
+    plain, bridged = (load_model(source).to(arguments.device) for _ in range(2))
+    d_model, n_layers = plain.config.hidden_size, plain.config.num_hidden_layers
+    if study := arguments.study:
+        bank = load_delta_set(f"{study}/delta", f"{study}/base_transcoders", plain).sources
+        for by_layer in bank.values():
+            for dictionary in by_layer.values():
+                dictionary.to(arguments.device)
+    else:
+        bank = random_bank(arguments, d_model, n_layers)
     engine = InterventionEngine(
         boot_bridge(bridged, tokenizer), tokenizer, bank, rows_per_pass=arguments.rows_per_pass
     )
-    rows = make_rows(arguments.rows, n_layers)
+    rows = make_rows(arguments.rows, n_layers, study)
     sample = random.Random(1).sample(range(len(rows)), min(arguments.one_by_one, len(rows)))
-    chosen = {"one by one": sample, "engine": range(len(rows))}
+    chosen = {"original": sample, "plain": sample, "engine": range(len(rows))}
     ways = {
-        "one by one": lambda part: one_by_one(plain, tokenizer, bank, part, arguments.new_tokens),
+        "original": lambda part: as_the_original(engine, part, arguments.new_tokens),
+        "plain": lambda part: one_by_one(plain, tokenizer, bank, part, arguments.new_tokens),
         "engine": lambda part: together(engine, part, arguments.new_tokens),
     }
     results = {name: {} for name in ways}
@@ -188,24 +241,23 @@ def measure(arguments: argparse.Namespace, source: str) -> float:
             results[name] |= zip(indices, answers, strict=True)
 
     print(
-        f"{n_layers} layers, d_model {d_model}, {arguments.base_features} + {arguments.d_new} features, "
-        f"up to {arguments.new_tokens} new tokens, {arguments.device}, "
-        f"{torch.get_num_threads()} threads"
+        f"{n_layers} layers, d_model {d_model}, {bank['base'][0].n_features} + "
+        f"{bank['delta'][0].n_features} features, up to {arguments.new_tokens} new tokens, "
+        f"{arguments.device}, {torch.get_num_threads()} threads"
     )
     print(f"{'way':<12}{'rows':>6}{'seconds':>10}{'rows/s':>10}")
     speeds = {name: len(results[name]) / seconds[name] for name in ways}
     for name in ways:
         print(f"{name:<12}{len(results[name]):>6}{seconds[name]:>10.2f}{speeds[name]:>10.2f}")
-    ratio = speeds["engine"] / speeds["one by one"]
-    print(f"ratio {ratio:.1f} x")
-    pairs = [(results["engine"][row], alone) for row, alone in results["one by one"].items()]
-    n_texts = sum(a[0] != b[0] for a, b in pairs)
-    nll_error = max(abs(a[1] - b[1]) for a, b in pairs)
-    print(
-        f"texts that differ: {n_texts} of {len(pairs)}; largest difference of cross-entropy: "
-        f"{nll_error:.1e} nats a row"
-    )
-    return ratio
+    for name in ("original", "plain"):
+        pairs = [(results["engine"][row], alone) for row, alone in results[name].items()]
+        n_texts = sum(a[0] != b[0] for a, b in pairs)
+        nll_error = max(abs(a[1] - b[1]) for a, b in pairs)
+        print(
+            f"engine / {name}: {speeds['engine'] / speeds[name]:.1f} x; texts that differ: {n_texts} of "
+            f"{len(pairs)}; largest difference of cross-entropy: {nll_error:.1e} nats a row"
+        )
+    return speeds["engine"] / speeds["original"]
 
 
 def main() -> int:
@@ -214,9 +266,10 @@ def main() -> int:
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.model is None:
+        if arguments.study is None:
             save_random_model(folder)
-        ratio = measure(arguments, arguments.model or folder)
+        source = f"{arguments.study}/finetune/merged" if arguments.study else folder
+        ratio = measure(arguments, source)
     if ratio < arguments.require:
         print(f"the ratio is below the required {arguments.require:g}", file=sys.stderr)
         return 1
