@@ -265,7 +265,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"format_version = 1, expected 2; {hint}"):
             ActivationCache(cache.folder)
 
-    @pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"format_version": 1, "meta": {}}'])
+    @pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"format_version": 2, "meta": {}}'])
     def test_a_damaged_manifest_is_named(self, cache, damage):
         (cache.folder / "manifest.json").write_text(damage)
         with pytest.raises(ValueError, match=r"manifest\.json is damaged .*capture .* anew"):
