@@ -290,7 +290,7 @@ def test_the_original_data_train_through_the_command_line(model_folder, argument
     model = shutil.copytree(model_folder, tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
     # Its longest line has more tokens than the model of the fixture can hold.
-    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
     options = {"model.model": model, "data.model": model, "data.jsonl": reference}
     options |= {"data.batch_size": 8, "trainer.max_steps": 2}
     cli = train.main(arguments("tiny/lora.yaml", tmp_path, options))
