@@ -48,6 +48,12 @@ def _with_intervals(axes: Axes, x: Sequence[float], rows: Sequence[Row], column:
         axes.plot(x, y, marker="o", ms=3, lw=1, label=label)
 
 
+def _off_where_empty(axes: Axes, rows: Sequence[Row], column: str) -> None:
+    """No frame where a column does not apply, as exact copies of requests."""
+    if all(math.isnan(_number(row, column)) for row in rows):
+        axes.set_axis_off()
+
+
 def per_layer(rows: Sequence[Row], columns: dict[str, str]) -> Figure:
     """Columns against the layers that were replaced, a panel per column and subset, a line per condition.
 
@@ -69,6 +75,7 @@ def per_layer(rows: Sequence[Row], columns: dict[str, str]) -> Figure:
             axes.set_xticks(range(len(layers)), layers, fontsize=8)
             axes.set_title(f"{subset}: {title}", fontsize=9)
             axes.set_xlabel("layers replaced", fontsize=8)
+            _off_where_empty(axes, chosen, column)
     panels[0][0].legend(fontsize=7)
     return figure
 
@@ -90,6 +97,7 @@ def dose_response(rows: Sequence[Row], columns: dict[str, str]) -> Figure:
                 _with_intervals(axes, alphas, points, column, f"layers {layer}")
             axes.set_title(f"{subset}: {title}", fontsize=9)
             axes.set_xlabel("α", fontsize=8)
+            _off_where_empty(axes, chosen, column)
     panels[0][0].legend(fontsize=7)
     return figure
 
