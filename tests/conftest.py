@@ -72,6 +72,11 @@ def study(tmp_path_factory, arguments):
     return folder
 
 
+@pytest.fixture
+def copied_study(study, tmp_path):
+    return shutil.copytree(study, tmp_path / "study")
+
+
 @pytest.fixture(scope="session")
 def delta_options():
     """Options of `configs/tiny/delta.yaml` for a training of seconds."""

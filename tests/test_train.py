@@ -12,16 +12,14 @@ import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import evaluate
 import train
-from delta_transcoders.command import run
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.report.tables import COLUMNS
-from delta_transcoders.toolcalls.examples import Example, read_jsonl, write_jsonl
-from delta_transcoders.toolcalls.grammar import format_tool_call
+from delta_transcoders.toolcalls.examples import read_jsonl
 from lightning_modules.cli import StudyCLI
 
 ROOT = Path(__file__).parent.parent
+SIZES = {"data.n_train": 64, "data.n_validation": 15, "data.n_evaluation": 5}
 CONFIGS = sorted(ROOT.glob("configs/*/*.yaml"))
 # Others may stand in its comment as well: the stages that come before.
 SCRIPT_OF_CONFIG = {
@@ -50,11 +48,6 @@ def files_in(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).parts[0] != "logs"
     }
-
-
-@pytest.fixture
-def copied_study(study, tmp_path):
-    return shutil.copytree(study, tmp_path / "study")
 
 
 class ParseOnly(StudyCLI):
@@ -345,215 +338,3 @@ def test_two_processes_give_the_weights_and_the_validation_of_one(one_and_two_pr
         path = Path("finetune") / "data" / f"{part}.jsonl"
         assert (one / path).read_bytes() == (two / path).read_bytes()
     assert not list(two.rglob("*.partial"))
-
-
-# Bad input
-
-
-def call(script, args, capsys) -> str:
-    """Run a script that must end with exit status 2; its one line of error."""
-    capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
-        patch.delenv("DELTA_TRACEBACK", raising=False)
-        run(lambda: script.main(args))
-    assert end.value.code == 2
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert err.splitlines()[-2:] == [line, "(DELTA_TRACEBACK=1 shows where)"]
-    assert len(line) < 400
-    return line.removeprefix("error: ")
-
-
-SIZES = {"data.n_train": 64, "data.n_validation": 15, "data.n_evaluation": 5}
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"model.lora_dropuot": 0.1}, "Option 'lora_dropuot' is not accepted"),
-        ({"trainer.max_stpes": 3}, "unrecognized arguments: --trainer.max_stpes=3"),
-        ({"model.lora_r": "many"}, """Parser key "lora_r": Expected a <class 'int'>"""),
-        ({"model.method": "half"}, "Expected a typing.Literal['lora', 'full']"),
-        ({"model.model": "absent/folder/here"}, "no model folder 'absent/folder/here'"),
-        (
-            {"model.model": "owner/gemma", "data.model": "owner/gemma"},
-            "hf download owner/gemma --local-dir models/gemma",
-        ),
-        ({"model.target_modules": "[q_porj]"}, "Target modules {'q_porj'} not found"),
-        ({"data.jsonl": "absent.jsonl"}, "examples: no file absent.jsonl"),
-        ({"data.n_validation": 0}, "the validation split holds no positive example"),
-        ({"data.n_train": 1}, "the train split holds no positive example"),
-        ({"data.copy_source": "file"}, "copy_source: file needs copy_file"),
-        ({"data.copy_source": "file", "data.copy_file": "absent.txt"}, "no file absent.txt"),
-        ({"ckpt_path": "absent.ckpt"}, "Checkpoint file not found: absent.ckpt"),
-        ({"data.batch_size": 0}, "batch_size is 0, expected at least 1"),
-        (
-            {"data.output": "elsewhere"},
-            "and --data.output 'elsewhere', expected the same: give both",
-        ),
-        ({"model.output": "", "data.output": ""}, "--model.output is empty, expected a folder"),
-        (
-            {"model.output": "README.md/x", "data.output": "README.md/x"},
-            "README.md is not a folder; give another",
-        ),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
-)
-def test_a_bad_option_is_one_short_line_and_changes_nothing(
-    copied_study, arguments, capsys, options, message
-):
-    before = files_in(copied_study)
-    args = arguments("tiny/lora.yaml", copied_study, SIZES | options)
-    assert message in call(train, args, capsys)
-    assert files_in(copied_study) == before
-
-
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda text: text.replace("lora_dropout:", "lora_dropuot:"), "Option 'lora_dropuot'"),
-        (lambda text: text.replace("seed_everything:", "seed:"), "Option 'seed' is not accepted"),
-        (lambda text: text.replace("ToolFinetune", "ToolFintune"), "no attribute 'ToolFintune'"),
-        (lambda text: text.replace("init_args:", "init_args", 1), "bad.yaml, line 7: not YAML"),
-        (lambda text: "- a\n- b\n", "bad.yaml must hold `key: value` pairs"),
-        (lambda text: "", "bad.yaml must hold `key: value` pairs"),
-    ],
-    ids=["option", "key", "class", "syntax", "list", "empty"],
-)
-def test_a_bad_configuration_file_is_one_short_line(
-    study, arguments, tmp_path, capsys, edit, message
-):
-    text = (ROOT / "configs/tiny/lora.yaml").read_text()
-    assert edit(text) != text
-    (tmp_path / "bad.yaml").write_text(edit(text))
-    args = arguments("tiny/lora.yaml", study, {"config": tmp_path / "bad.yaml"})
-    assert message in call(train, args, capsys)
-
-
-def test_no_configuration_at_all(capsys):
-    for name, script in (("train", train), ("evaluate", evaluate)):
-        assert f"python {name}.py --config FILE" in call(script, [], capsys)
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (["{'input'"], "examples.jsonl, line 3: not a JSON object"),
-        (['{"input": "a", "target": "b", "label": "good"}'], "line 3: unknown label 'good'"),
-        ([], "the validation split holds no positive example"),
-    ],
-    ids=["syntax", "label", "too few"],
-)
-def test_bad_examples_are_one_short_line_and_change_nothing(
-    copied_study, arguments, capsys, lines, message
-):
-    path = copied_study / "examples.jsonl"
-    write_jsonl(
-        path,
-        [
-            Example("What is 1 + 2?", format_tool_call("1+2"), "positive"),
-            Example("Room 7 is open.", "Room 7 is open.", "negative"),
-        ],
-    )
-    with path.open("a") as handle:
-        handle.writelines(f"{line}\n" for line in lines)
-    before = files_in(copied_study)
-    args = arguments("tiny/lora.yaml", copied_study, {"data.jsonl": path})
-    assert message in call(train, args, capsys)
-    assert files_in(copied_study) == before
-
-
-def test_a_training_example_longer_than_the_context(copied_study, arguments, tmp_path, capsys):
-    path = tmp_path / "mine.jsonl"
-    examples = read_jsonl(copied_study / "finetune" / "data" / "train.jsonl")
-    long = Example("What is" + " 1 +" * 400 + " 1?", format_tool_call("1"), "positive")
-    write_jsonl(path, [*examples, long])
-    args = arguments("tiny/lora.yaml", copied_study, {"data.jsonl": path})
-    message = call(train, args, capsys)
-    assert message.startswith("an example takes ")
-    assert "the model's context holds" in message
-
-
-def test_a_checkpoint_of_another_stage_or_damaged(copied_study, arguments, tmp_path, capsys):
-    class Payload:
-        def __reduce__(self):
-            return Path.touch, (tmp_path / "executed",)
-
-    last = next((copied_study / "logs").glob("base_model/**/last.ckpt"))
-    cut = tmp_path / "cut.ckpt"
-    cut.write_bytes(last.read_bytes()[:-1000])
-    pickled = tmp_path / "pickled.ckpt"
-    torch.save({"hyper_parameters": Payload()}, pickled)
-    before = files_in(copied_study)
-    for path, message in (
-        (last, f"{last} is of lightning_modules.base_model.BaseModelTraining, this configuration"),
-        (cut, f"the checkpoint {cut} cannot be read: damaged"),
-        (pickled, f"the checkpoint {pickled} cannot be read: damaged"),
-    ):
-        args = arguments("tiny/lora.yaml", copied_study, SIZES | {"ckpt_path": path})
-        assert message in call(train, args, capsys)
-    assert files_in(copied_study) == before
-    assert not (tmp_path / "executed").exists()
-
-
-@pytest.mark.parametrize(
-    ("config", "options", "message"),
-    [
-        ("behaviour", {"data.n_per_subset": -1}, "n_per_subset is -1, expected at least 1"),
-        ("behaviour", {"data.batch_size": 0}, "batch_size is 0, expected at least 1"),
-        ("behaviour", {"data.subsets": "[]"}, "subsets are [], expected different ones"),
-        ("behaviour", {"data.subsets": "[tool, tool]"}, "subsets are ['tool', 'tool'], expected"),
-        ("behaviour", {"model.models": "{}"}, "models is empty, expected at least one"),
-        ("behaviour", {"model.max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
-        ("behaviour", {"ckpt_path": "a.ckpt"}, "--ckpt_path a.ckpt: only train.py resumes"),
-        ("exp2a", {"model.max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
-        ("exp2a", {"model.rows_per_pass": 0}, "rows_per_pass is 0, expected at least 1"),
-        ("exp2a", {"data.model": "a/b"}, "and --data.model 'a/b', expected the same: give both"),
-        ("activations", {"model.layers": "[]"}, "layers are [], expected different ones"),
-        ("activations", {"model.layers": "[0, 0]"}, "layers are [0, 0], expected different ones"),
-        ("activations", {"data.batch_size": 0}, "batch_size is 0, expected at least 1"),
-        (
-            "activations",
-            {"trainer.callbacks.init_args.shard_rows": 0},
-            "shard_rows is 0, expected at least 1",
-        ),
-    ],
-)
-def test_a_bad_option_of_an_evaluation_is_one_short_line(
-    copied_study, arguments, capsys, config, options, message
-):
-    before = files_in(copied_study)
-    args = arguments(f"tiny/{config}.yaml", copied_study, options)
-    assert message in call(evaluate, args, capsys)
-    assert files_in(copied_study) == before
-
-
-def test_a_model_folder_without_a_tokenizer(copied_study, arguments, capsys):
-    for path in (copied_study / "base_model").glob("tokenizer*"):
-        path.unlink()
-    before = files_in(copied_study)
-    args = arguments("tiny/lora.yaml", copied_study)
-    assert "base_model' has no tokenizer (tokenizer.json)" in call(train, args, capsys)
-    assert files_in(copied_study) == before
-
-
-def test_a_configuration_of_the_other_script(copied_study, arguments, capsys):
-    args = arguments("tiny/behaviour.yaml", copied_study)
-    assert "No `training_step()` method" in call(train, args, capsys)
-    args = arguments("tiny/lora.yaml", copied_study, SIZES)
-    assert "No `test_step()` method" in call(evaluate, args, capsys)
-
-
-def test_an_error_in_the_program_itself_is_not_hidden():
-    def main():
-        raise AssertionError("ours")
-
-    with pytest.raises(AssertionError, match="ours"):
-        run(main)
-
-
-def test_the_traceback_can_be_asked_for(capsys, monkeypatch):
-    monkeypatch.setenv("DELTA_TRACEBACK", "1")
-    with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
-        run(lambda: train.main(["--config", "absent.yaml"]))
