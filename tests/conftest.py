@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -70,6 +71,19 @@ def study(tmp_path_factory, arguments):
     ):
         train.main(arguments(f"tiny/{config}.yaml", folder, trainer | options))
     return folder
+
+
+@pytest.fixture(scope="session")
+def files_in():
+    def read(folder: Path) -> dict[str, bytes]:
+        """What a study holds, logs aside."""
+        return {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.relative_to(folder).parts[0] != "logs"
+        }
+
+    return read
 
 
 @pytest.fixture

@@ -14,15 +14,6 @@ from delta_transcoders.toolcalls.grammar import format_tool_call
 ROOT = Path(__file__).parent.parent
 
 
-def files_in(folder: Path) -> dict[str, bytes]:
-    """What a study holds, logs aside."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] != "logs"
-    }
-
-
 def call(script, args, capsys) -> str:
     """Run a script that must end with exit status 2; its one line of error."""
     capsys.readouterr()
@@ -74,7 +65,7 @@ SIZES = {"data.n_train": 64, "data.n_validation": 15, "data.n_evaluation": 5}
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
 def test_a_bad_option_is_one_short_line_and_changes_nothing(
-    copied_study, arguments, capsys, options, message
+    files_in, copied_study, arguments, capsys, options, message
 ):
     before = files_in(copied_study)
     args = arguments("tiny/lora.yaml", copied_study, SIZES | options)
@@ -119,7 +110,7 @@ def test_no_configuration_at_all(capsys):
     ids=["syntax", "label", "too few"],
 )
 def test_bad_examples_are_one_short_line_and_change_nothing(
-    copied_study, arguments, capsys, lines, message
+    files_in, copied_study, arguments, capsys, lines, message
 ):
     path = copied_study / "examples.jsonl"
     write_jsonl(
@@ -148,7 +139,9 @@ def test_a_training_example_longer_than_the_context(copied_study, arguments, tmp
     assert "the model's context holds" in message
 
 
-def test_a_checkpoint_of_another_stage_or_damaged(copied_study, arguments, tmp_path, capsys):
+def test_a_checkpoint_of_another_stage_or_damaged(
+    files_in, copied_study, arguments, tmp_path, capsys
+):
     class Payload:
         def __reduce__(self):
             return Path.touch, (tmp_path / "executed",)
@@ -194,7 +187,7 @@ def test_a_checkpoint_of_another_stage_or_damaged(copied_study, arguments, tmp_p
     ],
 )
 def test_a_bad_option_of_an_evaluation_is_one_short_line(
-    copied_study, arguments, capsys, config, options, message
+    files_in, copied_study, arguments, capsys, config, options, message
 ):
     before = files_in(copied_study)
     args = arguments(f"tiny/{config}.yaml", copied_study, options)
@@ -202,7 +195,7 @@ def test_a_bad_option_of_an_evaluation_is_one_short_line(
     assert files_in(copied_study) == before
 
 
-def test_a_model_folder_without_a_tokenizer(copied_study, arguments, capsys):
+def test_a_model_folder_without_a_tokenizer(files_in, copied_study, arguments, capsys):
     for path in (copied_study / "base_model").glob("tokenizer*"):
         path.unlink()
     before = files_in(copied_study)

@@ -41,15 +41,6 @@ def short(path: Path) -> str:
     return str(path.relative_to(ROOT / "configs"))
 
 
-def files_in(folder: Path) -> dict[str, bytes]:
-    """What a study holds, logs aside."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] != "logs"
-    }
-
-
 class ParseOnly(StudyCLI):
     def instantiate_classes(self) -> None:
         pass
@@ -245,7 +236,7 @@ def test_the_saved_configuration_is_resolved_and_complete(study, stage, steps):
     )
 
 
-def test_a_run_goes_on_from_its_last_checkpoint(copied_study, arguments):
+def test_a_run_goes_on_from_its_last_checkpoint(files_in, copied_study, arguments):
     last = copied_study / "logs/finetune/checkpoints/last.ckpt"
     before = files_in(copied_study)
     saved = str(copied_study / "logs/finetune/config.yaml")
