@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import evaluate
+import train
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.report.ranking import across, halves, main, read_effects
 from delta_transcoders.report.tables import read_metrics
@@ -223,3 +224,35 @@ def test_bad_options_are_named(planted, rank, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         rank(planted, tmp_path / "result", **options)
     assert not (tmp_path / "result").exists()
+
+
+def test_a_finetune_of_one_known_direction_is_what_the_ranking_finds_first(
+    dictionaries, arguments, delta_options, tmp_path
+):
+    """From the finetune to the list: one MLP writes a little more of the call's direction."""
+    study = shutil.copytree(dictionaries, tmp_path / "study")
+    model = load_model(str(study / "base_model"))
+    direction_D = call_direction(study / "base_model")
+    weight_DM = model.model.layers[LAYER].mlp.down_proj.weight.data
+    reads_M = torch.randn(weight_DM.shape[1], generator=torch.Generator().manual_seed(0))
+    weight_DM += 0.5 * weight_DM.norm() * direction_D[:, None] * (reads_M / reads_M.norm())
+    model.save_pretrained(study / "finetune" / "merged")
+
+    evaluate.main(arguments("tiny/activations.yaml", study))
+    options = {k: v for k, v in delta_options.items() if k != "data.n_check_examples"}
+    options |= {"model.d_new": "[4]", "data.layers": f"[{LAYER}]", "data.passes": 40}
+    train.main(arguments("tiny/mlp_difference.yaml", study, options))
+    given = {"model.delta": study / "mlp_difference", "model.base_model": study / "base_model"}
+    given |= {"model.layers": f"[{LAYER}]", "model.full_at": LAYER, "data.batch_size": 4}
+    evaluate.main(arguments("tiny/ranking.yaml", study, given))
+
+    delta, _ = load_delta(study / "mlp_difference" / f"layer_{LAYER}")
+    # Directions drawn at random have a cosine of about .18 with it.
+    cosine_F = torch.cosine_similarity(delta.W_dec, direction_D[None], dim=1).abs()
+    for subset in ("tool", "copy"):
+        for ablation, sign in (("dropped", -1), ("kept", 1)):
+            rows = rows_of(study / "ranking", ablation=ablation, subset=subset)
+            (first,) = (row for row in rows if row["rank"] == "1")
+            assert cosine_F[int(first["feature"])] > 0.9
+            assert sign * float(first["d_call_logprob"]) > 0.1
+            assert first["d_call_logprob_distinct"] == "true"
