@@ -11,10 +11,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 EXPERIMENTS := exp1 exp2a exp2b
-RESULTS = $(STUDY)/behaviour/metrics.csv $(EXPERIMENTS:%=$(STUDY)/%/metrics.csv)
+RESULTS = $(STUDY)/behaviour/done.json $(EXPERIMENTS:%=$(STUDY)/%/done.json)
 STAGE = --study $(STUDY) --seed_everything $(SEED)
-TIMED = $(PY) -m delta_transcoders.report.stage_times run $(STUDY)
+TIMED = @$(PY) -m delta_transcoders.report.stage_times run $(STUDY)
 
+# A stage is done when it has written `done.json`, which it does last of all.
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 export PYTHONHASHSEED := 0
@@ -37,7 +38,7 @@ demo: $(READY)  ## Run every stage of the tiny study that is not done yet, then 
 	@$(MAKE) --no-print-directory table
 
 table: $(READY)
-	@$(PY) -m delta_transcoders.report.comparisons $(STUDY)/exp2a > $(STUDY)/exp2a/comparisons.txt
+	@$(PY) -m delta_transcoders.report.comparisons $(STUDY)/exp2a > /dev/null
 	@$(PY) -m delta_transcoders.report.summary $(STUDY)
 	@$(PY) -m delta_transcoders.report.html $(STUDY)
 
@@ -45,67 +46,61 @@ seeds: $(READY)  ## Run the whole tiny study on fresh seeds (SEEDS="4 5 6") and 
 	@for seed in $(SEEDS); do \
 	  $(MAKE) --no-print-directory demo STUDY=runs/seeds/$$seed SEED=$$seed || exit 1; done
 
-$(STUDY)/base_model/config.json: | $(READY)
+$(STUDY)/base_model/done.json: | $(READY)
 	$(TIMED) base_model -- $(PY) train.py --config $(CONFIGS)/base_model.yaml $(STAGE)
 
-$(STUDY)/finetune/merged/config.json: $(STUDY)/base_model/config.json
+$(STUDY)/finetune/done.json: $(STUDY)/base_model/done.json
 	$(TIMED) finetune -- $(PY) train.py --config $(CONFIGS)/lora.yaml $(STAGE) $(FINETUNE)
 
-$(STUDY)/behaviour/metrics.csv: $(STUDY)/finetune/merged/config.json
+$(STUDY)/behaviour/done.json: $(STUDY)/finetune/done.json
 	$(TIMED) behaviour -- $(PY) evaluate.py --config $(CONFIGS)/behaviour.yaml $(STAGE)
 
-$(STUDY)/base_activations/manifest.json: $(STUDY)/base_model/config.json
+$(STUDY)/base_activations/done.json: $(STUDY)/base_model/done.json
 	$(TIMED) base_activations -- $(PY) evaluate.py --config $(CONFIGS)/base_activations.yaml $(STAGE)
 
-# Folders whose files' names hold measured numbers are marked done by a file of ours.
-$(STUDY)/base_transcoders/.done: $(STUDY)/base_activations/manifest.json
+$(STUDY)/base_transcoders/done.json: $(STUDY)/base_activations/done.json
 	$(TIMED) base_transcoders -- $(PY) train.py --config $(CONFIGS)/base_transcoder.yaml $(STAGE)
-	@touch $@
 
-$(STUDY)/activations/manifest.json: $(STUDY)/finetune/merged/config.json
+$(STUDY)/activations/done.json: $(STUDY)/finetune/done.json
 	$(TIMED) activations -- $(PY) evaluate.py --config $(CONFIGS)/activations.yaml $(STAGE)
 
-# Training a delta adds residuals to the cache's manifest: only its absence asks for a new capture.
-$(STUDY)/delta/.done: $(STUDY)/base_transcoders/.done $(STUDY)/finetune/merged/config.json | $(STUDY)/activations/manifest.json
+# Training a delta adds residuals to the cache, and their names to its list: only its absence asks for a
+# new capture.
+$(STUDY)/delta/done.json: $(STUDY)/base_transcoders/done.json $(STUDY)/finetune/done.json | $(STUDY)/activations/done.json
 	$(TIMED) delta -- $(PY) train.py --config $(CONFIGS)/delta.yaml $(STAGE)
-	@touch $@
 
-$(EXPERIMENTS:%=$(STUDY)/%/metrics.csv): $(STUDY)/%/metrics.csv: $(STUDY)/delta/.done
+$(EXPERIMENTS:%=$(STUDY)/%/done.json): $(STUDY)/%/done.json: $(STUDY)/delta/done.json
 	$(TIMED) $* -- $(PY) evaluate.py --config $(CONFIGS)/$*.yaml $(STAGE)
 
 # Controls: more things to put in the delta's place, see docs/CONTROLS.md.
-$(STUDY)/corrections/.done: $(STUDY)/delta/.done
+$(STUDY)/corrections/done.json: $(STUDY)/delta/done.json
 	$(TIMED) corrections -- $(PY) train.py --config $(CONFIGS)/corrections.yaml $(STAGE)
-	@touch $@
 
-$(STUDY)/dense/.done: $(STUDY)/delta/.done
+$(STUDY)/dense/done.json: $(STUDY)/delta/done.json
 	$(TIMED) dense -- $(PY) train.py --config $(CONFIGS)/delta.yaml $(STAGE) --model.output $(STUDY)/dense \
 	  --model.sparsity '{mode: l1, l1_weight: 0.0}' --trainer.logger.name dense
-	@touch $@
 
-$(STUDY)/base_model_delta/.done: $(STUDY)/delta/.done
+$(STUDY)/base_model_delta/done.json: $(STUDY)/delta/done.json
 	$(TIMED) base_model_on_examples -- $(PY) evaluate.py --config $(CONFIGS)/activations.yaml $(STAGE) \
 	  --model.model $(STUDY)/base_model --data.model $(STUDY)/base_model \
 	  --trainer.callbacks.output $(STUDY)/base_model_on_examples
 	$(TIMED) base_model_delta -- $(PY) train.py --config $(CONFIGS)/delta.yaml $(STAGE) \
 	  --data.cache $(STUDY)/base_model_on_examples --data.model $(STUDY)/base_model \
 	  --model.output $(STUDY)/base_model_delta --trainer.logger.name base_model_delta
-	@touch $@
 
-$(STUDY)/mlp_difference/.done: $(STUDY)/delta/.done
+$(STUDY)/mlp_difference/done.json: $(STUDY)/delta/done.json
 	$(TIMED) mlp_difference -- $(PY) train.py --config $(CONFIGS)/mlp_difference.yaml $(STAGE)
-	@touch $@
 
-$(STUDY)/controls/metrics.csv: $(STUDY)/corrections/.done $(STUDY)/dense/.done $(STUDY)/base_model_delta/.done
+$(STUDY)/controls/done.json: $(STUDY)/corrections/done.json $(STUDY)/dense/done.json $(STUDY)/base_model_delta/done.json
 	$(TIMED) controls -- $(PY) evaluate.py --config $(CONFIGS)/controls.yaml $(STAGE)
 
-$(STUDY)/targets/metrics.csv: $(STUDY)/mlp_difference/.done
+$(STUDY)/targets/done.json: $(STUDY)/mlp_difference/done.json
 	$(TIMED) targets -- $(PY) evaluate.py --config $(CONFIGS)/targets.yaml $(STAGE)
 
-$(STUDY)/base_floor/metrics.csv: $(STUDY)/delta/.done
+$(STUDY)/base_floor/done.json: $(STUDY)/delta/done.json
 	$(TIMED) base_floor -- $(PY) evaluate.py --config $(CONFIGS)/base_floor.yaml $(STAGE)
 
-CONTROLS = $(STUDY)/controls/metrics.csv $(STUDY)/targets/metrics.csv $(STUDY)/base_floor/metrics.csv
+CONTROLS = $(STUDY)/controls/done.json $(STUDY)/targets/done.json $(STUDY)/base_floor/done.json
 controls: $(READY)  ## Every control of the tiny study, and the two targets beside each other
 	@$(MAKE) --no-print-directory $(CONTROLS)
 
@@ -114,8 +109,8 @@ controls: $(READY)  ## Every control of the tiny study, and the two targets besi
 PLANTED_none := --model.lr 0
 PLANTED_attention := --model.target_modules '[q_proj, k_proj, v_proj, o_proj]'
 PLANTED_all_linear := --model.target_modules '[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]'
-PLANTED := $(patsubst %,$(STUDY)/planted/%/exp2a/metrics.csv,none attention all_linear)
-$(PLANTED): $(STUDY)/planted/%/exp2a/metrics.csv: $(STUDY)/base_transcoders/.done
+PLANTED := $(patsubst %,$(STUDY)/planted/%/exp2a/done.json,none attention all_linear)
+$(PLANTED): $(STUDY)/planted/%/exp2a/done.json: $(STUDY)/base_transcoders/done.json
 	@mkdir -p $(STUDY)/planted/$*
 	@for folder in base_model base_activations base_transcoders; do \
 	  ln -sfn $(abspath $(STUDY))/$$folder $(STUDY)/planted/$*/$$folder; done
@@ -131,29 +126,27 @@ FAULT_site_and_scale := --model.deltas '[$(STUDY)/delta_site_original]'
 FAULT_prompt_only := --model.prompt_only true
 FAULT_bare_text := --model.bare_text true
 FAULT_all := $(FAULT_site_and_scale) $(FAULT_prompt_only) $(FAULT_bare_text)
-FAULTS := $(patsubst %,$(STUDY)/faults/%/metrics.csv,right site site_and_scale prompt_only bare_text all)
-SITES := $(STUDY)/delta_site_residual/.done $(STUDY)/delta_site_original/.done
-$(SITES): $(STUDY)/delta_site_%/.done: $(STUDY)/delta/.done
+FAULTS := $(patsubst %,$(STUDY)/faults/%/done.json,right site site_and_scale prompt_only bare_text all)
+SITES := $(STUDY)/delta_site_residual/done.json $(STUDY)/delta_site_original/done.json
+$(SITES): $(STUDY)/delta_site_%/done.json: $(STUDY)/delta/done.json
 	$(TIMED) activations_$* -- $(PY) evaluate.py --config $(CONFIGS)/activations.yaml $(STAGE) \
 	  --model.hook_site $* --trainer.callbacks.output $(STUDY)/activations_$*
 	$(TIMED) delta_site_$* -- $(PY) train.py --config $(CONFIGS)/delta.yaml $(STAGE) \
 	  --data.cache $(STUDY)/activations_$* --model.output $(STUDY)/delta_site_$* \
 	  --trainer.logger.name delta_site_$*
-	@touch $@
 
-$(FAULTS): $(STUDY)/faults/%/metrics.csv: $(SITES)
+$(FAULTS): $(STUDY)/faults/%/done.json: $(SITES)
 	$(TIMED) faults_$* -- $(PY) evaluate.py --config $(CONFIGS)/faults.yaml $(STAGE) \
 	  --model.output $(STUDY)/faults/$* $(FAULT_$*)
 
 faults: $(READY)  ## What each fault of the original study does to the numbers
 	@$(MAKE) --no-print-directory $(FAULTS)
 
-$(STUDY)/sweep_base_transcoders/.done: $(STUDY)/base_activations/manifest.json
+$(STUDY)/sweep_base_transcoders/done.json: $(STUDY)/base_activations/done.json
 	$(TIMED) sweep_base_transcoders -- $(PY) train.py --config $(CONFIGS)/base_transcoder.yaml $(STAGE) \
 	  --model.l0 '[16, 32, 64]' --model.output $(STUDY)/sweep_base_transcoders
-	@touch $@
 
-sweep: $(READY) $(STUDY)/sweep_base_transcoders/.done | $(STUDY)/activations/manifest.json  ## Every d_new × percentile × layer of the tiny study in one run
+sweep: $(READY) $(STUDY)/sweep_base_transcoders/done.json | $(STUDY)/activations/done.json  ## Every d_new × percentile × layer of the tiny study in one run
 	$(TIMED) sweep -- $(PY) train.py --config $(CONFIGS)/sweep.yaml $(STAGE)
 
 sweep-summary: sweep  ## Experiment 1 over the sweep, summed up per configuration
@@ -161,21 +154,20 @@ sweep-summary: sweep  ## Experiment 1 over the sweep, summed up per configuratio
 	$(PY) -m delta_transcoders.report.sweep_summary $(STUDY)/exp1_sweep
 
 # A delta trained with another seed on the same model, to see whether the ranking comes back.
-$(STUDY)/delta_reseeded/.done: $(STUDY)/delta/.done
+$(STUDY)/delta_reseeded/done.json: $(STUDY)/delta/done.json
 	$(TIMED) delta_reseeded -- $(PY) train.py --config $(CONFIGS)/delta.yaml --study $(STUDY) \
 	  --seed_everything $$(($(SEED) + 1000)) --model.output $(STUDY)/delta_reseeded \
 	  --trainer.logger.name delta_reseeded
-	@touch $@
 
-$(STUDY)/ranking/ranking.csv: $(STUDY)/delta/.done
+$(STUDY)/ranking/done.json: $(STUDY)/delta/done.json
 	$(TIMED) ranking -- $(PY) evaluate.py --config $(CONFIGS)/ranking.yaml $(STAGE)
 
-$(STUDY)/ranking_reseeded/ranking.csv: $(STUDY)/delta_reseeded/.done
+$(STUDY)/ranking_reseeded/done.json: $(STUDY)/delta_reseeded/done.json
 	$(TIMED) ranking_reseeded -- $(PY) evaluate.py --config $(CONFIGS)/ranking.yaml $(STAGE) \
 	  --model.delta $(STUDY)/delta_reseeded --model.output $(STUDY)/ranking_reseeded \
 	  --trainer.logger.name ranking_reseeded
 
-RANKINGS = $(STUDY)/ranking/ranking.csv $(STUDY)/ranking_reseeded/ranking.csv
+RANKINGS = $(STUDY)/ranking/done.json $(STUDY)/ranking_reseeded/done.json
 ranking: $(READY)  ## Rank delta features by what dropping or keeping each alone does, for two deltas' seeds
 	@$(MAKE) --no-print-directory $(RANKINGS)
 	$(PY) -m delta_transcoders.report.ranking $(STUDY)/ranking $(STUDY)/ranking_reseeded
@@ -190,7 +182,7 @@ findings: $(READY)  ## All of docs/FINDINGS.md from nothing: everything above on
 	    $(foreach seed,$(SEEDS),runs/seeds/$(seed)/$$experiment) || exit 1; done
 	$(PY) -m delta_transcoders.report.findings $(SEEDS:%=runs/seeds/%)
 
-examples: $(READY) $(STUDY)/delta/.done  ## Run the notebooks of examples/ on the tiny study
+examples: $(READY) $(STUDY)/delta/done.json  ## Run the notebooks of examples/ on the tiny study
 	@for notebook in examples/*.ipynb; do \
 	  STUDY=$(abspath $(STUDY)) $(PY) examples/run.py $$notebook || exit 1; done
 
@@ -203,7 +195,7 @@ INTEROP := $(STUDY)/interop
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $< torch $(PACKAGES)
 	@touch $@
 
-interop: $(READY) .venv-saelens/.ready .venv-circuit-tracer/.ready $(STUDY)/delta/.done  ## Open the tiny study's export in SAELens and circuit-tracer, and compare
+interop: $(READY) .venv-saelens/.ready .venv-circuit-tracer/.ready $(STUDY)/delta/done.json  ## Open the tiny study's export in SAELens and circuit-tracer, and compare
 	$(PY) -m interop.prepare $(STUDY) $(INTEROP)
 	HF_HUB_OFFLINE=1 .venv-saelens/bin/python interop/check_saelens.py $(INTEROP)
 	HF_HUB_OFFLINE=1 .venv-circuit-tracer/bin/python interop/check_circuit_tracer.py $(INTEROP)

@@ -26,6 +26,12 @@ def main(args: Sequence[str] | None = None):
             f"--ckpt_path {cli.config.ckpt_path}: only train.py resumes; evaluate.py reads the folders that "
             "training wrote"
         )
+    for name in ("limit_test_batches", "limit_predict_batches"):
+        if getattr(cli.trainer, name) != 1.0 and not cli.trainer.fast_dev_run:
+            raise ValueError(
+                f"--trainer.{name} would leave examples out of the result: give the data fewer "
+                "(--data.n_per_subset, --data.n_train)"
+            )
     if is_overridden("predict_step", cli.model):
         cli.trainer.predict(cli.model, cli.datamodule)
     else:
@@ -35,4 +41,4 @@ def main(args: Sequence[str] | None = None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, is_stage=True)

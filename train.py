@@ -27,4 +27,4 @@ def main(args: Sequence[str] | None = None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, is_stage=True)

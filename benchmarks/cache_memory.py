@@ -11,6 +11,7 @@ them back when it needs them.
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,7 @@ def write_cache(folder: str, tokens: int) -> None:
 
     from delta_transcoders.activations.hook_sites import HOOK_SITES
     from delta_transcoders.activations.layout import CacheMeta
-    from delta_transcoders.activations.writing import CacheWriter, finish_cache, start_cache
+    from delta_transcoders.activations.writing import CacheWriter, finish_cache
 
     examples = tokens // BATCH_TOKENS
     meta = CacheMeta(
@@ -48,7 +49,7 @@ def write_cache(folder: str, tokens: int) -> None:
         n_examples={"train": examples, "validation": 0},
         texts_sha256={"train": "random", "validation": "none"},
     )
-    start_cache(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     writer = CacheWriter(folder, meta)
     for example in range(examples):
         drawn = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import shutil
 import sys
@@ -12,20 +13,23 @@ from typing import Any, Literal
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.utilities import rank_zero_info
 
+from delta_transcoders import files
 from delta_transcoders.activations.capture import Captured
 from delta_transcoders.activations.layout import CacheMeta, disk_bytes
-from delta_transcoders.activations.writing import CacheWriter, finish_cache, start_cache
+from delta_transcoders.activations.writing import CacheWriter, finish_cache
 from delta_transcoders.fingerprints import hash_texts, tokenizer_fingerprint
 from delta_transcoders.toolcalls.examples import SUBSETS
+from lightning_modules.outputs import say_written
+
+say = logging.getLogger("delta_transcoders").info
 
 
 class ActivationWriter(BasePredictionWriter):
     """Writes what `ActivationCapture` captures of `ActivationTexts`; the manifest comes last.
 
     Args:
-        output: folder of the cache; an older cache there is removed first.
+        output: folder of the cache; an older cache there is replaced when the new one is complete.
         dtype: of the stored activations.
         shard_rows: tokens per file.
         n_targets: targets that will be added per layer, for the estimate of the disk it takes.
@@ -44,7 +48,7 @@ class ActivationWriter(BasePredictionWriter):
                 f"shard_rows is {shard_rows}, expected at least 1; n_targets is {n_targets}, expected 0 or "
                 "more"
             )
-        self.output = Path(output)
+        self.output = output
         self.dtype = dtype
         self.shard_rows = shard_rows
         self.n_targets = n_targets
@@ -69,21 +73,19 @@ class ActivationWriter(BasePredictionWriter):
         n_tokens = sum(len(row["input_ids"]) for rows in data.rows.values() for row in rows)
         need = disk_bytes(n_tokens, len(self.meta.layers), width, width, self.dtype, self.n_targets)
         if trainer.is_global_zero:
-            self.output.mkdir(parents=True, exist_ok=True)
-            replaced = sum(f.stat().st_size for f in self.output.rglob("*") if f.is_file())
-            free = shutil.disk_usage(self.output).free + replaced
+            free = shutil.disk_usage(files.start_output(self.output)).free
             if need > free:
                 raise ValueError(
-                    f"the cache {self.output} will take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
-                    "free; capture fewer layers or texts, or use dtype bfloat16"
+                    f"the cache {self.output} will take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
+                    "capture fewer layers or texts, use dtype bfloat16, or remove an older cache first"
                 )
-            start_cache(self.output)
-        rank_zero_info(
-            f"{n_tokens:,} tokens × {len(self.meta.layers)} layers: {self.output} will take "
-            f"{need / 1e6:,.0f} MB"
-        )
+            say(
+                f"  {n_tokens:,} tokens × {len(self.meta.layers)} layers: {self.output} will take "
+                f"{need / 1e6:,.0f} MB"
+            )
         trainer.strategy.barrier()
-        self.writer = CacheWriter(self.output, self.meta, trainer.global_rank, self.shard_rows)
+        self.folder = files.staged_output(self.output)
+        self.writer = CacheWriter(self.folder, self.meta, trainer.global_rank, self.shard_rows)
 
     def write_on_batch_end(
         self,
@@ -109,6 +111,17 @@ class ActivationWriter(BasePredictionWriter):
         self.writer.finish()
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            command = shlex.join(["python", *sys.argv])
-            finish_cache(self.output, self.meta, trainer.world_size, command=command)
+            if trainer.fast_dev_run:
+                files.discard_output(self.output)
+            else:
+                command = shlex.join(["python", *sys.argv])
+                finish_cache(self.folder, self.meta, trainer.world_size, command=command)
+                files.finish_output(self.output)
+            say_written(trainer, self.output)
         trainer.strategy.barrier()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if trainer.is_global_zero:
+            files.discard_output(self.output)

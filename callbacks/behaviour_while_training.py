@@ -1,4 +1,4 @@
-"""Behaviour coming back while a delta learns, in TensorBoard."""
+"""Behaviour coming back while a delta learns, as curves."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from delta_transcoders.toolcalls.examples import read_jsonl
 from delta_transcoders.toolcalls.grammar import judge
 from delta_transcoders.transcoders.gemma_scope import load_base
 from lightning_modules.delta_transcoder import DeltaTranscoderTraining
+from lightning_modules.loggers import log_scalars
 
 
 class BehaviourWhileTraining(Callback):
@@ -128,7 +129,7 @@ class BehaviourWhileTraining(Callback):
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or trainer.logger is None or trainer.state.fn != "fit":
+        if trainer.sanity_checking or not trainer.loggers or trainer.state.fn != "fit":
             return
         self.n_validations += 1
         if self.n_validations % self.every_n_validations:
@@ -137,9 +138,7 @@ class BehaviourWhileTraining(Callback):
         if self.n_validations == self.every_n_validations:
             measured["raw/"] = self._scores(RAW)
         for where, scores in measured.items():
-            for name, value in scores.items():
-                tag = f"val/behaviour/{where}{name}"
-                trainer.logger.experiment.add_scalar(tag, value, trainer.global_step)
+            log_scalars(trainer, {f"val/behaviour/{where}{k}": v for k, v in scores.items()})
 
     def measure(self, module: DeltaTranscoderTraining) -> dict[str, float]:
         """`tool_call_rate` and `mean_ce` of `full` with the module's present weights."""

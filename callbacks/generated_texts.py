@@ -6,6 +6,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from delta_transcoders.generation import greedy_texts
+from lightning_modules.loggers import tensorboards
 
 
 class GeneratedTexts(Callback):
@@ -24,7 +25,7 @@ class GeneratedTexts(Callback):
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or trainer.logger is None:
+        if trainer.sanity_checking or not tensorboards(trainer):
             return
         validation = trainer.datamodule.splits["validation"]
         shown = [
@@ -43,4 +44,5 @@ class GeneratedTexts(Callback):
             for e, text in zip(shown, texts, strict=True)
         ]
         table = "\n".join(["| prompt | target | generated |", "| --- | --- | --- |", *rows])
-        trainer.logger.experiment.add_text("val/generated", table, trainer.global_step)
+        for tensorboard in tensorboards(trainer):
+            tensorboard.add_text("val/generated", table, trainer.global_step)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.batching import rank_and_world_size
+from delta_transcoders.console import StudyWarning
 
 
 class RngState(Callback):
@@ -42,10 +43,13 @@ class RngState(Callback):
         states, self._loaded = self._loaded, None
         rank, world_size = rank_and_world_size()
         if len(states) != world_size:
-            rank_zero_warn(
-                f"the checkpoint holds the random states of {len(states)} processes, this run has "
-                f"{world_size}: it will not draw what an uninterrupted run would"
-            )
+            if rank == 0:
+                warnings.warn(
+                    f"the checkpoint holds the random states of {len(states)} processes, this run has "
+                    f"{world_size}: it will not draw what an uninterrupted run would",
+                    StudyWarning,
+                    stacklevel=2,
+                )
             return
         _restore(states[rank])
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_warn
-from tqdm import tqdm
 
 from datamodules.activations import ActivationData, TokenStream
 from datamodules.batching import ResumableDataLoader
@@ -16,6 +16,7 @@ from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.activations.hook_sites import ReconstructionFit, require_site
 from delta_transcoders.activations.site_check import base_model_fits
 from delta_transcoders.activations.targets import add_residuals
+from delta_transcoders.console import StudyWarning
 from delta_transcoders.files import write_text
 from delta_transcoders.language_models import check_model_source, load_model, load_tokenizer
 from delta_transcoders.toolcalls.examples import read_jsonl
@@ -109,7 +110,7 @@ class DeltaData(ActivationData):
         model = load_model(self.hparams.base_model).to(device)
         bridge = boot_bridge(model, load_tokenizer(self.hparams.base_model))
         rows = []
-        for layer in tqdm(layers, desc="residuals and hook-site check"):
+        for number, layer in enumerate(layers, start=1):
             bases, ids = {}, {}
             for key in self.base_keys:
                 base, ids[key] = self._load_base(layer, key, cache.meta.d_in)
@@ -118,6 +119,9 @@ class DeltaData(ActivationData):
             self._require(table, cache)
             for key, base in bases.items():
                 add_residuals(cache, layer, self._source_key(key), base, asdict(ids[key]), device)
+            logging.getLogger("delta_transcoders").info(
+                f"  layer {layer}: hook site checked, residuals stored ({number} of {len(layers)} layers)"
+            )
             rows.append(
                 {
                     "layer": layer,
@@ -137,7 +141,7 @@ class DeltaData(ActivationData):
         except ValueError as error:
             if cache.meta.hook_site.name == "gemma_scope":
                 raise
-            rank_zero_warn(str(error))
+            warnings.warn(str(error), StudyWarning, stacklevel=2)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.activations import ActivationData
 from delta_transcoders.activations.cache import ActivationCache
@@ -97,8 +97,8 @@ class MLPDifferenceData(ActivationData):
                 lambda x, mlp=mlp: (mlp(x, None)[0].float(), 0),
                 device,
             )
-            rank_zero_info(
-                f"layer {layer}: the base model's MLP leaves FVU {fits['validation'].fvu:.3g} of the "
+            logging.getLogger("delta_transcoders").info(
+                f"  layer {layer}: the base model's MLP leaves FVU {fits['validation'].fvu:.3g} of the "
                 "finetuned one's output"
             )
 

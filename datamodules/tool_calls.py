@@ -16,6 +16,7 @@ from datamodules.batching import (
     row_lengths,
     sharded_loader,
 )
+from delta_transcoders import files
 from delta_transcoders.language_models import IGNORE, check_model_source, encode, load_tokenizer
 from delta_transcoders.toolcalls import copy_lines
 from delta_transcoders.toolcalls.examples import Example, read_jsonl, split_examples, write_jsonl
@@ -25,7 +26,9 @@ from delta_transcoders.toolcalls.prompts import generate_splits
 class ToolCallData(ResumableData):
     """Token ids and labels of calculator requests (positives) and lines to copy (negatives).
 
-    Writes the splits to `output/data/{train,validation,evaluation}.jsonl`, which later stages read.
+    The splits go to `data/{train,validation,evaluation}.jsonl` of the finetune's folder, which later stages
+    read. Until the finetune is finished they are staged beside it, where `ToolFinetune` adds the model: data
+    and model always belong together.
 
     Args:
         model: folder or hub id whose tokenizer is used.
@@ -74,8 +77,22 @@ class ToolCallData(ResumableData):
 
     def prepare_data(self) -> None:
         splits = self._make_splits()
+        files.start_output(self.hparams.output)
         for name, examples in splits.items():
             write_jsonl(self._path(name), examples)
+
+    def teardown(self, stage: str) -> None:
+        output = self.hparams.output
+        if self.trainer.is_global_zero and files.staged_output(output).is_dir():
+            # The module has not taken them along: they stand alone.
+            if self.trainer.fast_dev_run:
+                files.discard_output(output)
+            else:
+                files.finish_output(output, replaces=["data"])
+
+    def on_exception(self, exception: BaseException) -> None:
+        if self.trainer.is_global_zero:
+            files.discard_output(self.hparams.output)
 
     def setup(self, stage: str) -> None:
         if self.splits:
@@ -84,7 +101,7 @@ class ToolCallData(ResumableData):
         self.splits = {name: read_jsonl(self._path(name)) for name in ("train", "validation")}
 
     def _path(self, split: str) -> Path:
-        return Path(self.hparams.output) / "data" / f"{split}.jsonl"
+        return files.staged_output(self.hparams.output) / "data" / f"{split}.jsonl"
 
     def _make_splits(self) -> dict[str, list[Example]]:
         h = self.hparams

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from delta_transcoders import console, signals
 
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ConnectionError, NotADirectoryError)
 
@@ -78,10 +81,23 @@ configurations for {name}.py:
             raise ValueError(f"{file} must hold `key: value` pairs")
 
 
-def run(main: Callable[[], object]) -> None:
-    """Call `main`, turning errors in what the user gave into one line and exit status 2."""
+def run(main: Callable[[], object], *, is_stage: bool = False) -> None:
+    """Call `main` as a process of its own.
+
+    Errors in what the user gave become one line and exit status 2. SIGTERM and SIGINT end it with 143 and
+    130 and a line that says how to go on.
+
+    Args:
+        is_stage: what other libraries say goes to the stage's log file, see `console`.
+    """
+    signals.install()
+    if is_stage:
+        console.start()
     try:
         main()
+    except signals.Stopped as stopped:
+        print(f"stopped by {stopped}. {_how_to_go_on(stopped)}", file=sys.stderr)
+        raise SystemExit(128 + stopped.signum) from None
     except Exception as error:
         # Other libraries' exceptions are known by name alone: importing them takes seconds.
         theirs = FOREIGN_ERRORS.get(type(error).__name__)
@@ -92,3 +108,15 @@ def run(main: Callable[[], object]) -> None:
             file=sys.stderr,
         )
         raise SystemExit(2) from None
+
+
+def _how_to_go_on(stopped: signals.Stopped) -> str:
+    args, given = [], iter(sys.argv)
+    for arg in given:
+        if arg == "--ckpt_path":
+            next(given, None)
+        elif not arg.startswith("--ckpt_path="):
+            args.append(arg)
+    if stopped.checkpoint is None:
+        return f"Nothing was written; run it again: {shlex.join(['python', *sys.argv])}"
+    return f"Go on with: {shlex.join(['python', *args, '--ckpt_path', stopped.checkpoint])}"

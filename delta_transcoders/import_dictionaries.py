@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from delta_transcoders.console import StudyWarning
 from delta_transcoders.command import run as run_command
 from delta_transcoders.files import replace_folder
 
@@ -80,6 +81,7 @@ def import_bases(
                 warnings.warn(
                     f"{source}, layer {layer}: W_enc and W_dec are square, so whether they are transposed "
                     "cannot be seen in their shapes; the hook-site check of a delta training will tell",
+                    StudyWarning,
                     stacklevel=2,
                 )
             l0 = card.layers[layer].average_l0 if average_l0 is None else average_l0

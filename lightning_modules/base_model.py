@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from delta_transcoders.files import replace_folder
 from delta_transcoders.tiny_gemma import build_tiny_gemma
 from lightning_modules.language_model import LanguageModelTraining
+from lightning_modules.outputs import check_trained, stage_output
 
 
 class BaseModelTraining(LanguageModelTraining):
@@ -62,7 +62,8 @@ class BaseModelTraining(LanguageModelTraining):
 
     def on_fit_end(self) -> None:
         if self.trainer.is_global_zero:
-            with replace_folder(self.hparams.output) as folder:
+            check_trained(self.trainer, self.model)
+            with stage_output(self.trainer, self.hparams.output) as folder:
                 self.model.save_pretrained(folder)
                 self.trainer.datamodule.tokenizer.save_pretrained(folder)
         self.trainer.strategy.barrier()

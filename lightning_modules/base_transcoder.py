@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Literal
 
-from delta_transcoders.transcoders.gemma_scope import params_path, save_base, width_name
+from delta_transcoders.transcoders.gemma_scope import params_path, save_base
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 from delta_transcoders.transcoders.sparsity import SparsityConfig
 from delta_transcoders.transcoders.stack import Variant
@@ -58,26 +57,13 @@ class BaseTranscoderTraining(DictionaryTraining):
             ]
         }
 
-    def on_fit_end(self) -> None:
-        if self.trainer.is_global_zero:
-            # File names hold measured numbers: an earlier run's would stay beside the new ones. Where
-            # this one has nothing to write, they are kept.
-            written = {
-                self.trainer.datamodule.layers[variant.layer]
-                for width, stack in self.stacks.items()
-                for v, variant in enumerate(stack.variants)
-                if self.trackers[width].best_fvu_V[v].isfinite()
-            }
-            for layer in written:
-                name = width_name(self.hparams.width)
-                folder = Path(self.hparams.output) / f"layer_{layer}" / f"width_{name}"
-                shutil.rmtree(folder, ignore_errors=True)
-        super().on_fit_end()
-
-    def export(self, variant: Variant, transcoder: JumpReLUTranscoder, best: Best) -> None:
+    def export(
+        self, folder: Path, variant: Variant, transcoder: JumpReLUTranscoder, best: Best
+    ) -> str:
         layer = self.trainer.datamodule.layers[variant.layer]
         l0: float = round(best.fit.l0)
-        folder = Path(self.hparams.output)
         if (folder / params_path(layer, transcoder.n_features, l0)).exists():
             l0 = round(best.fit.l0, 2)  # another variant's rounds to the same number
-        save_base(folder, layer, transcoder, l0)
+        path = save_base(folder, layer, transcoder, l0)
+        # The whole width: names hold measured numbers, and an earlier run's would stay beside these.
+        return path.parent.parent.relative_to(folder).as_posix()

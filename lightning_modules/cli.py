@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+
+from callbacks.progress import StageProgress
+from callbacks.stop_on_signal import EndTogether, StopOnSignal
+from delta_transcoders import console
+from delta_transcoders.files import check_output
 
 _NOISE = (
     "Does not validate against",
@@ -85,6 +91,7 @@ class StudyCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         self.config = parser.parse_args(args)  # without the warning that `args` were given
+        console.to_file(self.config.trainer.default_root_dir or self.config.study)
 
     def instantiate_classes(self) -> None:
         try:
@@ -92,7 +99,20 @@ class StudyCLI(LightningCLI):
         except ValueError as error:
             raise ValueError(one_line(str(error))) from error
         self._check_shared_options()
-        self._check_output()
+        self._check_outputs()
+        self._check_strategy()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self._get(self.config_init, "trainer")
+        given = config.callbacks or []
+        callbacks = [EndTogether(), *(given if isinstance(given, list) else [given])]
+        if config.logger is False or config.logger == []:  # it refuses to run without one
+            callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
+        if config.enable_progress_bar is not False:
+            callbacks.append(StageProgress())
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        trainer.callbacks.append(StopOnSignal())  # after Lightning has put checkpoints last
+        return trainer
 
     def _check_shared_options(self) -> None:
         """Refuse module and data that were told different things: the logger could not say which."""
@@ -104,15 +124,30 @@ class StudyCLI(LightningCLI):
                     "same: give both"
                 )
 
-    def _check_output(self) -> None:
+    def _check_outputs(self) -> None:
         """Refuse a folder that cannot be written, now and not when hours of work are to be saved."""
-        output = self.model.hparams.get("output")
-        if output is None:
-            return
-        if not output:
-            raise ValueError("--model.output is empty, expected a folder")
-        folder = Path(output).absolute()
-        found = next(path for path in (folder, *folder.parents) if path.exists())
-        if not (found.is_dir() and os.access(found, os.W_OK)):
-            problem = "cannot be written" if found.is_dir() else "is not a folder"
-            raise ValueError(f"--model.output is {output!r}, but {found} {problem}; give another")
+        outputs = [getattr(callback, "output", None) for callback in self.trainer.callbacks]
+        logs = {self.trainer.log_dir, *(logger.save_dir for logger in self.trainer.loggers)}
+        for output in (self.model.hparams.get("output"), *outputs):
+            if output is None:
+                continue
+            check_output(output)
+            for folder in filter(None, logs):
+                if Path(folder).resolve().is_relative_to(Path(output).resolve()):
+                    raise ValueError(
+                        f"the logs would go to {folder}, inside of the output {output}, which is replaced as "
+                        "a whole: give one of them another folder"
+                    )
+
+    def _check_strategy(self) -> None:
+        """Refuse a strategy whose processes do not each hold the whole module, unless it says it can."""
+        strategy, ok = self.trainer.strategy, ["ddp"]
+        if getattr(self.model, "can_be_sharded", False):
+            ok.append("fsdp")
+        kinds = {"ddp": DDPStrategy, "fsdp": FSDPStrategy}
+        popen = getattr(strategy, "_start_method", "popen") == "popen"
+        if not (isinstance(strategy, (SingleDeviceStrategy, *(kinds[name] for name in ok))) and popen):
+            raise ValueError(
+                f"--trainer.strategy {type(strategy).__name__} does not work for {type(self.model).__name__}: "
+                f"use auto or {' or '.join(ok)}"
+            )

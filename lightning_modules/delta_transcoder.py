@@ -11,6 +11,7 @@ from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 from delta_transcoders.transcoders.sparsity import SparsityConfig
 from delta_transcoders.transcoders.stack import Variant
 from lightning_modules.dictionary_training import Best, DictionaryTraining
+from lightning_modules.loggers import log_scalars
 
 
 class DeltaTranscoderTraining(DictionaryTraining):
@@ -68,17 +69,18 @@ class DeltaTranscoderTraining(DictionaryTraining):
         data = self.trainer.datamodule
         for stack in self.stacks.values():
             for variant in stack.variants:
-                layer, key = self._base_of(variant)
-                fit = data.base_fit(layer, key)
-                self._log_scalar(f"val/{variant.key}/fvu_base", fit.fvu)
-                self._log_scalar(f"val/{variant.key}/l0_base", fit.l0)
+                fit = data.base_fit(*self._base_of(variant))
+                tag = f"val/{variant.key}"
+                log_scalars(self.trainer, {f"{tag}/fvu_base": fit.fvu, f"{tag}/l0_base": fit.l0})
 
     def _base_of(self, variant: Variant) -> tuple[int, str]:
         """Layer and key of the base whose residual the variant learns."""
         data = self.trainer.datamodule
         return data.layers[variant.layer], data.base_keys[variant.target % len(data.base_keys)]
 
-    def export(self, variant: Variant, transcoder: JumpReLUTranscoder, best: Best) -> None:
+    def export(
+        self, folder: Path, variant: Variant, transcoder: JumpReLUTranscoder, best: Best
+    ) -> str:
         h, data = self.hparams, self.trainer.datamodule
         layer, key = self._base_of(variant)
         meta, base_fit, base_id = (
@@ -114,7 +116,8 @@ class DeltaTranscoderTraining(DictionaryTraining):
                 "dead_fraction": best.dead_fraction,
             },
         )
-        folder = Path(h.output)
+        name = f"layer_{layer}"
         if len(h.d_new) * len(data.base_keys) > 1:
-            folder /= f"d{transcoder.n_features}_{key}"
-        save_delta(folder / f"layer_{layer}", transcoder, config)
+            name = f"d{transcoder.n_features}_{key}/{name}"
+        save_delta(folder / name, transcoder, config)
+        return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -10,12 +11,15 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from delta_transcoders import files
 from delta_transcoders.activations.cache import Batch
 from delta_transcoders.activations.hook_sites import FitAccumulator, ReconstructionFit
 from delta_transcoders.transcoders.convergence import ConvergenceTracker
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 from delta_transcoders.transcoders.sparsity import SparsityConfig
 from delta_transcoders.transcoders.stack import DictionaryStack, Variant
+from lightning_modules.loggers import log_scalars, tensorboards
+from lightning_modules.outputs import say_written
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,10 @@ class DictionaryTraining(LightningModule):
     def variants_by_width(self) -> dict[int, list[Variant]]:
         raise NotImplementedError
 
-    def export(self, variant: Variant, transcoder: JumpReLUTranscoder, best: Best) -> None:
-        """Write one variant's best weights."""
+    def export(
+        self, folder: Path, variant: Variant, transcoder: JumpReLUTranscoder, best: Best
+    ) -> str:
+        """Write one variant's best weights below a folder; returns the part of it that is now new."""
         raise NotImplementedError
 
     def configure_model(self) -> None:
@@ -113,17 +119,12 @@ class DictionaryTraining(LightningModule):
             loss = stack.training_loss(x_LBI, targets_TBD)
             total = total + loss.total
             if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
-                for v, variant in enumerate(stack.variants):
-                    self._log_scalar(f"train/{variant.key}/loss", loss.reconstruction_V[v])
-                    self._log_scalar(f"train/{variant.key}/penalty", loss.penalty_V[v])
-                    self._log_scalar(f"train/{variant.key}/l0", loss.l0_V[v])
+                columns = {"loss": loss.reconstruction_V, "penalty": loss.penalty_V, "l0": loss.l0_V}
+                for name, values_V in columns.items():
+                    tags = (f"train/{variant.key}/{name}" for variant in stack.variants)
+                    log_scalars(self.trainer, dict(zip(tags, values_V.tolist(), strict=True)))
         self.log("train/loss", total.detach(), prog_bar=True)
         return total
-
-    def _log_scalar(self, tag: str, value: Tensor | float) -> None:
-        # Straight to the writer: thousands of `self.log` calls would cost more than the training.
-        if self.logger is not None and self.trainer.is_global_zero:
-            self.logger.experiment.add_scalar(tag, float(value), self.trainer.global_step)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for stack in self.stacks.values():
@@ -192,13 +193,13 @@ class DictionaryTraining(LightningModule):
             fvus += [row.fvu for row in rows]
             self.trackers[width].update(torch.tensor([row.fvu for row in rows]).double(), stack)
             for variant, row in zip(stack.variants, rows, strict=True):
-                for name in ("fvu", "cosine", "relative_l2", "l0", "dead_fraction"):
-                    self._log_scalar(f"val/{variant.key}/{name}", getattr(row, name))
-                if self.logger is not None and self.trainer.is_global_zero:
+                names = ("fvu", "cosine", "relative_l2", "l0", "dead_fraction")
+                scalars = {f"val/{variant.key}/{name}": getattr(row, name) for name in names}
+                log_scalars(self.trainer, scalars)
+                for tensorboard in tensorboards(self.trainer):
                     log_density = row.density_F.clamp_min(1e-7).log10()
-                    self.logger.experiment.add_histogram(
-                        f"val/{variant.key}/log10_density", log_density, self.trainer.global_step
-                    )
+                    tag = f"val/{variant.key}/log10_density"
+                    tensorboard.add_histogram(tag, log_density, self.trainer.global_step)
         self.log("val/fvu", sum(fvus) / len(fvus), prog_bar=True, rank_zero_only=True)
         if all(bool(tracker.converged_V.all()) for tracker in self.trackers.values()):
             self.trainer.should_stop = True
@@ -207,24 +208,48 @@ class DictionaryTraining(LightningModule):
         """Write the best weights of every variant, measured once more as they are written.
 
         Raises:
-            ValueError: some variant never had a finite FVU; names it. The others are written.
+            ValueError: some variant never had a finite FVU; names it. An earlier output stays, and the
+                others are written beside it.
         """
-        without: list[str] = []
-        if self.trainer.is_global_zero:
+        problem = self._write() if self.trainer.is_global_zero else None
+        problem = self.trainer.strategy.broadcast(problem)  # so that no process waits for another
+        if problem:
+            raise ValueError(problem)
+
+    def _write(self) -> str | None:
+        """Returns what is wrong, if anything."""
+        output = self.hparams.output
+        folder = files.start_output(output)
+        written, without = [], []
+        try:
             for width, stack in self.stacks.items():
                 tracker = self.trackers[width]
                 for v, variant in enumerate(stack.variants):
                     if tracker.best_fvu_V[v].isfinite():
                         transcoder = tracker.export(v)
-                        self.export(variant, transcoder, self._measure_best(variant, transcoder))
+                        best = self._measure_best(variant, transcoder)
+                        written.append(self.export(folder, variant, transcoder, best))
                     else:
                         without.append(variant.key)
-        without = self.trainer.strategy.broadcast(without)  # so that no process waits for another
+        except BaseException:
+            files.discard_output(output)
+            raise
         if without:
-            raise ValueError(
-                f"no validation with a finite FVU, and so nothing written, for {', '.join(without)}: "
-                "lower lr, or validate within the steps there are (the other variants are written)"
+            others = ""
+            if written:
+                others = f"; the other variants are in {files.set_aside_output(output)}"
+            else:
+                files.discard_output(output)
+            return (
+                f"no validation with a finite FVU for {', '.join(without)}: lower lr, or validate within the "
+                f"steps there are. {output} is left as it was{others}"
             )
+        if self.trainer.fast_dev_run:
+            files.discard_output(output)
+        else:
+            files.finish_output(output, replaces=written)
+        say_written(self.trainer, output)
+        return None
 
     @torch.inference_mode()
     def _measure_best(self, variant: Variant, transcoder: JumpReLUTranscoder) -> Best:

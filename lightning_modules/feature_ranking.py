@@ -213,11 +213,11 @@ class FeatureRanking(InterventionEvaluation):
         if not isinstance(column, FeatureColumn):
             super()._log_row(row, column)
 
-    def _write(self, table: list[dict], records: list[dict]) -> None:
+    def _write(self, folder: Path, table: list[dict], records: list[dict]) -> None:
         rows, effects = self._effects(records)
-        write_ranking(self.hparams.output, rows, effects, self.hparams.delta)
-        self._write_tables(table, records)
-        self._write_figures({"ranking": effects_by_rank(rows)})
+        write_ranking(folder, rows, effects, self.hparams.delta)
+        self._write_tables(folder, table, records)
+        self._write_figures(folder, {"ranking": effects_by_rank(rows)})
 
     def _effects(self, records: list[dict]) -> tuple[list[dict], list[dict]]:
         """The ranking's rows, and each row's change of every example."""

@@ -43,6 +43,8 @@ from delta_transcoders.report.figures import experiment_figures
 from delta_transcoders.report.tables import write_generations, write_metrics
 from delta_transcoders.toolcalls.examples import Example
 from lightning_modules.gathering import gather_records
+from lightning_modules.loggers import tensorboards
+from lightning_modules.outputs import stage_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -381,7 +383,8 @@ class InterventionEvaluation(LightningModule):
                 table.append(row)
                 self._log_row(row, column)
         if self.trainer.is_global_zero:
-            self._write(table, records)
+            with stage_output(self.trainer, self.hparams.output) as folder:
+                self._write(folder, table, records)
         self.trainer.strategy.barrier()
 
     def _log_row(self, row: dict[str, Any], column: Column) -> None:
@@ -403,23 +406,23 @@ class InterventionEvaluation(LightningModule):
                     parts.append(column.dictionaries.label)
                 self.log("/".join([*parts, name]), value, rank_zero_only=True)
 
-    def _write(self, table: list[dict], records: list[dict]) -> None:
-        self._write_tables(table, records)
-        self._write_figures(experiment_figures(table))
+    def _write(self, folder: Path, table: list[dict], records: list[dict]) -> None:
+        self._write_tables(folder, table, records)
+        self._write_figures(folder, experiment_figures(table))
 
-    def _write_tables(self, table: list[dict], records: list[dict]) -> None:
-        write_metrics(self.hparams.output, table)
+    def _write_tables(self, folder: Path, table: list[dict], records: list[dict]) -> None:
+        write_metrics(folder, table)
         if self.hparams.generate:
             lines = [{**self.columns[r.pop("column")].labels, **r} for r in records]
-            write_generations(self.hparams.output, lines)
+            write_generations(folder, lines)
 
-    def _write_figures(self, figures: dict[str, Figure]) -> None:
-        plots = Path(self.hparams.output) / "plots"
-        plots.mkdir(parents=True, exist_ok=True)
+    def _write_figures(self, folder: Path, figures: dict[str, Figure]) -> None:
+        plots = folder / "plots"
+        plots.mkdir()
         for name, figure in figures.items():
             figure.savefig(plots / f"{name}.png", dpi=120)
-            if self.logger is not None:
-                self.logger.experiment.add_figure(f"test/{name}", figure)
+            for tensorboard in tensorboards(self.trainer):
+                tensorboard.add_figure(f"test/{name}", figure)
 
 
 def grouped(records: list[dict]) -> dict[tuple[int, str], list[dict]]:

@@ -19,6 +19,7 @@ from delta_transcoders.transcoders.corrections import (
 )
 from delta_transcoders.transcoders.delta import load_delta
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
+from lightning_modules.outputs import check_finite, stage_output
 
 KINDS = ("bias", "low_rank", "ridge", "steering")
 
@@ -117,25 +118,39 @@ class LinearCorrections(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         errors = self.trainer.strategy.reduce(self.squared_errors, reduce_op="sum")
-        data, meta = self.trainer.datamodule, self.trainer.datamodule.cache.meta
-        for i, (layer, squares) in enumerate(zip(data.layers, data.squares(), strict=True)):
-            for k, kind in enumerate(KINDS):
-                fvu = float(errors[i, k]) / squares
+        data = self.trainer.datamodule
+        squares_L1 = errors.new_tensor(data.squares())[:, None]
+        self.fvu = (errors / squares_L1).tolist()
+        for layer, of_layer in zip(data.layers, self.fvu, strict=True):
+            for kind, fvu in zip(KINDS, of_layer, strict=True):
                 self.log(f"val/layer_{layer}/{kind}/fvu", fvu, rank_zero_only=True)
-                if self.trainer.is_global_zero:
-                    config = CorrectionConfig(
-                        layer=layer,
-                        d_in=meta.d_in,
-                        kind=kind,
-                        n_parameters=self._n_parameters(kind, self.deltas[i]),
-                        hook_site=meta.hook_site.name,
-                        model_fingerprint=meta.model_fingerprint,
-                        base_hash=data.base_id(layer, data.base_keys[0]).hash,
-                        fvu=fvu,
-                    )
-                    folder = Path(self.hparams.output) / kind / f"layer_{layer}"
-                    save_correction(folder, self.corrections[i][kind].cpu(), config)
+
+    def on_fit_end(self) -> None:
+        if self.trainer.is_global_zero:
+            for of_layer in self.corrections:
+                for kind, correction in of_layer.items():
+                    check_finite((f"{kind}: {name}", t) for name, t in correction.named_buffers())
+            with stage_output(self.trainer, self.hparams.output) as folder:
+                self._write(folder)
         self.trainer.strategy.barrier()
+
+    def _write(self, folder: Path) -> None:
+        data, meta = self.trainer.datamodule, self.trainer.datamodule.cache.meta
+        for i, layer in enumerate(data.layers):
+            for k, kind in enumerate(KINDS):
+                config = CorrectionConfig(
+                    layer=layer,
+                    d_in=meta.d_in,
+                    kind=kind,
+                    n_parameters=self._n_parameters(kind, self.deltas[i]),
+                    hook_site=meta.hook_site.name,
+                    model_fingerprint=meta.model_fingerprint,
+                    base_hash=data.base_id(layer, data.base_keys[0]).hash,
+                    fvu=self.fvu[i][k],
+                )
+                save_correction(
+                    folder / kind / f"layer_{layer}", self.corrections[i][kind].cpu(), config
+                )
 
     @staticmethod
     def _rank(delta: JumpReLUTranscoder) -> int:

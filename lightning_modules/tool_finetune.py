@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryF1Score, BinaryPrecision, BinaryRecall
 
-from delta_transcoders.files import replace_folder
+from delta_transcoders import files
 from delta_transcoders.language_models import (
     IGNORE,
     check_context,
@@ -20,6 +20,7 @@ from delta_transcoders.language_models import (
 )
 from delta_transcoders.toolcalls.grammar import OPEN
 from lightning_modules.language_model import LanguageModelTraining
+from lightning_modules.outputs import check_trained, say_written
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -145,6 +146,7 @@ class ToolFinetune(LanguageModelTraining):
     def on_fit_end(self) -> None:
         if self.trainer.is_global_zero:
             self._load_best()
+            check_trained(self.trainer, self)
             self._export()
         self.trainer.strategy.barrier()
 
@@ -155,11 +157,18 @@ class ToolFinetune(LanguageModelTraining):
             self.load_state_dict(best["state_dict"], strict=False)
 
     def _export(self) -> None:
-        merged = self.model
+        """Adapter and merged model beside the data that `ToolCallData` has staged, all of it at once."""
+        output, merged = self.hparams.output, self.model
+        folder = files.staged_output(output)
+        if not folder.is_dir():  # the data are of another kind, or kept elsewhere
+            files.start_output(output)
         if self.hparams.method == "lora":
-            with replace_folder(f"{self.hparams.output}/adapter") as folder:
-                self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder / "adapter")
             merged = self.model.merge_and_unload()
-        with replace_folder(f"{self.hparams.output}/merged") as folder:
-            merged.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+        merged.save_pretrained(folder / "merged")
+        self.tokenizer.save_pretrained(folder / "merged")
+        if self.trainer.fast_dev_run:
+            files.discard_output(output)
+        else:
+            files.finish_output(output)
+        say_written(self.trainer, output)

@@ -56,10 +56,10 @@ SIZES = {"data.n_train": 64, "data.n_validation": 15, "data.n_evaluation": 5}
             {"data.output": "elsewhere"},
             "and --data.output 'elsewhere', expected the same: give both",
         ),
-        ({"model.output": "", "data.output": ""}, "--model.output is empty, expected a folder"),
+        ({"model.output": "", "data.output": ""}, "the output folder is empty, expected a path"),
         (
             {"model.output": "README.md/x", "data.output": "README.md/x"},
-            "README.md is not a folder; give another",
+            "README.md is not a folder",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",

@@ -47,6 +47,7 @@ def records(behaviour):
 
 def test_the_table_has_a_row_for_each_condition_and_subset(behaviour):
     assert sorted(p.name for p in behaviour.iterdir()) == [
+        "done.json",
         "generations.jsonl",
         "metrics.csv",
         "metrics.json",

@@ -158,7 +158,7 @@ def test_the_base_model_is_a_hugging_face_folder(study):
 
 def test_the_finetune_writes_adapter_merged_model_and_data(study):
     finetune = study / "finetune"
-    assert sorted(p.name for p in finetune.iterdir()) == ["adapter", "data", "merged"]
+    assert sorted(p.name for p in finetune.iterdir()) == ["adapter", "data", "done.json", "merged"]
     assert {p.name for p in (finetune / "adapter").iterdir()} >= {
         "adapter_model.safetensors",
         "adapter_config.json",
@@ -176,6 +176,9 @@ def test_the_finetune_writes_adapter_merged_model_and_data(study):
     inputs = [e.input for examples in rows.values() for e in examples]
     assert len(set(inputs)) == len(inputs)
     assert not list(study.rglob("*.partial"))
+    done = json.loads((finetune / "done.json").read_text())
+    written = {p.relative_to(finetune).as_posix() for p in finetune.rglob("*") if p.is_file()}
+    assert set(done["files"]) == written - {"done.json"}
 
 
 def events(log_dir: Path) -> EventAccumulator:
@@ -260,7 +263,7 @@ def test_the_seed_decides_the_weights(study, arguments, tmp_path):
     for seed in (0, 1):
         output = tmp_path / str(seed)
         options = {"config": saved, "seed_everything": seed, "model.output": output / "base_model"}
-        options |= {"data.seed": seed, "trainer.logger.save_dir": output}
+        options |= {"data.seed": seed, "trainer.logger.save_dir": output / "logs"}
         train.main(arguments("tiny/base_model.yaml", output, options))
         weights = load_file(output / "base_model" / "model.safetensors")
         same = {name for name in first if torch.equal(first[name], weights[name])}

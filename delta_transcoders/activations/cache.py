@@ -18,12 +18,13 @@ from delta_transcoders.activations.layout import (
     FORMAT_VERSION,
     INDEX_DTYPES,
     MANIFEST_NAME,
+    SPLITS,
     CacheMeta,
     check_finite,
     index_path,
     shard_path,
 )
-from delta_transcoders.files import write_text
+from delta_transcoders.files import locked, write_text
 
 CHUNKS_PER_BUFFER = 32
 
@@ -248,12 +249,14 @@ class ActivationCache:
     def set_target(self, name: str, layer: int, entry: dict[str, Any] | None) -> None:
         """Record a target, or with None withdraw it, in one step."""
         path = self.folder / MANIFEST_NAME
-        self._manifest = json.loads(path.read_text())
-        by_layer = self._manifest["targets"].setdefault(name, {})
-        by_layer.pop(str(layer), None)
-        if entry is not None:
-            by_layer[str(layer)] = entry
-        write_text(path, json.dumps(self._manifest, indent=1))
+        # Another process may be adding a target to the same cache. (`write_text` locks the folder itself.)
+        with locked(self.folder / SPLITS[0]):
+            self._manifest = json.loads(path.read_text())
+            by_layer = self._manifest["targets"].setdefault(name, {})
+            by_layer.pop(str(layer), None)
+            if entry is not None:
+                by_layer[str(layer)] = entry
+            write_text(path, json.dumps(self._manifest, indent=1))
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """

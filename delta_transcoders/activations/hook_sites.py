@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from delta_transcoders.console import StudyWarning
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 
 Scale = Literal["1", "1/sqrt(d_model)"]
@@ -190,6 +191,7 @@ def require_site(table: Sequence[SiteFit], configured: HookSite) -> SiteFit:
             f"layer {ours.layer}: at {configured.name!r}, the best of all sites, the base "
             f"dictionary reconstructs the base model with FVU {ours.fvu:.2f} and cosine {ours.cosine:.2f} "
             "(expected below .7 and above .7): does it belong to this model?",
+            StudyWarning,
             stacklevel=2,
         )
     return ours

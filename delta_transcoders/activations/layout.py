@@ -10,8 +10,8 @@ Row i of a shard is the same token in all of its files. Shards are named after t
 wrote them (`r0-00003`), so several can write at once. x and y are in the unit of the hook site, all
 of them and the targets in the cache's dtype; which tokens there are is `capture.kept_tokens`.
 
-To write: one process calls `start_cache`; then each has a `CacheWriter`, to the end of `finish`;
-then one calls `finish_cache`, and `add_residuals` layer by layer. To read: `ActivationCache`.
+To write: each process has a `CacheWriter` for the same empty folder, to the end of `finish`; then one
+calls `finish_cache`, and `add_residuals` layer by layer. To read: `ActivationCache`.
 
 Shapes: n rows (tokens) of a shard, B of a batch, L layers, T targets.
 """
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from delta_transcoders.activations.capture import TOKEN_POLICY
 from delta_transcoders.activations.hook_sites import HookSite
+from delta_transcoders.files import partial_file, record
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
@@ -106,9 +107,10 @@ def part_path(folder: Path, rank: int) -> Path:
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> int:
     """Write a file in one step; returns its size in bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_file(path)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
     os.replace(partial, path)
+    record(path)
     return path.stat().st_size
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,26 +27,11 @@ from delta_transcoders.activations.layout import (
 from delta_transcoders.files import write_text
 
 
-def start_cache(folder: str | Path) -> None:
-    """Empty the folder for a new capture; one process calls it before any has a writer.
-
-    The manifest goes first: a run killed after this leaves nothing that passes for a cache.
-    """
-    folder = Path(folder)
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    for part in folder.glob("part-r*.json"):
-        part.unlink()
-    for split in SPLITS:
-        if (folder / split).exists():
-            shutil.rmtree(folder / split)
-    folder.mkdir(parents=True, exist_ok=True)
-
-
 class CacheWriter:
     """Writes one process's share of a cache, shard by shard; holds at most a shard per split.
 
     Args:
-        folder: emptied by `start_cache`.
+        folder: empty, or with other processes' shards.
         rank: number of this process.
         shard_rows: tokens per shard.
     """

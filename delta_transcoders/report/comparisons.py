@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from delta_transcoders.command import run
+from delta_transcoders.files import record, write_text
 from delta_transcoders.report.answers import (
     MEASURES,
     Column,
@@ -257,7 +258,9 @@ def write_comparisons(folders: Sequence[str | Path], out: str | Path) -> str:
     several = len({of for _, of in figures}) > 1
     for (name, of), figure in figures.items():
         parts = [name, *filter(None, of)] if several else [name]
-        figure.savefig(out / f"{'_'.join(parts)}.png", dpi=120)
+        path = out / f"{'_'.join(parts)}.png"
+        figure.savefig(path, dpi=120)
+        record(path)
     blocks = [
         difference_tables(_of_all_layers(differences)),
         split_tables(_of_all_layers(split)),
@@ -266,7 +269,9 @@ def write_comparisons(folders: Sequence[str | Path], out: str | Path) -> str:
         "seeds' estimates.",
         f"written: {out}",
     ]
-    return "\n\n".join(filter(None, blocks))
+    text = "\n\n".join(filter(None, blocks))
+    write_text(out / "comparisons.txt", text + "\n")
+    return text
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -22,7 +23,10 @@ def main() -> int:
     study, name, command = args.study, args.name, args.command
     print(f"== {name}: {' '.join(command)}", flush=True)
     started = time.perf_counter()
-    status = subprocess.run(command, check=False).returncode
+    process = subprocess.Popen(command)
+    for signum in (signal.SIGTERM, signal.SIGINT):  # the stage says how to go on, and then we end too
+        signal.signal(signum, lambda signum, frame: process.send_signal(signum))
+    status = process.wait()
     seconds = time.perf_counter() - started
     if status == 0:
         path = Path(study) / "stage_times.csv"
@@ -30,7 +34,7 @@ def main() -> int:
         with path.open("a", encoding="utf-8") as handle:
             handle.write(f"{name},{seconds:.1f}\n")
         print(f"== {name}: {seconds:.0f} s", flush=True)
-    return status
+    return status if status >= 0 else 128 - status
 
 
 def read_times(study: str | Path) -> dict[str, float]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from delta_transcoders.command import run
+from delta_transcoders.files import record
 from delta_transcoders.report.figures import heat_map
 from delta_transcoders.report.tables import format_table, read_metrics, write_table
 
@@ -115,7 +116,9 @@ def write_summary(folder: str | Path, subsets: Sequence[str] | None = None) -> l
     plots.mkdir(exist_ok=True)
     for column, title in (("mean_cos", "mean cosine"), ("mean_dce", "mean ΔCE")):
         figure = heat_map(summary, f"{column}_full", f"{title}, base + delta")
-        figure.savefig(plots / f"sweep_{column}.png", dpi=120)
+        path = plots / f"sweep_{column}.png"
+        figure.savefig(path, dpi=120)
+        record(path)
     return summary
 
 

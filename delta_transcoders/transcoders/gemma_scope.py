@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from delta_transcoders.console import StudyWarning
 from delta_transcoders.fingerprints import hash_tensors
 from delta_transcoders.hub import check_hub_id
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
@@ -265,6 +266,7 @@ def _hub_listing(repo: str) -> tuple[list[str], Path | None]:
             ) from unreachable
         warnings.warn(
             f"the hub is out of reach: choosing among the files of {repo} in {folder} only",
+            StudyWarning,
             stacklevel=2,
         )
         return _local_paths(folder), folder

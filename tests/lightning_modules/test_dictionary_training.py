@@ -179,16 +179,18 @@ def test_a_variant_that_diverges_is_named_and_takes_no_other_with_it(
 
     options = delta_options | {"model.d_new": "[6, 4]", "model.output": tmp_path / "sweep"}
     monkeypatch.setattr(stack, "_first_weights", broken)
-    with pytest.raises(ValueError, match=r"nothing written, for layer_1/d4/p0\.5: "):
+    with pytest.raises(ValueError, match=r"finite FVU for layer_1/d4/p0\.5: "):
         train.main(arguments("tiny/delta.yaml", dictionaries, options))
-    written = {str(p.parent.relative_to(tmp_path)) for p in tmp_path.rglob("config.json")}
-    assert written == {"sweep/d6_p0.5/layer_0", "sweep/d6_p0.5/layer_1", "sweep/d4_p0.5/layer_0"}
+    assert not (tmp_path / "sweep").exists()
+    beside = tmp_path / "sweep.incomplete"
+    written = {str(p.parent.relative_to(beside)) for p in beside.rglob("config.json")}
+    assert written == {"d6_p0.5/layer_0", "d6_p0.5/layer_1", "d4_p0.5/layer_0"}
     monkeypatch.undo()
     train.main(
         arguments("tiny/delta.yaml", dictionaries, options | {"model.output": tmp_path / "sound"})
     )
     for folder in ("d6_p0.5/layer_1", "d4_p0.5/layer_0"):
-        ours, sound = (load_delta(tmp_path / n / folder)[0] for n in ("sweep", "sound"))
+        ours, sound = (load_delta(tmp_path / n / folder)[0] for n in ("sweep.incomplete", "sound"))
         assert torch.equal(ours.W_dec, sound.W_dec)
 
 
@@ -206,7 +208,7 @@ def test_a_training_without_a_validation_leaves_earlier_base_dictionaries(
         "trainer.max_steps": 1,
         "trainer.log_every_n_steps": 1,
     }
-    with pytest.raises(ValueError, match="nothing written, for layer_0/l0_16"):
+    with pytest.raises(ValueError, match="finite FVU for layer_0/l0_16"):
         train.main(arguments("tiny/base_transcoder.yaml", dictionaries, options))
     assert {p: p.read_bytes() for p in folder.rglob("*.npz")} == before
 

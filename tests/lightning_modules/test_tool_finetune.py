@@ -123,7 +123,7 @@ def test_full_finetuning_trains_everything_and_writes_no_adapter(make_module, ma
     assert all(p.requires_grad for p in module.parameters())
     fit(module, make_data(), max_steps=1)
     output = Path(module.hparams.output)
-    assert sorted(p.name for p in output.iterdir()) == ["data", "merged"]
+    assert sorted(p.name for p in output.iterdir()) == ["data", "done.json", "merged"]
     merged = load_model(str(output / "merged")).state_dict()
     assert_bit_equal(merged, module.model.state_dict())
 

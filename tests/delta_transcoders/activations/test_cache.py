@@ -3,6 +3,7 @@ import gc
 import itertools
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -14,7 +15,7 @@ from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.hook_sites import HOOK_SITES
 from delta_transcoders.activations.layout import CacheMeta, disk_bytes
 from delta_transcoders.activations.targets import add_residuals, add_target
-from delta_transcoders.activations.writing import CacheWriter, finish_cache, start_cache
+from delta_transcoders.activations.writing import CacheWriter, finish_cache
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 
 D_IN, D_OUT, PER_EXAMPLE = 6, 5, 10
@@ -62,7 +63,7 @@ def write_rank(folder, meta=META, rank=0, world_size=1):
 
 
 def write_cache(folder, meta=META, world_size=1):
-    start_cache(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     for rank in range(world_size):
         write_rank(folder, meta, rank, world_size)
     return finish_cache(folder, meta, world_size, command=COMMAND)
@@ -154,7 +155,7 @@ class TestWriting:
             (32, None, r"2 of 32 train examples are missing, example_ids \[30, 31\]"),
             (29, None, r"1 of 29 train examples were not asked for, example_ids \[29\]"),
         ):
-            start_cache(tmp_path)
+            shutil.rmtree(tmp_path, ignore_errors=True)
             writer = CacheWriter(tmp_path, META, shard_rows=64)
             for i in [*range(30), *([] if repeated is None else [repeated])]:
                 activations, index = example("train", i)
@@ -167,7 +168,7 @@ class TestWriting:
                 ActivationCache(tmp_path)
 
     def test_a_process_that_did_not_finish(self, tmp_path):
-        start_cache(tmp_path)
+        shutil.rmtree(tmp_path, ignore_errors=True)
         write_rank(tmp_path, rank=0, world_size=2)
         with pytest.raises(ValueError, match="process 1 of 2 has not finished"):
             finish_cache(tmp_path, META, world_size=2, command=COMMAND)
@@ -205,7 +206,7 @@ class TestWriting:
         assert write_cache(cache.folder).n_tokens("train") == finished
 
     def test_non_finite_values_name_layer_and_shard(self, tmp_path):
-        start_cache(tmp_path)
+        shutil.rmtree(tmp_path, ignore_errors=True)
         writer = CacheWriter(tmp_path, META, shard_rows=64)
         activations, index = example("train", 0)
         activations[2][1][4, 1] = torch.nan
@@ -214,7 +215,7 @@ class TestWriting:
             writer.finish()
 
     def test_float16_overflow_is_caught(self, tmp_path):
-        start_cache(tmp_path)
+        shutil.rmtree(tmp_path, ignore_errors=True)
         writer = CacheWriter(tmp_path, dataclasses.replace(META, dtype="float16"))
         activations, index = example("train", 0)
         activations[0][0][0, 0] = 1e5
@@ -429,7 +430,7 @@ class TestStream:
 
     def test_memory_is_the_buffer_and_a_batch(self, tmp_path, monkeypatch):
         """A cache of four times the buffer, counted at some reads and at every batch."""
-        start_cache(tmp_path)
+        shutil.rmtree(tmp_path, ignore_errors=True)
         meta = dataclasses.replace(
             META, d_in=64, d_out=64, n_examples={"train": 1, "validation": 0}
         )

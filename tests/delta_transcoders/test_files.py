@@ -1,0 +1,208 @@
+import json
+import multiprocessing
+import os
+
+import pytest
+
+from delta_transcoders import files
+
+
+def write(folder, **contents):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in contents.items():
+        (folder / name).write_text(text)
+
+
+def make(path, keep=True, **contents):
+    with files.new_output(path, keep=keep) as folder:
+        write(folder, **contents)
+
+
+def contents(folder) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+
+
+def leftovers(folder) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.name.startswith(".") or "partial" in p.name)
+
+
+def test_an_output_is_finished_by_its_list(tmp_path):
+    make(tmp_path / "out", model="old")
+    done = json.loads((tmp_path / "out" / "done.json").read_text())
+    assert done["files"] == {"model": 3}
+    assert done["command"].startswith("python ")
+    make(tmp_path / "out", weights="new")
+    assert set(contents(tmp_path / "out")) == {"done.json", "weights"}
+    assert leftovers(tmp_path) == []
+
+
+def test_after_an_error_the_old_output_is_untouched(tmp_path):
+    make(tmp_path / "out", model="old")
+    before = contents(tmp_path / "out")
+    with pytest.raises(RuntimeError), files.new_output(tmp_path / "out") as folder:
+        write(folder, model="new")
+        raise RuntimeError
+    make(tmp_path / "out", keep=False, model="a trial run")
+    assert contents(tmp_path / "out") == before
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".hidden", "sub/notes.txt", "model.safetensors"])
+def test_a_folder_with_a_strangers_file_is_refused_by_name(tmp_path, name):
+    out = tmp_path / "out"
+    make(out, model="old")
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("mine")
+    with pytest.raises(FileExistsError, match=name):
+        files.check_output(out)
+    with pytest.raises(FileExistsError, match=name):
+        files.start_output(out)
+    assert (out / name).read_text() == "mine"
+    assert leftovers(tmp_path) == []
+
+
+def test_a_file_that_was_changed_since_is_a_strangers(tmp_path):
+    make(tmp_path / "out", model="old")
+    (tmp_path / "out" / "model").write_text("edited")
+    with pytest.raises(FileExistsError, match="model"):
+        files.check_output(tmp_path / "out")
+
+
+def test_a_folder_without_a_list_is_a_strangers_whatever_its_files_are_called(tmp_path):
+    write(tmp_path / "out", **{"config.json": "{}", "done.json": '{"files": {"config.json": 2}}'})
+    with pytest.raises(FileExistsError, match=r"config\.json and 1 more"):
+        files.check_output(tmp_path / "out")
+
+
+def test_a_copied_output_may_still_be_replaced(tmp_path):
+    import shutil
+
+    make(tmp_path / "out", model="old")
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    make(tmp_path / "copy", model="newer")
+    assert contents(tmp_path / "copy")["model"] == "newer"
+
+
+def test_a_link_to_a_folder_is_written_through(tmp_path):
+    (tmp_path / "disk" / "big").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "big")
+    make(tmp_path / "out", model="new")
+    assert (tmp_path / "out").is_symlink()
+    assert contents(tmp_path / "disk" / "big")["model"] == "new"
+
+
+def test_a_link_that_leads_nowhere_yet_is_written_through(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "big")
+    make(tmp_path / "out", model="new")
+    assert contents(tmp_path / "disk" / "big")["model"] == "new"
+
+
+def test_a_link_inside_an_output_is_refused(tmp_path):
+    (tmp_path / "big").mkdir()
+    write(tmp_path / "out")
+    (tmp_path / "out" / "adapter").symlink_to(tmp_path / "big")
+    with pytest.raises(FileExistsError, match="adapter"):
+        files.check_output(tmp_path / "out")
+
+
+def test_the_home_folder_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make("~/out", model="new")
+    assert contents(tmp_path / "out")["model"] == "new"
+
+
+@pytest.mark.parametrize("path", [".", "..", "/"])
+def test_a_folder_above_the_working_directory_is_refused(tmp_path, monkeypatch, path):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises((ValueError, FileExistsError)):
+        files.check_output(path)
+
+
+def test_an_output_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is not a folder"):
+        files.check_output(tmp_path / "file" / "out")
+    with pytest.raises(ValueError, match="is not a folder"):
+        files.check_output(tmp_path / "file")
+    with pytest.raises(ValueError, match="empty"):
+        files.check_output("")
+
+
+def test_what_a_killed_run_left_is_removed_and_a_strangers_folder_is_not(tmp_path):
+    write(files.start_output(tmp_path / "out"), model="half")
+    make(tmp_path / "out", model="new")
+    assert set(contents(tmp_path / "out")) == {"done.json", "model"}
+    write(tmp_path / ".other.partial", notes="mine")
+    with pytest.raises(FileExistsError, match=r"\.other\.partial"):
+        files.start_output(tmp_path / "other")
+    assert contents(tmp_path / ".other.partial") == {"notes": "mine"}
+
+
+def test_an_output_comes_back_after_a_kill_between_the_two_renames(tmp_path):
+    make(tmp_path / "out", model="old")
+    os.rename(tmp_path / "out", tmp_path / ".out.replaced")
+    files.start_output(tmp_path / "out")
+    assert contents(tmp_path / "out")["model"] == "old"
+
+
+def test_parts_that_a_run_did_not_make_are_kept(tmp_path):
+    for names, replaces in ((("a", "b"), None), (("b", "c"), ["b", "c"])):
+        folder = files.start_output(tmp_path / "out")
+        for name in names:
+            write(folder / name, file=f"{names}")
+        files.finish_output(tmp_path / "out", replaces)
+    assert contents(tmp_path / "out") == {
+        "a/file": "('a', 'b')",
+        "b/file": "('b', 'c')",
+        "c/file": "('b', 'c')",
+        "done.json": (tmp_path / "out" / "done.json").read_text(),
+    }
+    files.check_output(tmp_path / "out")
+
+
+def test_an_incomplete_result_stands_beside_the_complete_one(tmp_path):
+    make(tmp_path / "out", model="old")
+    for text in ("half", "other half"):
+        write(files.start_output(tmp_path / "out"), model=text)
+        aside = files.set_aside_output(tmp_path / "out")
+    assert (aside.name, (aside / "model").read_text()) == ("out.incomplete", "other half")
+    assert contents(tmp_path / "out")["model"] == "old"
+
+
+def test_files_that_are_added_later_belong_to_the_output(tmp_path):
+    make(tmp_path / "out", model="old")
+    files.write_text(tmp_path / "out" / "report" / "table.csv", "a,b\n")
+    files.write_text(tmp_path / "out" / "report" / "table.csv", "a,b,c\n")
+    files.check_output(tmp_path / "out")
+    files.write_text(tmp_path / "elsewhere" / "table.csv", "a,b\n")
+    assert contents(tmp_path / "elsewhere") == {"table.csv": "a,b\n"}
+
+
+def _add_files(folder, worker, n):
+    for i in range(n):
+        files.write_text(folder / f"{worker}_{i}", "text")
+
+
+def test_processes_that_add_files_at_once_lose_none(tmp_path):
+    make(tmp_path / "out", model="old")
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=_add_files, args=(tmp_path / "out", worker, 20)) for worker in (0, 1)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    listed = json.loads((tmp_path / "out" / "done.json").read_text())["files"]
+    assert set(listed) == {"model", *(f"{w}_{i}" for w in (0, 1) for i in range(20))}
+
+
+def test_a_replaced_folder_may_be_the_present_one(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    with files.replace_folder(".") as folder:
+        write(folder, card="text")
+    assert contents(tmp_path / "out") == {"card": "text"}
