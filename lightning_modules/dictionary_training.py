@@ -16,6 +16,7 @@ from delta_transcoders.transcoders.convergence import ConvergenceTracker
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 from delta_transcoders.transcoders.sparsity import SparsityConfig
 from delta_transcoders.transcoders.stack import DictionaryStack, Variant
+from lightning_modules.schedule import total_steps
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class DictionaryTraining(LightningModule):
     def configure_optimizers(self) -> dict:
         h = self.hparams
         optimizer = torch.optim.Adam(self.stacks.parameters(), lr=h.lr, betas=h.betas, fused=True)
-        total = self.trainer.estimated_stepping_batches
+        total = total_steps(self.trainer)
         decay = round(h.decay_fraction * total)
 
         def factor(step: int) -> float:
