@@ -16,10 +16,12 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
         ValueError: another encoding; names the file and the line.
     """
     with path.open("rb") as handle:
-        for number, encoded in enumerate(handle, start=1):
+        # A carriage return alone is the line break of old files.
+        lines = (line for lines in handle for line in lines.rstrip(b"\r\n").split(b"\r"))
+        for number, encoded in enumerate(lines, start=1):
             where = f"{path}, line {number}"
             try:
-                text = encoded.decode("utf-8-sig")
+                text = encoded.decode("utf-8-sig").strip()
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"{where}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
@@ -28,9 +30,8 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                 raise ValueError(
                     f"{where}: holds NUL bytes, as UTF-16 does; save the file as UTF-8"
                 )
-            for line in text.split("\r"):  # the only line break of old files, in others at the end
-                if line.strip():
-                    yield number, line.strip()
+            if text:
+                yield number, text
 
 
 def parse_json(line: str, where: str) -> object:
