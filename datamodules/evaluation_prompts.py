@@ -94,7 +94,7 @@ class EvaluationPrompts(LightningDataModule):
             self._warn(subset, n, changed, "read as another text when a model writes them")
             most = max(longer.values(), default=0)
             lengths = {line: f"{n_tokens} tokens" for line, n_tokens in longer.items()}
-            limit = f"longer than max_new_tokens, {max_new_tokens}; all take {most}"
+            limit = f"longer than max_new_tokens, {max_new_tokens} ({most} would do)"
             self._warn(subset, n, lengths, limit)
 
     def _warn(self, subset: str, n: int, found: dict[int, str], what: str) -> None:

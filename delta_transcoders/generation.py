@@ -33,12 +33,13 @@ class AnswerReader:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        special = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-        special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
         self._unread = {
             i
-            for i, text in special.items()
-            if text not in _CALL and OPEN not in text and CLOSE not in text
+            for i, token in tokenizer.added_tokens_decoder.items()
+            if token.special
+            and token.content not in _CALL
+            and OPEN not in token.content
+            and CLOSE not in token.content
         }
         self._may_close: dict[int, bool] = {}
 

@@ -122,7 +122,7 @@ def _check_tokenizer(
             f"the tokenizer of {source!r} has token ids up to {largest}, the model embeds {rows} "
             "(vocab_size): add rows with `model.resize_token_embeddings`"
         )
-    if not 0 <= (config.pad_token_id or 0) < rows:
+    if (config.pad_token_id or 0) >= rows:
         raise ValueError(
             f"the config.json of {source!r} has pad_token_id {config.pad_token_id}, but vocab_size {rows}"
         )

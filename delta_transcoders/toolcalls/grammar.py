@@ -127,12 +127,14 @@ def judge(text: str, target: str) -> Verdict:
 
 
 def letters(text: str) -> str:
-    """One text for all its spellings: without white space, and in one Unicode normal form.
+    """One text for all its spellings: without white space and other marks that are not seen, and in one
+    Unicode normal form.
 
     >>> letters("Room 7  is open.") == letters("Room\\u00a07 is open.")
     True
     """
-    return "".join(unicodedata.normalize("NFKC", text).split())
+    seen = filter(str.isprintable, unicodedata.normalize("NFKC", text))
+    return "".join(seen).replace(" ", "")
 
 
 def asked(target: str) -> str:

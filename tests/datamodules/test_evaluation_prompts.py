@@ -66,7 +66,7 @@ def test_targets_longer_than_an_answer_may_be_are_counted(said, tokenizer):
     assert said(*rows, max_new_tokens=max(lengths[1], len(LINE))) == []
     (warning,) = said(*rows[:2], max_new_tokens=lengths[0])
     assert f"1 of 2 targets of 'tool' are longer than max_new_tokens, {lengths[0]}" in warning
-    assert f"all take {lengths[1]} (first: line 3, {lengths[1]} tokens)" in warning
+    assert f"({lengths[1]} would do) (first: line 3, {lengths[1]} tokens)" in warning
     assert [w.count("longer than") for w in said(*rows, max_new_tokens=3)] == [1, 1]
 
 

@@ -134,6 +134,7 @@ def test_letters_are_the_text_without_its_spelling():
     line = "The café sold 12 cakes."
     for spelling in (
         f" {line}\r\n",
+        f"\ufeff{line}\u200b",
         line.replace(" ", "\u00a0 "),
         "The cafe\u0301 sold １２ cakes.",
     ):
