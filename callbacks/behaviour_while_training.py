@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from delta_transcoders.activations.capture import boot_bridge
-from delta_transcoders.fingerprints import model_fingerprint
+from delta_transcoders.fingerprints import model_fingerprint, tokenizer_fingerprint
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.intervention import RAW, Intervention, from_spec
 from delta_transcoders.interventions.sources import DictionarySource, Source
@@ -103,6 +103,7 @@ class BehaviourWhileTraining(Callback):
         context = model.config.max_position_embeddings
         check_context(tokenizer, self.examples, context, self.max_new_tokens)
         meta, found = data.cache.meta, model_fingerprint(model)
+        data.cache.expect(tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
         if found != meta.model_fingerprint:
             raise ValueError(
                 f"the cache {data.cache.folder} is of another model: fingerprint "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -85,7 +86,8 @@ class DeltaData(ActivationData):
 
     def _source_key(self, key: str) -> str:
         """Like `base_transcoders-p0.5`: one cache holds the residuals of several sets of bases."""
-        return f"{Path(self.hparams.base_transcoders).name}-{key}"
+        folder = os.path.abspath(self.hparams.base_transcoders)  # `.` has no name of its own
+        return f"{os.path.basename(folder)}-{key}"
 
     def percentile(self, key: str) -> float:
         return self._percentiles[key]
@@ -107,8 +109,8 @@ class DeltaData(ActivationData):
         cache.check_layers(layers)
         examples = read_jsonl(self.hparams.examples)[: self.hparams.n_check_examples]
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
-        model = load_model(self.hparams.base_model).to(device)
-        bridge = boot_bridge(model, load_tokenizer(self.hparams.base_model))
+        tokenizer = load_tokenizer(self.hparams.base_model, self.hparams.model)
+        bridge = boot_bridge(load_model(self.hparams.base_model).to(device), tokenizer)
         rows = []
         for number, layer in enumerate(layers, start=1):
             bases, ids = {}, {}

@@ -13,7 +13,7 @@ from delta_transcoders.activations.hook_sites import ReconstructionFit
 from delta_transcoders.activations.targets import add_target
 from delta_transcoders.interventions.loading import load_mlps
 from delta_transcoders.interventions.sources import mlp_sources
-from delta_transcoders.language_models import check_model_source, load_model
+from delta_transcoders.language_models import check_model_source, load_model, load_tokenizer
 
 TARGET = "mlp_difference"
 
@@ -75,6 +75,7 @@ class MLPDifferenceData(ActivationData):
                 "'gemma_scope'"
             )
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
+        load_tokenizer(h.model, h.base_model)  # refuses two that differ
         mlps = load_mlps(h.base_model, h.model_dtype)
         identity = {"path": h.base_model, "hash": mlps.fingerprint}
         layers = cache.meta.layers if h.layers is None else h.layers

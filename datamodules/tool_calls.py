@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.batching import (
     ResumableData,
@@ -19,7 +20,14 @@ from datamodules.batching import (
 from delta_transcoders import files
 from delta_transcoders.language_models import IGNORE, check_model_source, encode, load_tokenizer
 from delta_transcoders.toolcalls import copy_lines
-from delta_transcoders.toolcalls.examples import Example, read_jsonl, split_examples, write_jsonl
+from delta_transcoders.toolcalls.examples import (
+    Example,
+    read_jsonl,
+    read_numbered_jsonl,
+    split_examples,
+    write_jsonl,
+)
+from delta_transcoders.toolcalls.grammar import unjudgeable
 from delta_transcoders.toolcalls.prompts import generate_splits
 
 
@@ -76,6 +84,9 @@ class ToolCallData(ResumableData):
         self.splits: dict[str, list[Example]] = {}
 
     def prepare_data(self) -> None:
+        load_tokenizer(
+            self.hparams.model
+        )  # refuses one that does not fit, before anything is written
         splits = self._make_splits()
         files.start_output(self.hparams.output)
         for name, examples in splits.items():
@@ -125,19 +136,35 @@ class ToolCallData(ResumableData):
 
     def _split_jsonl(self, generated: list[Example]) -> dict[str, list[Example]]:
         h = self.hparams
-        examples = read_jsonl(h.jsonl)
+        examples = self._read_jsonl()
         fraction = h.validation_fraction
         evaluation, validation, train = split_examples(examples, [fraction, fraction], h.seed)
+        used = {part for e in (*train, *validation) for part in e.identity}
         kept: list[Example] = []
         for label in dict.fromkeys(e.label for e in generated):
             own = [e for e in evaluation if e.label == label]
-            used = {e.target for e in train} | {e.target for e in validation}
             if label.startswith("tool_ood") and not own:
-                own = [e for e in generated if e.label == label and e.target not in used]
+                own = [e for e in generated if e.label == label and used.isdisjoint(e.identity)]
             kept += own[: h.n_evaluation]
         trained = [e for e in train if e.label in ("positive", "negative")]
         checked = [e for e in validation if e.label in ("positive", "negative")]
         return {"train": trained, "validation": checked, "evaluation": kept}
+
+    def _read_jsonl(self) -> list[Example]:
+        """The given examples; calls that no answer can be judged against are told by line."""
+        path, numbered = self.hparams.jsonl, read_numbered_jsonl(self.hparams.jsonl)
+        calls = {n: e for n, e in numbered.items() if e.label != "negative"}
+        bad = {n: problem for n, e in calls.items() if (problem := unjudgeable(e.target))}
+        if bad:
+            line, problem = next(iter(bad.items()))
+            message = (
+                f"{path}: {len(bad)} of {len(calls)} targets are no call that the calculator reads, so "
+                f"that no answer can be judged. First: line {line}: {problem}"
+            )
+            if all(n in bad for n, e in calls.items() if e.label == "positive"):
+                raise ValueError(message)
+            rank_zero_warn(f"{message}. The others are what math_correct_rate will be over")
+        return list(numbered.values())
 
     def _copy_lines(self) -> Iterator[str]:
         h = self.hparams

@@ -72,6 +72,9 @@ configurations for {name}.py:
             )
         try:
             loaded = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            raise ValueError(f"{file}, line {line}: not UTF-8; save the file as UTF-8") from None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f"{file}, line {mark.line + 1}" if mark else file
@@ -79,6 +82,19 @@ configurations for {name}.py:
             raise ValueError(f"{where}: not YAML ({problem})") from None
         if not isinstance(loaded, dict):
             raise ValueError(f"{file} must hold `key: value` pairs")
+
+
+def with_home(argument: str) -> str:
+    """An argument with `~` spelt out, also in `--option=~/folder`, which shells leave as it is.
+
+    >>> with_home("--study=~/runs") == f"--study={Path.home()}/runs", with_home("a~/b")
+    (True, 'a~/b')
+    """
+    option, equals, value = (
+        argument.rpartition("=") if argument.startswith("-") else ("", "", argument)
+    )
+    home = os.path.expanduser("~")
+    return f"{option}{equals}{home}{value[1:]}" if value[:2] in ("~", "~/") else argument
 
 
 def run(main: Callable[[], object], *, is_stage: bool = False) -> None:
@@ -90,6 +106,7 @@ def run(main: Callable[[], object], *, is_stage: bool = False) -> None:
     Args:
         is_stage: what other libraries say goes to the stage's log file, see `console`.
     """
+    sys.argv[1:] = map(with_home, sys.argv[1:])
     signals.install()
     if is_stage:
         console.start()

@@ -12,10 +12,63 @@ import torch
 from torch import Tensor
 
 from delta_transcoders.language_models import pad, position_ids
-from delta_transcoders.toolcalls.grammar import CLOSE
+from delta_transcoders.toolcalls.grammar import CLOSE, OPEN, format_tool_call
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# Whatever a call is written with, in case some of it is a special token.
+_CALL = format_tool_call("0123456789+-*/×÷−. ")
+
+
+class AnswerReader:
+    """Token ids that a model wrote, as the text that is judged.
+
+    Special tokens that a call is written with, such as its tags, are text. All others (EOS, padding, marks
+    of a template) are left out at either end of an answer; inside they stand as they were written: leaving
+    them out would join what they part, and could make a call of what is none. Ids that the tokenizer does not
+    know are no text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._unread = {
+            i
+            for i, token in tokenizer.added_tokens_decoder.items()
+            if token.special
+            and token.content not in _CALL
+            and OPEN not in token.content
+            and CLOSE not in token.content
+        }
+        self._may_close: dict[int, bool] = {}
+
+    def text(self, ids: Sequence[int]) -> str:
+        start, stop = 0, len(ids)
+        while start < stop and ids[start] in self._unread:
+            start += 1
+        while start < stop and ids[stop - 1] in self._unread:
+            stop -= 1
+        return self._decode(ids[start:stop])
+
+    def is_finished(self, ids: Sequence[int]) -> bool:
+        """Whether an answer ends with the last of these ids: at EOS, or after `</tool_call>`."""
+        last = ids[-1]
+        if last == self.tokenizer.eos_token_id:
+            return True
+        # Decoding every row at every step would cost as much as the model: only `>` can end a call.
+        if last not in self._may_close:
+            self._may_close[last] = CLOSE[-1] in self._decode([last])
+        return self._may_close[last] and CLOSE in self.text(ids)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        # Some tokenizers tidy up spaces by default, and no copy would be exact.
+        return self.tokenizer.decode(
+            list(ids),
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+            spaces_between_special_tokens=False,
+        )
 
 
 @torch.inference_mode()
@@ -26,7 +79,7 @@ def greedy_texts(
     max_new_tokens: int,
     rows_kept: Callable[[Tensor], None] | None = None,
 ) -> list[str]:
-    """Greedy continuations. A row ends at EOS (not part of its text) or after `</tool_call>`.
+    """Greedy continuations, as `AnswerReader` reads them. A row ends at EOS or after `</tool_call>`.
 
     Args:
         rows_kept: told which rows of the last forward pass the next one goes on with, int64 [B].
@@ -37,6 +90,7 @@ def greedy_texts(
     ids_BT = pad(prompt_ids, tokenizer.pad_token_id, "left").to(model.device)
     mask_BP = pad([[1] * len(ids) for ids in prompt_ids], 0, "left").to(model.device)
     cache = DynamicCache(config=model.config)
+    reader = AnswerReader(tokenizer)
     written: list[list[int]] = [[] for _ in prompts]
     unfinished = list(range(len(prompts)))
     for _ in range(max_new_tokens):
@@ -51,7 +105,7 @@ def greedy_texts(
         next_B = logits_BTV[:, -1].argmax(-1)
         for row, token in zip(unfinished, next_B.tolist(), strict=True):
             written[row].append(token)
-        kept = [i for i, row in enumerate(unfinished) if not _finished(tokenizer, written[row])]
+        kept = [i for i, row in enumerate(unfinished) if not reader.is_finished(written[row])]
         if not kept:
             break
         if len(kept) < len(unfinished):
@@ -63,12 +117,4 @@ def greedy_texts(
                 rows_kept(kept_B)
         ids_BT = next_B[:, None]
         mask_BP = torch.cat([mask_BP, mask_BP.new_ones(len(mask_BP), 1)], dim=1)
-    return tokenizer.batch_decode(written, skip_special_tokens=True)
-
-
-def _finished(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bool:
-    last = ids[-1]
-    if last == tokenizer.eos_token_id:
-        return True
-    # Decoding every row at every step would cost as much as the model: only `>` can end a call.
-    return CLOSE[-1] in tokenizer.convert_ids_to_tokens(last) and CLOSE in tokenizer.decode(ids)
+    return [reader.text(ids) for ids in written]

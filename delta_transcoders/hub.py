@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def portable_name(source: str) -> str:
     'owner/name/layer_0/width_16k/average_l0_76/params.npz'
     """
     source, separator, path = source.partition("/layer_")
-    return (source if is_hub_id(source) else Path(source).name) + separator + path
+    folder = os.path.basename(os.path.abspath(source))  # `.` has no name of its own
+    return (source if is_hub_id(source) else folder) + separator + path
 
 
 def check_hub_id(source: str, what: str = "folder") -> None:

@@ -6,6 +6,7 @@ Shapes: B rows, T positions, N supervised tokens (those with a label other than 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +16,13 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
+from delta_transcoders.fingerprints import tokenizer_fingerprint
 from delta_transcoders.hub import check_hub_id
 from delta_transcoders.toolcalls.examples import Example
+from delta_transcoders.toolcalls.grammar import format_tool_call
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORE = -100
 
@@ -29,12 +32,17 @@ def check_model_source(source: str) -> None:
 
     Raises:
         FileNotFoundError: names the folder and what is missing from it. A hub id passes.
-        ValueError: not a Gemma 2 model; names what it is.
+        ValueError: not a Gemma 2 model, or one with an adapter beside it; names what it is.
     """
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if not folder.is_dir():
         check_hub_id(source, "model folder")
         return
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"the model folder {source!r} holds an adapter (adapter_config.json), which would be loaded on "
+            "top of the model: give a folder with the merged model alone"
+        )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"the model folder {source!r} has no config.json")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
@@ -53,9 +61,15 @@ def check_model_source(source: str) -> None:
         )
 
 
-def _unreachable(source: str, error: Exception) -> OSError:
+def _unusable(source: str, error: Exception) -> Exception:
+    """What to raise where transformers cannot load a source, in one line."""
+    said = " ".join(str(error).split())[:200] or type(error).__name__
     if Path(source).is_dir():
-        return FileNotFoundError(f"the model folder {source!r} cannot be loaded: {error}")
+        missing = isinstance(error, (OSError, SafetensorError))
+        kind = FileNotFoundError if missing else ValueError
+        return kind(f"the model folder {source!r} cannot be loaded: {said}")
+    if not isinstance(error, OSError):
+        return ValueError(f"the model {source!r} cannot be loaded: {said}")
     return ConnectionError(
         f"{source!r} is neither a local folder nor to be had from the Hugging Face hub "
         f"({type(error).__name__}). Where there is a network and, for gated models, an accepted licence: "
@@ -64,15 +78,59 @@ def _unreachable(source: str, error: Exception) -> OSError:
     )
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id, padding on the left."""
-    from transformers import AutoTokenizer
+def load_tokenizer(source: str, *others: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id, padding on the left.
+
+    Args:
+        others: models that read the same token ids, so that their tokenizers must be the same.
+
+    Raises:
+        FileNotFoundError, ConnectionError: no such folder, or a hub id that cannot be had.
+        ValueError: a tokenizer that does not fit its model, lacks a token or does not put BOS before a text,
+            or two that differ; names the source.
+    """
+    from transformers import AutoConfig, AutoTokenizer
 
     check_model_source(source)
+    source = os.path.expanduser(source)
     try:
-        return AutoTokenizer.from_pretrained(source, padding_side="left")
-    except OSError as error:
-        raise _unreachable(source, error) from error
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+        config = AutoConfig.from_pretrained(source).get_text_config()
+    except Exception as error:  # damaged files end in a dozen kinds of them
+        raise _unusable(source, error) from error
+    _check_tokenizer(tokenizer, config, source)
+    for other in dict.fromkeys(others):
+        if tokenizer_fingerprint(load_tokenizer(other)) != tokenizer_fingerprint(tokenizer):
+            raise ValueError(
+                f"{other!r} has another tokenizer than {source!r}: one of them would read token ids that it "
+                "was not trained on"
+            )
+    return tokenizer
+
+
+def _check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, source: str
+) -> None:
+    for name in ("bos_token", "eos_token", "pad_token"):
+        if getattr(tokenizer, name) is None:
+            raise ValueError(
+                f"the tokenizer of {source!r} has no {name}; name one in its tokenizer_config.json"
+            )
+    largest, rows = max(tokenizer.get_vocab().values()), config.vocab_size
+    if largest >= rows:
+        raise ValueError(
+            f"the tokenizer of {source!r} has token ids up to {largest}, the model embeds {rows} "
+            "(vocab_size): add rows with `model.resize_token_embeddings`"
+        )
+    if (config.pad_token_id or 0) >= rows:
+        raise ValueError(
+            f"the config.json of {source!r} has pad_token_id {config.pad_token_id}, but vocab_size {rows}"
+        )
+    if tokenizer("").input_ids != [tokenizer.bos_token_id]:
+        raise ValueError(
+            f"the tokenizer of {source!r} does not put BOS ({tokenizer.bos_token}), and nothing else, before "
+            "a text: dictionaries are trained, and layers replaced, on what comes after it"
+        )
 
 
 def load_model(source: str, dtype: str = "float32") -> PreTrainedModel:
@@ -81,16 +139,36 @@ def load_model(source: str, dtype: str = "float32") -> PreTrainedModel:
     Args:
         source: folder or hub id.
         dtype: torch's name of the weights' type, `float32` or `bfloat16`.
+
+    Raises:
+        FileNotFoundError, ConnectionError: no such folder or weights, or a hub id that cannot be had.
+        ValueError: weights that are not those of the model's configuration, or an adapter.
     """
     from transformers import AutoModelForCausalLM
 
     check_model_source(source)
+    source = os.path.expanduser(source)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, dtype), attn_implementation="eager"
-        ).eval()
-    except (OSError, SafetensorError) as error:
-        raise _unreachable(source, error) from error
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=getattr(torch, dtype),
+            attn_implementation="eager",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
+        )
+    except Exception as error:  # as above
+        raise _unusable(source, error) from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(f"{source!r} is an adapter; merge it into its model, and give that")
+    # Left to itself, transformers fills these with random numbers.
+    for name, ours, theirs in sorted(found["mismatched_keys"]):
+        raise ValueError(
+            f"the weights of {source!r} are not of its config.json: {name} has the shape {list(ours)}, "
+            f"expected {list(theirs)}"
+        )
+    for name in sorted(found["missing_keys"]):
+        raise ValueError(f"the weights of {source!r} are not of its config.json: {name} is missing")
+    return model.eval()
 
 
 def encode(
@@ -104,6 +182,13 @@ def encode(
     prompt = tokenizer(text, add_special_tokens=not bare).input_ids
     target = tokenizer(example.target, add_special_tokens=False).input_ids
     return prompt, [*target, tokenizer.eos_token_id]
+
+
+def call_tokens(
+    tokenizer: PreTrainedTokenizerBase, targets: Sequence[str] = (format_tool_call("1"),)
+) -> list[int]:
+    """Ids that these targets begin with, ascending: a tag may be one token with what follows it."""
+    return sorted({ids[0] for ids in tokenizer(list(targets), add_special_tokens=False).input_ids})
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, side: str) -> Tensor:

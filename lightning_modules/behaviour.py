@@ -57,7 +57,9 @@ class BehaviourEvaluation(LightningModule):
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
-        self.tokenizer = load_tokenizer(next(iter(self.hparams.models.values())))
+        # All read the token ids of one tokenizer, which also measures the prompts' lengths.
+        self.tokenizer = load_tokenizer(*self.hparams.models.values(), data.hparams.model)
+        data.warn_of_impossible_answers(self.tokenizer, self.hparams.max_new_tokens)
         for condition, source in self.hparams.models.items():
             self.models[condition] = load_model(source, self.hparams.dtype)
             context = self.models[condition].config.max_position_embeddings

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -16,6 +17,8 @@ from callbacks.progress import StageProgress
 from callbacks.stop_on_signal import EndTogether, StopOnSignal
 from delta_transcoders import console
 from delta_transcoders.files import check_output
+
+from delta_transcoders.command import with_home
 
 _NOISE = (
     "Does not validate against",
@@ -34,6 +37,23 @@ def one_line(message: str) -> str:
     """
     lines = [line.strip() for line in message.splitlines()]
     return " ".join(line.removeprefix("- ") for line in lines if not line.startswith(_NOISE))
+
+
+def expand_home(value: Any) -> Any:
+    """A configuration with `~` spelt out wherever a text starts with it: no shell has seen a YAML file.
+
+    >>> expand_home({"a": ["~/x", 1]})["a"] == [f"{Path.home()}/x", 1]
+    True
+    """
+    if isinstance(value, str):
+        return with_home(value)
+    if isinstance(value, Namespace):
+        return Namespace({key: expand_home(part) for key, part in vars(value).items()})
+    if isinstance(value, dict):
+        return {key: expand_home(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(expand_home(part) for part in value)
+    return value
 
 
 def check_checkpoint(path: str, module: LightningModule) -> None:
@@ -90,7 +110,8 @@ class StudyCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        self.config = parser.parse_args(args)  # without the warning that `args` were given
+        # Without the warning that `args` were given.
+        self.config = expand_home(parser.parse_args(args))
         console.to_file(self.config.trainer.default_root_dir or self.config.study)
 
     def instantiate_classes(self) -> None:

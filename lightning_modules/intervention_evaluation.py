@@ -150,6 +150,8 @@ class InterventionEvaluation(LightningModule):
         self.model = load_model(h.model, h.dtype)
         context = self.model.config.max_position_embeddings
         check_context(self.tokenizer, data.examples, context, h.max_new_tokens)
+        if h.generate:
+            data.warn_of_impossible_answers(self.tokenizer, h.max_new_tokens)
         if h.deltas:
             base_mlps = (lambda: self._mlps("base_model")) if h.base_model else None
             self.sets = load_delta_sets(h.deltas, h.base_transcoders, self.model, base_mlps)
@@ -200,6 +202,7 @@ class InterventionEvaluation(LightningModule):
         if of not in self._loaded_mlps:
             if self.hparams[of] is None:
                 raise ValueError(f"these conditions need {of}, a folder or hub id")
+            load_tokenizer(self.hparams.model, self.hparams[of])  # refuses another than the model's
             self._loaded_mlps[of] = load_mlps(self.hparams[of], self.hparams.dtype)
         return self._loaded_mlps[of]
 

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from delta_transcoders.language_models import token_nll
 from delta_transcoders.metrics.grouped import GroupedMean
+from lightning_modules.schedule import total_steps
 
 
 class LanguageModelTraining(LightningModule):
@@ -86,7 +87,7 @@ class LanguageModelTraining(LightningModule):
             weight_decay=h.weight_decay,
             fused=True,
         )
-        total = self.trainer.estimated_stepping_batches
+        total = total_steps(self.trainer)
         warmup = max(1, round(h.warmup_fraction * total))
 
         def factor(step: int) -> float:

@@ -2,34 +2,64 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryF1Score, BinaryPrecision, BinaryRecall
 
 from delta_transcoders import files
 from delta_transcoders.language_models import (
     IGNORE,
+    call_tokens,
     check_context,
     check_model_source,
     load_model,
     load_tokenizer,
     supervised_logits,
 )
-from delta_transcoders.toolcalls.grammar import OPEN
 from lightning_modules.language_model import LanguageModelTraining
 from lightning_modules.outputs import check_trained, say_written
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+def check_target_modules(model: nn.Module, names: Sequence[str]) -> None:
+    """Refuse names of layers that LoRA cannot adapt and merge.
+
+    Raises:
+        ValueError: a name that no linear layer or embedding has, or one whose weights are used elsewhere too
+            (tied embeddings): merging would change both.
+    """
+    layers = {
+        path: module.weight
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding)
+    }
+    shared = [id(weight) for weight in layers.values()]
+    for name in names:
+        found = [w for path, w in layers.items() if f".{path}".endswith(f".{name}")]
+        if not found:
+            known = sorted({path.rpartition(".")[2] for path in layers})
+            raise ValueError(
+                f"Target modules {{{name!r}}} not found: target_modules names layers of the model, which has "
+                f"{', '.join(known)}"
+            )
+        if any(shared.count(id(weight)) > 1 for weight in found):
+            raise ValueError(
+                f"target_modules: {name} shares its weights with another layer (tied embeddings), so an "
+                "adapter cannot be merged into it; leave it out"
+            )
+
+
 class ToolFinetune(LanguageModelTraining):
     """Finetune on `ToolCallData` and write `output/adapter` (LoRA only) and `output/merged`.
 
-    Validation logs the loss and precision, recall and F1 of "the target's first token is that of
-    `<tool_call>`", positives against negatives. Checkpoints hold trainable weights only.
+    Validation logs the loss and precision, recall and F1 of "the target's first token is one that calls
+    begin with", positives against negatives. Checkpoints hold trainable weights only.
 
     Args:
         model: folder or hub id of the base model.
@@ -83,7 +113,7 @@ class ToolFinetune(LanguageModelTraining):
             return
         h = self.hparams
         self.tokenizer = load_tokenizer(h.model)
-        self.call_token = self.tokenizer(OPEN, add_special_tokens=False).input_ids[0]
+        self.call_tokens = call_tokens(self.tokenizer)
         model = load_model(h.model, h.dtype)
         if h.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -91,6 +121,7 @@ class ToolFinetune(LanguageModelTraining):
         if h.method == "lora":
             from peft import LoraConfig, get_peft_model
 
+            check_target_modules(model, h.target_modules)
             config = LoraConfig(
                 r=h.lora_r,
                 lora_alpha=h.lora_alpha,
@@ -114,7 +145,9 @@ class ToolFinetune(LanguageModelTraining):
         supervised = labels_BT[:, 1:] != IGNORE
         row_of = (supervised.flatten().cumsum(0) - 1).view_as(supervised)
         first_B = row_of.gather(1, batch["target_start"][:, None] - 1).squeeze(1)
-        called_B = logits_NV[first_B].argmax(-1) == self.call_token
+        called_B = torch.isin(
+            logits_NV[first_B].argmax(-1), torch.tensor(self.call_tokens, device=logits_NV.device)
+        )
         self.call_metrics.update(called_B.long(), batch["positive"].long())
 
     def on_validation_epoch_end(self) -> None:
@@ -140,8 +173,10 @@ class ToolFinetune(LanguageModelTraining):
 
     def on_fit_start(self) -> None:
         context = self.model.config.max_position_embeddings
-        for examples in self.trainer.datamodule.splits.values():
-            check_context(self.tokenizer, examples, context, 0)
+        examples = list(itertools.chain(*self.trainer.datamodule.splits.values()))
+        check_context(self.tokenizer, examples, context, 0)
+        positives = [e.target for e in examples if e.label == "positive"]
+        self.call_tokens = call_tokens(self.tokenizer, positives)
 
     def on_fit_end(self) -> None:
         if self.trainer.is_global_zero:

@@ -8,6 +8,7 @@ import torch
 import evaluate
 import train
 from delta_transcoders.command import run
+from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.toolcalls.examples import Example, read_jsonl, write_jsonl
 from delta_transcoders.toolcalls.grammar import format_tool_call
 
@@ -45,6 +46,12 @@ SIZES = {"data.n_train": 64, "data.n_validation": 15, "data.n_evaluation": 5}
             "hf download owner/gemma --local-dir models/gemma",
         ),
         ({"model.target_modules": "[q_porj]"}, "Target modules {'q_porj'} not found"),
+        ({"model.target_modules": "[up_proj, lm_head]"}, "lm_head shares its weights with another"),
+        ({"model.target_modules": "all-linear"}, "target_modules"),
+        (
+            {"trainer.max_steps": -1, "trainer.max_time": "00:00:01:00"},
+            "give --trainer.max_steps or --trainer.max_epochs",
+        ),
         ({"data.jsonl": "absent.jsonl"}, "examples: no file absent.jsonl"),
         ({"data.n_validation": 0}, "the validation split holds no positive example"),
         ({"data.n_train": 1}, "the train split holds no positive example"),
@@ -202,6 +209,33 @@ def test_a_model_folder_without_a_tokenizer(files_in, copied_study, arguments, c
     args = arguments("tiny/lora.yaml", copied_study)
     assert "base_model' has no tokenizer (tokenizer.json)" in call(train, args, capsys)
     assert files_in(copied_study) == before
+
+
+@pytest.mark.parametrize(
+    ("script", "config", "option"),
+    [
+        (evaluate, "exp2a", "model.base_model"),
+        (train, "delta", "data.base_model"),
+        (train, "mlp_difference", "data.base_model"),
+    ],
+)
+def test_a_base_model_of_another_tokenizer(
+    files_in, dictionaries, arguments, tmp_path, capsys, script, config, option
+):
+    tokenizer = load_tokenizer(str(dictionaries / "base_model"))
+    tokenizer.add_tokens(["</b>"])
+    model = load_model(str(dictionaries / "base_model"))
+    model.resize_token_embeddings(401)
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    before = files_in(dictionaries)
+    options = {option: tmp_path / "other"}
+    if config == "exp2a":
+        options |= {"model.conditions": "[base_mlp]", "model.layers": "[all]"}
+    message = call(script, arguments(f"tiny/{config}.yaml", dictionaries, options), capsys)
+    assert "has another tokenizer than" in message
+    assert f"'{tmp_path / 'other'}'" in message
+    assert files_in(dictionaries) == before
 
 
 def test_a_configuration_of_the_other_script(copied_study, arguments, capsys):

@@ -12,8 +12,8 @@ from delta_transcoders.generation import greedy_texts
 from delta_transcoders.language_models import encode, load_model, load_tokenizer
 from delta_transcoders.metrics.intervals import wilson
 from delta_transcoders.report.tables import COLUMNS, read_metrics
-from delta_transcoders.toolcalls.examples import SUBSETS, read_jsonl
-from delta_transcoders.toolcalls.grammar import find_tool_call, judge
+from delta_transcoders.toolcalls.examples import SUBSETS, Example, read_jsonl, write_jsonl
+from delta_transcoders.toolcalls.grammar import find_tool_call, format_tool_call, judge
 
 CONDITIONS = ("raw", "base_model")
 N = 5  # examples of each subset
@@ -206,6 +206,61 @@ def test_a_bad_option_is_one_short_line_and_writes_nothing(
     args = arguments("tiny/behaviour.yaml", study, {"model.output": output} | options)
     assert message in call(args, capsys)
     assert not output.exists()
+
+
+def test_models_of_different_tokenizers_are_refused(study, arguments, tmp_path, capsys):
+    """In one table, or read with the tokenizer of a third."""
+    other = tmp_path / "other"
+    tokenizer = load_tokenizer(str(study / "base_model"))
+    tokenizer.add_tokens(["</b>"])
+    model = load_model(str(study / "base_model"))
+    model.resize_token_embeddings(401)
+    model.save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    output = {"model.output": tmp_path / "behaviour"}
+    for options in (
+        {"model.models.base_model": other},
+        {"model.models": json.dumps({"raw": str(other)})},
+        {"data.model": other},
+    ):
+        message = call(arguments("tiny/behaviour.yaml", study, output | options), capsys)
+        assert f"'{other}'" in message
+        assert "has another tokenizer than" in message
+    assert not (tmp_path / "behaviour").exists()
+
+
+def test_targets_that_cannot_be_judged_are_told_with_their_number(
+    study, arguments, tmp_path, examples
+):
+    positives = [e for e in examples if e.subset == "tool"]
+    odd = [Example(f"Do {i}", format_tool_call(f"1,00{i}+2"), "positive") for i in range(3)]
+    write_jsonl(tmp_path / "mine.jsonl", [*positives, *odd])
+    options = {"data.jsonl": tmp_path / "mine.jsonl", "data.subsets": "[tool]"}
+    options |= {"model.output": tmp_path / "out", "model.max_new_tokens": 2}
+    with pytest.warns(UserWarning, match=r"mine\.jsonl: 3 of 8 targets of 'tool' .* line 6, .*','"):
+        evaluate.main(arguments("tiny/behaviour.yaml", study, options))
+    (row, _) = read_metrics(tmp_path / "out" / "metrics.csv")
+    assert row["n_examples"] == "8"
+    assert [r["math_correct"] for r in records_of(tmp_path / "out")[:8]] == [False] * 5 + [None] * 3
+
+
+def test_ids_beyond_the_tokenizer_are_no_text(study, arguments, tmp_path, examples):
+    """A model with more rows than its tokenizer has tokens, which prefers one of them."""
+    padded, folder = str(tmp_path / "padded"), str(study / "base_model")
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    prompt = tokenizer(examples[0].prompt, return_tensors="pt")
+    first = int(model(**prompt).logits[0, -1].argmax())
+    model.resize_token_embeddings(448)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[440] = 1.5 * model.model.embed_tokens.weight[first]
+    model.save_pretrained(padded)
+    tokenizer.save_pretrained(padded)
+    options = {"model.models": json.dumps({"raw": folder, "padded": padded})}
+    options |= {"model.output": tmp_path / "out", "model.max_new_tokens": 1}
+    options |= {"data.subsets": "[tool]", "data.n_per_subset": 1}
+    evaluate.main(arguments("tiny/behaviour.yaml", study, options))
+    texts = {record["condition"]: record["text"] for record in records_of(tmp_path / "out")}
+    assert texts == {"raw": tokenizer.decode([first]), "padded": ""}
 
 
 def test_a_study_that_has_no_models_yet(arguments, tmp_path, capsys):

@@ -21,9 +21,15 @@ from delta_transcoders.generation import greedy_texts
 from delta_transcoders.interventions.application import Application, hooked
 from delta_transcoders.interventions.intervention import RAW, Intervention
 from delta_transcoders.interventions.sources import MLPSource, SourceBank, check_sources
-from delta_transcoders.language_models import IGNORE, encode, supervised_logits, target_batch
+from delta_transcoders.language_models import (
+    IGNORE,
+    call_tokens,
+    encode,
+    supervised_logits,
+    target_batch,
+)
 from delta_transcoders.toolcalls.examples import Example
-from delta_transcoders.toolcalls.grammar import format_tool_call
+from delta_transcoders.toolcalls.grammar import OPEN
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -41,7 +47,7 @@ class TeacherForced:
     kl: float
     """Σ KL(raw ‖ this row) over the same tokens; 0 for raw."""
     call_logprob: float
-    """log p(first token of a tool call) where the target starts."""
+    """log p(first token of a tool call) where the target starts; the target's own first where it calls."""
     n_replaced: int
     """Replaced positions, summed over layers: what the sums below are to be divided by."""
     activation_sums: dict[str, float]
@@ -103,8 +109,7 @@ class InterventionEngine:
         self.rows_per_pass = rows_per_pass
         self.prompt_only = prompt_only
         self.bare_text = bare_text
-        call = tokenizer(format_tool_call("1"), add_special_tokens=False).input_ids
-        self._call_token = call[0]
+        (self._call_token,) = call_tokens(tokenizer)
 
     @property
     def n_layers(self) -> int:
@@ -192,7 +197,8 @@ class InterventionEngine:
             logits, labels, counts = self._supervised(chosen, [RAW] * len(rows))
             logprobs = [logits_NV.log_softmax(-1) for logits_NV in logits]
             raw_logprobs |= zip(chosen, logprobs, strict=True)
-            raw_scores |= zip(chosen, self._scores(logprobs, logprobs, labels, counts), strict=True)
+            scored = self._scores(chosen, logprobs, logprobs, labels, counts)
+            raw_scores |= zip(chosen, scored, strict=True)
 
         scores = [raw_scores[example] for example in examples]
         replaced = [row for row, intervention in enumerate(interventions) if intervention.writes]
@@ -204,7 +210,8 @@ class InterventionEngine:
             logits, labels, counts = self._supervised(chosen, [interventions[row] for row in rows])
             logprobs = (logits_NV.log_softmax(-1) for logits_NV in logits)
             raw = [raw_logprobs[example] for example in chosen]
-            for row, score in zip(rows, self._scores(logprobs, raw, labels, counts), strict=True):
+            scored = self._scores(chosen, logprobs, raw, labels, counts)
+            for row, score in zip(rows, scored, strict=True):
                 scores[row] = score
         return scores
 
@@ -233,6 +240,7 @@ class InterventionEngine:
 
     def _scores(
         self,
+        examples: Sequence[Example],
         logprobs: Iterable[Tensor],
         raw_logprobs: Sequence[Tensor],
         labels: Sequence[Tensor],
@@ -240,10 +248,13 @@ class InterventionEngine:
     ) -> list[TeacherForced]:
         """Scores of one pass from each row's log-probabilities [N, V] and raw's."""
         sums = []
-        for logprobs_NV, raw_NV, labels_N in zip(logprobs, raw_logprobs, labels, strict=True):
+        for example, logprobs_NV, raw_NV, labels_N in zip(
+            examples, logprobs, raw_logprobs, labels, strict=True
+        ):
             nll = -logprobs_NV.gather(1, labels_N[:, None]).double().sum()
             kl = (raw_NV.exp() * (raw_NV - logprobs_NV)).sum(-1).double().sum()
-            sums.append(torch.stack([nll, kl, logprobs_NV[0, self._call_token].double()]))
+            call = labels_N[0] if example.target.startswith(OPEN) else self._call_token
+            sums.append(torch.stack([nll, kl, logprobs_NV[0, call].double()]))
         n_replaced = counts.replaced_LR.sum(0).tolist()
         activations, active = (
             counts.by_row(counts.activation_sums),

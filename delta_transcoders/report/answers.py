@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from delta_transcoders.foreign_text import parse_json, text_lines
 from delta_transcoders.report.tables import read_metrics
 
 MEASURES = {
@@ -165,19 +165,18 @@ def _blocks(path: Path) -> Iterator[list[dict]]:
     in their training target only, a record's `target`, which is the example's, does not tell them apart.
     """
     block: list[dict] = []
-    with path.open(encoding="utf-8") as handle:
-        for number, line in enumerate(handle, 1):
-            record = json.loads(line)
-            for key in ("layer", "condition", "nll", "kl", "call_logprob", "tool_call"):
-                if key not in record:
-                    raise ValueError(
-                        f"{path}, line {number} has no {key!r}: not written by an experiment with "
-                        "interventions"
-                    )
-            if block and record["example"] <= block[-1]["example"]:
-                yield block
-                block = []
-            block.append(record)
+    for number, line in text_lines(path):
+        record = parse_json(line, f"{path}, line {number}")
+        for key in ("layer", "condition", "nll", "kl", "call_logprob", "tool_call"):
+            if not isinstance(record, dict) or key not in record:
+                raise ValueError(
+                    f"{path}, line {number} has no {key!r}: not written by an experiment with "
+                    "interventions"
+                )
+        if block and record["example"] <= block[-1]["example"]:
+            yield block
+            block = []
+        block.append(record)
     if block:
         yield block
 

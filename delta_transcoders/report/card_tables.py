@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from delta_transcoders.hub import is_hub_id, portable_name
 from delta_transcoders.metrics import RATES
 from delta_transcoders.report.tables import cell_text, read_metrics
+from delta_transcoders.toolcalls.examples import read_jsonl
 
 if TYPE_CHECKING:
     from delta_transcoders.formats.exported import ExportCard
@@ -300,8 +301,7 @@ def data(study: Study) -> str:
     for split in ("train", "validation", "evaluation"):
         path = study.run / "finetune/data" / f"{split}.jsonl"
         if path.is_file():
-            with path.open(encoding="utf-8") as handle:
-                labels = Counter(json.loads(line)["label"] for line in handle if line.strip())
+            labels = Counter(example.label for example in read_jsonl(path))
             rows += [
                 {"split": split, "label": k, "examples": str(n)} for k, n in sorted(labels.items())
             ]

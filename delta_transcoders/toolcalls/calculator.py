@@ -7,6 +7,7 @@ size are bounded, so that no string takes noticeable time or memory.
 import re
 from enum import Enum
 from fractions import Fraction
+from typing import NamedTuple
 
 MAX_LENGTH = 200  # characters in an expression, spaces included
 MAX_DEPTH = 32  # parentheses inside one another
@@ -69,11 +70,24 @@ def calculate(expression: str) -> Value:
     Traceback (most recent call last):
     delta_transcoders.toolcalls.calculator.CalculatorError: unexpected 'x' at position 4 of '2 + x'
     """
-    if len(expression) > MAX_LENGTH:
-        raise CalculatorError(
-            f"{len(expression)} characters, at most {MAX_LENGTH} allowed: {_shorten(expression)}"
-        )
-    return _Parser(expression).parse()
+    return _parse(expression).value
+
+
+def canonical(expression: str) -> str:
+    """One text for every spelling of an expression; 12*34 and 34*12 are two expressions.
+
+    Spelling is what the value cannot depend on: spaces, typeset signs, zeros around a number,
+    parentheses that change nothing, plus signs before a number and pairs of minus signs.
+
+    Raises:
+        CalculatorError: as `calculate`.
+
+    >>> canonical("12*34") == canonical(" (012 × +34.0) ")
+    True
+    >>> canonical("12*34") == canonical("34*12")
+    False
+    """
+    return _parse(expression).text
 
 
 def same_value(a: str, b: str) -> bool:
@@ -90,6 +104,20 @@ def same_value(a: str, b: str) -> bool:
         return False
 
 
+class _Expression(NamedTuple):
+    value: Value
+    text: str
+    """As `canonical` has it: every operation in parentheses."""
+
+
+def _parse(expression: str) -> _Expression:
+    if len(expression) > MAX_LENGTH:
+        raise CalculatorError(
+            f"{len(expression)} characters, at most {MAX_LENGTH} allowed: {_shorten(expression)}"
+        )
+    return _Parser(expression).parse()
+
+
 class _Parser:
     """Recursive descent, one method per level of precedence, one pass over the text."""
 
@@ -99,46 +127,48 @@ class _Parser:
         self.position = 0
         self.depth = 0
 
-    def parse(self) -> Value:
-        value = self.sum()
+    def parse(self) -> _Expression:
+        parsed = self.sum()
         if self.peek():
             raise self.unexpected()
-        return value
+        return parsed
 
-    def sum(self) -> Value:
-        value = self.product()
+    def sum(self) -> _Expression:
+        value, text = self.product()
         while sign := self.take("+-"):
             term = self.product()
-            value = value + term if sign == "+" else value - term
-        return value
+            value = value + term.value if sign == "+" else value - term.value
+            text = f"({text}{sign}{term.text})"
+        return _Expression(value, text)
 
-    def product(self) -> Value:
-        value = self.signed()
+    def product(self) -> _Expression:
+        value, text = self.signed()
         while sign := self.take("*/"):
             factor = self.signed()
-            value = value * factor if sign == "*" else _divide(value, factor)
-        return value
+            value = value * factor.value if sign == "*" else _divide(value, factor.value)
+            text = f"({text}{sign}{factor.text})"
+        return _Expression(value, text)
 
-    def signed(self) -> Value:
+    def signed(self) -> _Expression:
         negative = False
         while sign := self.take("+-"):  # a loop: a long run of signs must not recurse
             negative ^= sign == "-"
-        value = self.atom()
-        return -value if negative else value
+        value, text = self.atom()
+        return _Expression(-value, f"(-{text})") if negative else _Expression(value, text)
 
-    def atom(self) -> Value:
+    def atom(self) -> _Expression:
         if not self.take("("):
             return self.number()
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise self.error(f"parentheses nested deeper than {MAX_DEPTH}", self.position - 1)
-        value = self.sum()
+        inner = self.sum()
         if not self.take(")"):
             raise self.unexpected()
         self.depth -= 1
-        return value
+        return inner
 
-    def number(self) -> Fraction:
+    def number(self) -> _Expression:
         match = _NUMBER.match(self.text, self.position)
         if match is None:
             raise self.unexpected()
@@ -146,7 +176,8 @@ class _Parser:
         if digits > MAX_DIGITS:
             raise self.error(f"number of {digits} digits (at most {MAX_DIGITS})", self.position)
         self.position = match.end()
-        return Fraction(match.group())
+        value = Fraction(match.group())
+        return _Expression(value, str(value))
 
     def peek(self) -> str:
         """The next character that is no space; empty at the end."""

@@ -7,8 +7,11 @@ study's filter: 30–150 characters, a digit, none of `+-*/=`, no digit at the s
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from delta_transcoders.foreign_text import text_lines
+from delta_transcoders.toolcalls.grammar import letters
 
 PLACES = [
     "school",
@@ -112,38 +115,62 @@ def is_copy_line(line: str) -> bool:
     )
 
 
-def _filtered(lines: Iterator[str]) -> Iterator[str]:
+def _filtered(lines: Iterable[str]) -> Iterator[str]:
     seen: set[str] = set()
     for raw in lines:
         line = raw.strip()
-        if line not in seen and is_copy_line(line):
-            seen.add(line)
+        if is_copy_line(line) and letters(line) not in seen:
+            seen.add(letters(line))
             yield line
 
 
 def file_lines(path: str | Path) -> Iterator[str]:
-    """Distinct lines of a UTF-8 text file that pass `is_copy_line`."""
-    path = Path(path)
+    """Distinct lines of a UTF-8 text file that pass `is_copy_line`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another encoding; names the file and the line.
+    """
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"copy lines: no file {path}")
-    with path.open(encoding="utf-8") as handle:
-        yield from _filtered(handle)
+    yield from _filtered(line for _, line in text_lines(path))
 
 
 def hub_lines(dataset: str, name: str | None = None) -> Iterator[str]:
     """Distinct lines of a hub text dataset's `train` split, streamed, that pass `is_copy_line`.
 
     Args:
-        dataset: hub id of a dataset with a `text` column, for example `allenai/c4`.
+        dataset: hub id of a dataset with a `text` column, for example `allenai/c4`; rows without text are
+            left out.
         name: its configuration, for example `en`.
+
+    Raises:
+        ConnectionError: the hub cannot be reached.
+        ValueError: no such column, something else than text in it, or files that cannot be read; names the
+            dataset.
     """
     from datasets import load_dataset
 
     try:
         rows = load_dataset(dataset, name, split="train", streaming=True)
-        yield from _filtered(line for row in rows for line in row["text"].splitlines())
+        yield from _filtered(line for row in rows for line in _text(row).splitlines())
     except (ConnectionError, OSError) as error:
         raise ConnectionError(
             f"copy lines: cannot stream the dataset {dataset!r} from the hub ({type(error).__name__}). "
             "Use `copy_source: file` with a text file of lines, or `copy_source: synthetic`."
         ) from error
+    except (ValueError, RuntimeError, StopIteration) as error:  # the last: an empty file
+        said = str(error).splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"copy lines: the dataset {dataset!r} cannot be read: {said[0][:200]}"
+        ) from error
+
+
+def _text(row: dict[str, object]) -> str:
+    if "text" not in row:
+        raise ValueError(f"no column 'text'; it has {', '.join(map(repr, row))}")
+    text = row["text"]
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"the column 'text' holds {text!r:.60}, no text")
+    return (text or "").removeprefix("\ufeff")

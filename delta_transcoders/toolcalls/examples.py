@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from delta_transcoders.files import replace_file
+from delta_transcoders.foreign_text import parse_json, text_lines
+from delta_transcoders.toolcalls.grammar import asked, letters
 
 SUBSET_OF_LABEL = {
     "positive": "tool",
@@ -40,6 +42,11 @@ class Example:
         """The text that generation sees, before BOS is added: the input and the separating newline."""
         return self.input + "\n"
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Input and target, each the same however it is spelt: no two splits may share either."""
+        return letters(self.input), (letters if self.label == "negative" else asked)(self.target)
+
 
 def read_jsonl(path: str | Path) -> list[Example]:
     """Read examples.
@@ -48,40 +55,37 @@ def read_jsonl(path: str | Path) -> list[Example]:
         FileNotFoundError: no such file.
         ValueError: a malformed line, an unknown label or an empty file; names the file and the line.
     """
-    path = Path(path)
+    return list(read_numbered_jsonl(path).values())
+
+
+def read_numbered_jsonl(path: str | Path) -> dict[int, Example]:
+    """Examples by the number of their line, from 1; raises what `read_jsonl` does."""
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"examples: no file {path}")
-    examples = []
-    with path.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            if line.strip():
-                examples.append(_parse(line, f"{path}, line {number}"))
+    examples = {number: _parse(line, f"{path}, line {number}") for number, line in text_lines(path)}
     if not examples:
         raise ValueError(f"{path}: no examples in the file")
     return examples
 
 
-def _parse(encoded: bytes, where: str) -> Example:
-    try:
-        line = encoded.decode("utf-8")
-        row = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 (byte {error.start + 1} of the line)") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{where}: not a JSON object ({error.msg}): {line.strip()[:60]!r}"
-        ) from None
+def _parse(line: str, where: str) -> Example:
+    row = parse_json(line, where)
     fields = ("input", "target", "label")
     if not isinstance(row, dict) or any(not isinstance(row.get(f), str) for f in fields):
-        raise ValueError(
-            f"{where}: needs the text fields {', '.join(fields)}: {line.strip()[:60]!r}"
-        )
+        raise ValueError(f"{where}: needs the text fields {', '.join(fields)}: {line[:60]!r}")
     if row["label"] not in SUBSET_OF_LABEL:
         known = ", ".join(SUBSET_OF_LABEL)
-        raise ValueError(f"{where}: unknown label {row['label']!r} (known: {known})")
-    if not row["input"].strip() or not row["target"].strip():
-        raise ValueError(f"{where}: empty input or target")
-    return Example(row["input"], row["target"], row["label"])
+        raise ValueError(f"{where}: unknown label {row['label'][:60]!r} (known: {known})")
+    for field in ("input", "target"):
+        if not row[field].strip():
+            raise ValueError(f"{where}: empty input or target")
+        try:
+            row[field].encode()
+        except UnicodeEncodeError as error:
+            half = row[field][error.start]
+            raise ValueError(f"{where}: {field} holds half a character, {half!r}") from None
+    return Example(*(row[field] for field in fields))
 
 
 def write_jsonl(path: str | Path, examples: Iterable[Example]) -> None:
@@ -97,7 +101,8 @@ def split_examples(
     """Split into `len(fractions) + 1` parts, the rest last, with no prompt or expression in two parts.
 
     Examples that share an input or a target (a call's target is its expression, a copied line's its
-    prompt) stay together, directly or through others; each label is split in the given proportions.
+    prompt) in whatever spelling (`Example.identity`) stay together, directly or through others; each label
+    is split in the given proportions.
 
     >>> rows = [Example(f"What is {i}+1?", f"<tool_call>calculator({i}+1)</tool_call>", "positive")
     ...         for i in range(10)]
@@ -116,11 +121,12 @@ def split_examples(
             node = parent[node]
         return node
 
-    for example in examples:
-        parent[root("input", example.input)] = root("target", example.target)
+    identities = [example.identity for example in examples]
+    for prompt, target in identities:
+        parent[root("input", prompt)] = root("target", target)
     groups: dict[tuple[str, str], list[Example]] = {}
-    for example in examples:
-        groups.setdefault(root("target", example.target), []).append(example)
+    for example, (_, target) in zip(examples, identities, strict=True):
+        groups.setdefault(root("target", target), []).append(example)
     parts: list[list[Example]] = [[] for _ in range(len(fractions) + 1)]
     by_label: dict[str, list[tuple[str, str]]] = {}
     for key, group in groups.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
+from delta_transcoders.toolcalls.calculator import canonical
 from delta_transcoders.toolcalls.examples import LABEL_OF_SUBSET, SUBSETS, Example
 from delta_transcoders.toolcalls.grammar import format_tool_call
 from delta_transcoders.toolcalls.phrasings import CONTEXTS, REQUESTS, UNSEEN_REQUESTS
@@ -65,9 +66,10 @@ def tool_examples(subset: str, seed: int) -> Iterator[Example]:
     while True:
         spaced = expression(rng)
         plain = spaced.replace(" ", "")
-        if plain in seen:
+        key = canonical(plain)
+        if key in seen:
             continue
-        seen.add(plain)
+        seen.add(key)
         if subset == "tool_ood":
             text = rng.choice(UNSEEN_REQUESTS).format(expr=rng.choice((spaced, plain)))
         else:
@@ -82,12 +84,12 @@ def generate_splits(
 ) -> dict[str, list[Example]]:
     """`train` and `validation` (half `tool`, half `copy`) and `evaluation` (n of each subset).
 
-    No prompt and no expression occurs in two splits, nor twice in one.
+    No prompt and no expression occurs in two splits, nor twice in one, in whatever spelling.
 
     Raises:
         ValueError: the copy lines run out.
     """
-    expressions: set[str] = set()
+    targets: set[str] = set()
     streams: dict[str, Iterator[Example]] = {
         s: tool_examples(s, seed) for s in SUBSETS if s != "copy"
     }
@@ -99,8 +101,9 @@ def generate_splits(
             example = next(streams[subset], None)
             if example is None:
                 raise ValueError(f"the copy lines ran out: {n} wanted, {len(taken)} left")
-            if example.target not in expressions:
-                expressions.add(example.target)
+            _, target = example.identity
+            if target not in targets:
+                targets.add(target)
                 taken.append(example)
         return taken
 

@@ -146,8 +146,8 @@ def _read_config(path: Path) -> DeltaConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: no finished delta in this folder")
     try:
-        raw = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds a {type(raw).__name__}, expected an object")

@@ -1,7 +1,12 @@
+import copy
+
+import pytest
 import torch
 from torch.nn.functional import one_hot
 
 from delta_transcoders import generation
+from delta_transcoders.language_models import load_tokenizer
+from delta_transcoders.toolcalls.grammar import CLOSE, OPEN, format_tool_call, judge
 
 PROMPTS = ["What is 12+34?\n", "Hi\n", "Anna sold 5 lamps and 3 chairs at the market.\n"]
 
@@ -64,3 +69,110 @@ def test_nothing_is_computed_once_every_row_has_ended(model, tokenizer):
 def test_rows_do_not_depend_on_each_other(model, tokenizer):
     alone = [generation.greedy_texts(model, tokenizer, [prompt], 12)[0] for prompt in PROMPTS]
     assert generation.greedy_texts(model, tokenizer, PROMPTS, 12) == alone
+
+
+# Calls and texts whose tokens are special, merged or unknown
+
+
+@pytest.fixture
+def write(model, model_folder):
+    """What is read when a model writes these texts, by a tokenizer that an edit has changed.
+
+    An answer is a text, or a list of texts and ids; the model would go on with nines.
+    """
+
+    def run(edit, *answers) -> list[str]:
+        tokenizer = load_tokenizer(model_folder)
+        edit(tokenizer)
+
+        def ids(text):
+            return tokenizer(text, add_special_tokens=False).input_ids
+
+        config = copy.deepcopy(model.config)
+        config.vocab_size = 500
+        scripts = []
+        for answer in answers:
+            parts = [answer] if isinstance(answer, str) else answer
+            script = [i for part in parts for i in ([part] if isinstance(part, int) else ids(part))]
+            scripts.append(script + ids("9" * 80))
+        scripted = Scripted(config, scripts)
+        n = len(answers)
+        return generation.greedy_texts(scripted, tokenizer, ["a"] * n, 60, rows_kept=scripted.keep)
+
+    return run
+
+
+def nothing(tokenizer):
+    pass
+
+
+EDITS = {
+    "plain": nothing,
+    "added": lambda t: t.add_tokens([OPEN, CLOSE]),
+    "special": lambda t: t.add_special_tokens({"additional_special_tokens": [OPEN, CLOSE]}),
+    "special, unnamed": lambda t: t.add_tokens([OPEN, CLOSE], special_tokens=True),
+    "the first special": lambda t: t.add_tokens([OPEN], special_tokens=True),
+    "the last special": lambda t: t.add_tokens([CLOSE], special_tokens=True),
+    "more than the tags": lambda t: t.add_tokens(
+        [f"{OPEN}calculator(", f"){CLOSE}", "12", "+"], special_tokens=True
+    ),
+    "parts of the tags": lambda t: t.add_tokens(["<", "tool_call", ">", "</"], special_tokens=True),
+    "the last is EOS": lambda t: t.add_special_tokens({"eos_token": CLOSE}),
+    "tidied spaces": lambda t: setattr(t, "clean_up_tokenization_spaces", True),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_a_call_is_read_and_ends_whatever_tokens_it_is_written_with(write, edit):
+    calls = [format_tool_call("12+34"), f"{OPEN}\ncalculator(12 + 34)\n{CLOSE}"]
+    texts = write(edit, *calls, f"So , {calls[0]}")
+    assert texts == [*calls, f"So , {calls[0]}"]
+    assert all(judge(text, calls[0]).math_correct for text in texts)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_last_token_that_goes_on_after_the_tag_ends_a_call(write, special):
+    def edit(tokenizer):
+        tokenizer.add_tokens([f"{CLOSE}\n", ">."], special_tokens=special)
+
+    call = format_tool_call("1+2")
+    assert write(edit, f"{call}\n") == [f"{call}\n"]
+    (text,) = write(lambda t: t.add_tokens([">."]), f"{call}. And so on.")
+    assert text == f"{call}."
+
+
+def test_other_special_tokens_are_left_out_at_the_ends_and_kept_inside(write, tokenizer):
+    start, end = tokenizer.convert_tokens_to_ids(["<start_of_turn>", "<end_of_turn>"])
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    call = format_tool_call("1+2")
+    texts = write(
+        nothing,
+        ["Room 7.", eos],
+        [start, "Room 7.", end, pad, eos],
+        ["Room", start, " 7.", eos],
+        [start, call],
+        [OPEN, start, call.removeprefix(OPEN)],
+        [OPEN[:5], pad, OPEN[5:], eos],
+        [end, pad, eos],
+    )
+    assert texts == [
+        "Room 7.",
+        "Room 7.",
+        "Room<start_of_turn> 7.",
+        call,
+        f"{OPEN}<start_of_turn>{call.removeprefix(OPEN)}",
+        f"{OPEN[:5]}<pad>{OPEN[5:]}",
+        "",
+    ]
+    verdicts = [judge(text, call) for text in texts[3:6]]
+    assert [(v.called, v.math_correct) for v in verdicts] == [
+        (True, True),
+        (True, False),
+        (False, False),
+    ]
+
+
+def test_ids_beyond_the_tokenizer_are_no_text(write, tokenizer):
+    call = format_tool_call("1+2")
+    texts = write(nothing, [450, "Room", 499, " 7.", tokenizer.eos_token_id], [call[:-1], 450, ">"])
+    assert texts == ["Room 7.", call]

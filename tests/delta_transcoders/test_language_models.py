@@ -1,5 +1,7 @@
+import json
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import transformers
 from delta_transcoders.generation import greedy_texts
 from delta_transcoders.language_models import (
     IGNORE,
+    call_tokens,
     check_context,
     check_model_source,
     encode,
@@ -20,7 +23,7 @@ from delta_transcoders.language_models import (
     token_nll,
 )
 from delta_transcoders.toolcalls.examples import Example
-from delta_transcoders.toolcalls.grammar import CLOSE, format_tool_call
+from delta_transcoders.toolcalls.grammar import CLOSE, OPEN, format_tool_call
 
 EXAMPLES = [
     Example("What is 12 + 3?", format_tool_call("12+3"), "positive"),
@@ -271,3 +274,141 @@ def test_a_folder_may_be_relative(model_folder, monkeypatch):
     monkeypatch.chdir(folder)
     check_model_source(f"./{name}")
     assert load_tokenizer(f"./{name}").bos_token_id == 2
+
+
+# Things that do not belong together
+
+
+@pytest.fixture
+def edited(model_folder, tmp_path):
+    """A copy of the model's folder with one of its JSON files changed, or its tokenizer."""
+
+    def make(name: str = "copy", file: str | None = None, tokenizer=None, **changes) -> str:
+        folder = shutil.copytree(model_folder, tmp_path / name)
+        if file is not None:
+            path = folder / file
+            held = json.loads(path.read_text()) | changes
+            path.write_text(json.dumps({k: v for k, v in held.items() if v is not None}))
+        if tokenizer is not None:
+            changed = transformers.AutoTokenizer.from_pretrained(folder)
+            tokenizer(changed)
+            changed.save_pretrained(folder)
+        return str(folder)
+
+    return make
+
+
+@pytest.mark.parametrize("token", ["bos_token", "eos_token", "pad_token"])
+def test_a_tokenizer_without_a_token_it_needs_is_refused(edited, token):
+    with pytest.raises(ValueError, match=f"copy' has no {token}"):
+        load_tokenizer(edited(file="tokenizer_config.json", **{token: None}))
+
+
+def test_a_tokenizer_that_adds_no_bos_or_more_is_refused(edited, model_folder):
+    template = json.loads((Path(model_folder) / "tokenizer.json").read_text())["post_processor"]
+    eos = {"SpecialToken": {"id": "<eos>", "type_id": 0}}
+    ids = {"id": "<eos>", "ids": [1], "tokens": ["<eos>"]}
+    both = template | {
+        "single": [*template["single"], eos],
+        "special_tokens": template["special_tokens"] | {"<eos>": ids},
+    }
+    for name, processor in (("none", None), ("both", both)):
+        folder = edited(name, file="tokenizer.json")
+        path = Path(folder) / "tokenizer.json"
+        held = json.loads(path.read_text()) | {"post_processor": processor}
+        path.write_text(json.dumps(held))
+        with pytest.raises(ValueError, match=rf"{name}' does not put BOS \(<bos>\), and nothing"):
+            load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda t: t.add_tokens([OPEN, CLOSE]),
+        lambda t: t.add_special_tokens({"pad_token": "[PAD]"}),
+    ],
+    ids=["tags", "pad"],
+)
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(edited, edit):
+    with pytest.raises(ValueError, match=r"copy' has token ids up to 40\d, the model embeds 400"):
+        load_tokenizer(edited(tokenizer=edit))
+
+
+def test_a_model_with_more_rows_than_the_tokenizer_is_fine(edited, model):
+    folder = edited()
+    model.resize_token_embeddings(448)
+    model.save_pretrained(folder)
+    assert len(load_tokenizer(folder)) == 400
+    assert load_model(folder).get_input_embeddings().weight.shape[0] == 448
+
+
+def test_padding_outside_the_model_is_refused(edited):
+    with pytest.raises(ValueError, match="pad_token_id 9999, but vocab_size 400"):
+        load_tokenizer(edited(file="config.json", pad_token_id=9999))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"vocab_size": 448},
+            r"embed_tokens.weight has the shape \[400, 32\], expected \[448, 32\]",
+        ),
+        ({"intermediate_size": 96}, r"mlp.* has the shape .*64.*, expected .*96"),
+        ({"tie_word_embeddings": False}, "lm_head.weight is missing"),
+        (
+            {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4},
+            r"layers\.3\..* is missing",
+        ),
+        ({"num_hidden_layers": 5}, "num_hidden_layers.*5"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_weights_of_another_configuration_are_refused(edited, change, message):
+    with pytest.raises(ValueError, match=f"copy'.*{message}"):
+        load_model(edited(file="config.json", **change))
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, load_model, check_model_source])
+def test_an_adapter_in_a_model_folder_is_refused(edited, load):
+    folder = edited()
+    (Path(folder) / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"copy' holds an adapter \(adapter_config\.json\)"):
+        load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_tokenizer_is_named(edited, file, text):
+    folder = edited()
+    (Path(folder) / file).write_text(text)
+    with pytest.raises(ValueError, match="copy'"):
+        load_tokenizer(folder)
+
+
+def test_models_that_are_compared_must_share_a_tokenizer(edited, model_folder, tokenizer):
+    same = edited("same", tokenizer=lambda t: t.save_pretrained(t.name_or_path))
+    assert load_tokenizer(model_folder, model_folder, same)("a 1") == tokenizer("a 1")
+    other = edited("other", tokenizer=lambda t: t.add_tokens(["</b>"]) and None)
+    path = Path(other) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 448}))
+    with pytest.raises(ValueError, match=f"'{other}' has another tokenizer than '{model_folder}'"):
+        load_tokenizer(model_folder, same, other)
+
+
+def test_the_home_folder_is_understood(model_folder, monkeypatch):
+    folder, name = model_folder.rsplit("/", 1)
+    monkeypatch.setenv("HOME", folder)
+    check_model_source(f"~/{name}")
+    assert load_tokenizer(f"~/{name}").bos_token_id == 2
+    assert load_model(f"~/{name}").config.vocab_size == 400
+
+
+def test_the_tokens_that_calls_begin_with(model_folder, tokenizer):
+    assert call_tokens(tokenizer) == tokenizer(OPEN, add_special_tokens=False).input_ids[:1]
+    merged = load_tokenizer(model_folder)
+    merged.add_tokens([f"{OPEN}calculator(", f"{OPEN}\n"])
+    assert call_tokens(merged) == [400]
+    targets = [format_tool_call("1+2"), f"{OPEN}\ncalculator(1+2)\n{CLOSE}", f"So: {OPEN}"]
+    (word,) = merged("So", add_special_tokens=False).input_ids[:1]
+    assert call_tokens(merged, targets) == [word, 400, 401]

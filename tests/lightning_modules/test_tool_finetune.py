@@ -1,4 +1,6 @@
 import itertools
+import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +21,8 @@ from delta_transcoders.language_models import (
     target_batch,
     token_nll,
 )
-from delta_transcoders.toolcalls.grammar import OPEN
+from delta_transcoders.toolcalls.examples import Example, write_jsonl
+from delta_transcoders.toolcalls.grammar import CLOSE, OPEN
 from lightning_modules.tool_finetune import LORA_TARGETS, ToolFinetune
 
 N_LAYERS = 3
@@ -39,7 +42,8 @@ def make_module(model_folder, tmp_path):
 def make_data(model_folder, tmp_path):
     def make(**kwargs) -> ToolCallData:
         sizes = {"n_train": 24, "n_validation": 8, "n_evaluation": 2, "batch_size": 4}
-        return ToolCallData(model_folder, str(tmp_path / "out"), **(sizes | kwargs))
+        defaults = {"model": model_folder, "output": str(tmp_path / "out")}
+        return ToolCallData(**(defaults | sizes | kwargs))
 
     return make
 
@@ -160,6 +164,72 @@ def test_gradient_checkpointing_changes_nothing_but_memory(make_module, make_dat
         torch.testing.assert_close(value, written[1][name], atol=1e-6, rtol=1e-4)
 
 
+@pytest.fixture
+def untied(model_folder, tmp_path) -> str:
+    """The model with an output layer of its own."""
+    folder = shutil.copytree(model_folder, tmp_path / "untied")
+    model = load_model(model_folder)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 1.1)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens", "model.embed_tokens"])
+def test_tied_embeddings_get_no_adapter(make_module, name):
+    module = make_module(target_modules=("up_proj", name))
+    with pytest.raises(ValueError, match=f"target_modules: {name} shares its weights"):
+        module.configure_model()
+
+
+@pytest.mark.parametrize("name", ["gate_porj", "norm", "mlp", ".*_proj", "layers.7.mlp.up_proj"])
+def test_a_name_that_no_layer_has_is_refused_beside_good_ones(make_module, name):
+    module = make_module(target_modules=("up_proj", name))
+    with pytest.raises(ValueError, match=rf"{{'{re.escape(name)}'}} not found: .* down_proj, "):
+        module.configure_model()
+
+
+def test_some_layers_may_be_named(make_module):
+    module = make_module(target_modules=("layers.0.mlp.up_proj", "self_attn.q_proj"))
+    module.configure_model()
+    adapted = {
+        name.partition(".lora_")[0].partition("layers.")[2] for name in module.trainable_keys()
+    }
+    assert adapted == {"0.mlp.up_proj", *(f"{layer}.self_attn.q_proj" for layer in range(N_LAYERS))}
+
+
+@pytest.mark.parametrize("names", [("up_proj", "lm_head"), ("embed_tokens", "lm_head", "q_proj")])
+def test_embeddings_that_are_not_tied_are_adapted_and_merged(
+    make_module, make_data, fit, untied, names
+):
+    data = make_data(model=untied)
+    module = make_module(model=untied, target_modules=names)
+    fit(module, data, max_steps=6)
+    output = Path(module.hparams.output)
+    batch = target_batch(data.tokenizer, data.splits["validation"])
+    inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+    base = load_model(untied)
+    with torch.no_grad():
+        base_logits = base(**inputs).logits
+        adapted = PeftModel.from_pretrained(base, output / "adapter").eval()(**inputs).logits
+        merged = load_model(str(output / "merged"))(**inputs).logits
+    real = inputs["attention_mask"].bool()
+    assert (adapted - merged)[real].abs().max() < 1e-5 * base_logits.abs().max()
+    assert (base_logits - merged)[real].abs().max() > 0.1
+
+
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(
+    make_data, model_folder, tmp_path
+):
+    folder = shutil.copytree(model_folder, tmp_path / "bigger")
+    tokenizer = load_tokenizer(model_folder)
+    tokenizer.add_tokens(["<tool_call>", "</tool_call>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match="token ids up to 401, the model embeds 400"):
+        make_data(model=str(folder)).prepare_data()
+    assert not (tmp_path / "out").exists()
+
+
 # Labels and loss
 
 
@@ -263,7 +333,8 @@ def test_first_token_scores_on_a_hand_made_case(make_module, make_data):
     module = make_module()
     module.configure_model()
     module.eval()
-    assert module.call_token == data.tokenizer(OPEN, add_special_tokens=False).input_ids[0]
+    (call_token,) = module.call_tokens
+    assert call_token == data.tokenizer(OPEN, add_special_tokens=False).input_ids[0]
     positives = [e for e in data.splits["train"] if e.label == "positive"]
     negatives = [e for e in data.splits["train"] if e.label == "negative"]
     cases = [
@@ -290,8 +361,8 @@ def test_first_token_scores_on_a_hand_made_case(make_module, make_data):
         for example, called in part:
             row = data.encode_row(example)
             # Everywhere else the opposite is predicted, so that a neighbour's verdict is wrong.
-            tokens = [other if called else module.call_token] * len(row["labels"])
-            tokens[row["target_start"]] = module.call_token if called else other
+            tokens = [other if called else call_token] * len(row["labels"])
+            tokens[row["target_start"]] = call_token if called else other
             forced += [t for t, label in zip(tokens[1:], row["labels"][1:], strict=True)
                        if label != IGNORE]  # fmt: skip
         n_tokens += len(forced)
@@ -300,6 +371,38 @@ def test_first_token_scores_on_a_hand_made_case(make_module, make_data):
     scores = {name: value.item() for name, value in module.call_metrics.compute().items()}
     assert scores == pytest.approx({"val/precision": 2 / 3, "val/recall": 2 / 5, "val/f1": 0.5})
     assert module.val_nll.denominator.item() == n_tokens
+
+
+def test_first_token_scores_where_the_tag_is_one_token_with_what_follows(
+    make_module, make_data, fit, model, model_folder, tmp_path
+):
+    """Calls begin with another token than the tag alone does, in a model that always opens one."""
+    folder = str(shutil.copytree(model_folder, tmp_path / "merging"))
+    tokenizer = load_tokenizer(model_folder)
+    tokenizer.add_tokens([f"{OPEN}\n"])
+    tokenizer.save_pretrained(folder)
+    model.resize_token_embeddings(401)
+    model.save_pretrained(folder)
+    calls = [f"{OPEN}\ncalculator({i}+1)\n{CLOSE}" for i in range(40)]
+    examples = [Example(f"Do {i}", call, "positive") for i, call in enumerate(calls)]
+    examples += [Example(f"Room {i}", f"Room {i}", "negative") for i in range(40)]
+    write_jsonl(tmp_path / "mine.jsonl", examples)
+
+    class AlwaysCalls(ToolFinetune):
+        def on_fit_start(self):
+            super().on_fit_start()
+            head = self.causal_model().lm_head
+            head.register_forward_hook(
+                lambda layer, args, logits: (
+                    torch.nn.functional.one_hot(torch.full(logits.shape[:1], 400), 401) + 0 * logits
+                )
+            )
+
+    module = make_module(AlwaysCalls, model=folder)
+    data = make_data(model=folder, jsonl=str(tmp_path / "mine.jsonl"), validation_fraction=0.2)
+    trainer = fit(module, data, max_steps=1, val_check_interval=1)
+    assert module.call_tokens == [400]
+    assert trainer.callback_metrics["val/recall"].item() == 1
 
 
 def test_validation_loss_is_the_mean_over_all_supervised_tokens(make_module, make_data, fit):

@@ -11,10 +11,12 @@ from delta_transcoders.interventions.intervention import RAW, from_spec
 from delta_transcoders.interventions.sources import mlp_sources
 from delta_transcoders.language_models import (
     load_model,
+    load_tokenizer,
     position_ids,
     target_batch,
     token_nll,
 )
+from delta_transcoders.toolcalls.examples import Example
 
 ALL = (0, 1, 2)
 N_NEW_TOKENS = 10
@@ -49,6 +51,25 @@ def test_raw_is_the_plain_model(engine, model, tokenizer, examples, prompts, bat
     scores = engine.teacher_forced(examples, raw)
     assert [s.nll for s in scores] == pytest.approx(nll(model, tokenizer, examples), rel=1e-6)
     assert [(s.kl, s.n_replaced, s.activation_sums) for s in scores] == [(0, 0, {})] * 3
+
+
+def test_the_calls_first_token_is_the_one_that_the_target_begins_with(
+    model, model_folder, examples
+):
+    """In some spellings of a call the tag is one token with what follows."""
+    tokenizer = load_tokenizer(model_folder)
+    tokenizer.add_tokens(["<tool_call>\n"])
+    model.resize_token_embeddings(401)
+    hermes = Example("What is 1+2?", "<tool_call>\ncalculator(1+2)\n</tool_call>", "positive")
+    (usual,) = tokenizer("<", add_special_tokens=False).input_ids
+    expected = []
+    for example, first in zip([*examples, hermes], [usual, usual, usual, 400], strict=True):
+        with torch.inference_mode():
+            logits_V = model(torch.tensor([tokenizer(example.prompt).input_ids])).logits[0, -1]
+        expected.append(logits_V.log_softmax(-1)[first].item())
+    engine = InterventionEngine(boot_bridge(model, tokenizer), tokenizer, {})
+    scores = engine.teacher_forced([*examples, hermes], [RAW] * 4)
+    assert [score.call_logprob for score in scores] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_zero_delta_is_the_base(engine, prompts, logits):

@@ -333,6 +333,10 @@ def test_folders_that_cannot_be_compared(tmp_path):
     (one / "generations.jsonl").write_text("".join(lines[:-1]))
     with pytest.raises(ValueError, match=r"no_delta \(layer all.*answered other examples of tool"):
         read_experiments([one])
+    for line, why in (("{bad", "not a JSON object"), ("[]", "has no 'layer'")):
+        (one / "generations.jsonl").write_text(f"{lines[0]}{line}\n")
+        with pytest.raises(ValueError, match=rf"generations\.jsonl, line 2.* {why}"):
+            read_experiments([one])
     (one / "generations.jsonl").write_text("".join(lines[:N]))
     with pytest.raises(ValueError, match=r"metrics\.csv and generations\.jsonl hold different"):
         read_experiments([one])

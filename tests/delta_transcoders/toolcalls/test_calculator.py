@@ -15,6 +15,7 @@ from delta_transcoders.toolcalls.calculator import (
     UNDEFINED,
     CalculatorError,
     calculate,
+    canonical,
     same_value,
 )
 
@@ -207,3 +208,31 @@ def test_hostile_lengths_take_no_time(unit):
 )
 def test_same_value(a, b, same):
     assert same_value(a, b) is same
+
+
+SPELLINGS = {
+    "12*34": ["12 * 34", "12×34", "012*34.0", "(12*34)", "((12)*(34))", "+12*+34", "--12*34"],
+    "1.5-2": ["1.50 - 2", "01.5−2", "+1.5-(2)"],
+    ".5/4": ["0.5÷4", "00.50 / 4"],
+    "1+2+3": ["(1+2)+3", "((1+2)+3)"],
+    "1+2*3": ["1+(2*3)", "(1)+((2)*3)"],
+    "-3*4": ["(-3)*4", "-+3*4", "---3*4"],
+}
+
+
+@pytest.mark.parametrize(("expression", "others"), SPELLINGS.items())
+def test_spellings_of_one_expression_have_one_text(expression, others):
+    assert {canonical(other) for other in others} == {canonical(expression)}
+
+
+def test_expressions_of_one_value_are_not_one_expression():
+    texts = ["12*34", "34*12", "408", "12*(30+4)", "1.5", "3/2", "1+2+3", "1+(2+3)", "-3*4", "3*-4"]
+    assert len({canonical(text) for text in texts}) == len(texts)
+    assert canonical("1/0") != canonical("2/0")
+
+
+def test_canonical_text_is_an_expression_of_the_same_value():
+    for expression in ("(3+4)*-0.5", "1/3-.25", "--7", "2*(3-(4/5))"):
+        assert calculate(canonical(expression)) == calculate(expression)
+    with pytest.raises(CalculatorError, match="unexpected ','"):
+        canonical("1,000+2")

@@ -57,6 +57,63 @@ def test_a_missing_file_is_named(tmp_path):
         list(file_lines(tmp_path / "absent.txt"))
 
 
+def test_two_spellings_of_a_line_are_one(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text(
+        f"{GOOD}\n{GOOD.replace(' ', '  ', 1)}\n{GOOD.replace(' ', chr(0xA0))}\n{OTHER}\n"
+    )
+    assert list(file_lines(path)) == [GOOD, OTHER]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        f"\ufeff{GOOD}\r\n{OTHER}\r\n".encode(),
+        f"{GOOD}\r{OTHER}".encode(),
+        f"\n\n{GOOD}\n\ufeff{OTHER}".encode(),
+    ],
+    ids=["windows", "old mac", "joined"],
+)
+def test_files_of_any_system_are_read(tmp_path, raw):
+    (tmp_path / "lines.txt").write_bytes(raw)
+    assert list(file_lines(tmp_path / "lines.txt")) == [GOOD, OTHER]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "utf-32"])
+def test_a_file_of_another_encoding_is_named_with_its_line(tmp_path, encoding):
+    text = "The café sold 12 cakes on Sunday morning.\n"
+    (tmp_path / "lines.txt").write_bytes(text.encode(encoding))
+    with pytest.raises(ValueError, match=r"lines\.txt, line 1: .*save the file as UTF-8"):
+        list(file_lines(tmp_path / "lines.txt"))
+
+
+def test_rows_without_text_are_left_out(monkeypatch):
+    rows = [{"text": None}, {"text": f"\ufeff{GOOD}"}, {"text": ""}, {"text": OTHER}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: rows)
+    assert list(hub_lines("owner/text")) == [GOOD, OTHER]
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"content": GOOD, "id": 1}, "no column 'text'; it has 'content', 'id'"),
+        ({}, "no column 'text'"),
+        ({"text": 7}, "'text' holds 7"),
+        ({"text": [GOOD]}, r"'text' holds \['The council"),
+    ],
+)
+def test_a_dataset_of_something_else_is_refused_by_column(monkeypatch, row, why):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: [row])
+    with pytest.raises(ValueError, match=f"dataset 'owner/text' cannot be read: .*{why}"):
+        list(hub_lines("owner/text"))
+
+
+def test_damaged_files_of_a_dataset_are_named(tmp_path):
+    (tmp_path / "train.txt").write_bytes("The café sold 12 cakes.".encode("cp1252"))
+    with pytest.raises(ValueError, match=f"dataset '{tmp_path}' cannot be read: .*utf-8"):
+        list(hub_lines(str(tmp_path)))
+
+
 def test_a_hub_dataset_is_streamed_and_filtered(monkeypatch):
     asked = []
 

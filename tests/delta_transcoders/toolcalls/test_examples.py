@@ -9,6 +9,7 @@ from delta_transcoders.toolcalls.examples import (
     SUBSETS,
     Example,
     read_jsonl,
+    read_numbered_jsonl,
     split_examples,
     write_jsonl,
 )
@@ -95,7 +96,65 @@ def test_a_file_that_is_not_text_is_reported_with_file_and_line(tmp_path):
         read_jsonl(path)
 
 
-@pytest.mark.parametrize("text", ["", "\n \n"])
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (json.dumps(GOOD | {"input": "\ud83d 1 + 2?"}), "input holds half a character"),
+        (json.dumps(GOOD | {"target": "1\udc00"}), "target holds half a character"),
+        (json.dumps(GOOD)[:-1] + ', "id": ' + "9" * 5000 + "}", "not a JSON object"),
+        (json.dumps(GOOD)[:-1] + ', "id": ' + "[" * 100_000 + "]" * 100_000 + "}", "not a JSON"),
+        (json.dumps(GOOD)[:-1] + ', "input": "What is 3 + 4?"}', "field 'input' twice"),
+        (json.dumps(GOOD | {"input": None}), "needs the text fields"),
+        (json.dumps(GOOD | {"target": float("nan")}), "needs the text fields"),
+        ("null", "needs the text fields"),
+        ("NaN", "needs the text fields"),
+        ("\x00" + json.dumps(GOOD), "NUL"),
+    ],
+    ids=lambda value: value if len(value) < 40 else "",
+)
+def test_odd_json_is_reported_with_file_and_line(tmp_path, bad, why):
+    path = tmp_path / "examples.jsonl"
+    path.write_text(f"{json.dumps(GOOD)}\n{bad}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"examples\.jsonl, line 2: .*{why}") as caught:
+        read_jsonl(path)
+    assert len(str(caught.value)) < len(str(path)) + 250
+
+
+def test_text_of_any_system_is_read(tmp_path):
+    rows = [GOOD, GOOD | {"input": "a\u2028b\u0085 \x00 1 + 2?"}]
+    for name, lines in (
+        ("unix", [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]),
+        ("windows", ["\ufeff", *(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)]),
+        ("joined", ["\ufeff" + json.dumps(row) + "\n\n" for row in rows]),
+        ("old mac", [json.dumps(row) + "\r" for row in rows]),
+    ):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_bytes("".join(lines).encode())
+        assert read_jsonl(path) == [Example(**row) for row in rows], name
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+def test_another_encoding_is_reported_with_file_and_line(tmp_path, encoding):
+    path = tmp_path / "examples.jsonl"
+    text = json.dumps(GOOD | {"input": "The café: 1 + 2?"}, ensure_ascii=False)
+    path.write_bytes(f"{text}\n{text}\n".encode(encoding))
+    with pytest.raises(ValueError, match=r"examples\.jsonl, line 1: .*save the file as UTF-8"):
+        read_jsonl(path)
+
+
+def test_lines_are_numbered_as_an_editor_does(tmp_path):
+    path = tmp_path / "examples.jsonl"
+    path.write_text(f"\n{json.dumps(GOOD)}\n  \n{json.dumps(GOOD)}\n")
+    assert read_numbered_jsonl(path) == {2: Example(**GOOD), 4: Example(**GOOD)}
+
+
+def test_the_home_folder_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.jsonl").write_text(json.dumps(GOOD))
+    assert read_jsonl("~/mine.jsonl") == [Example(**GOOD)]
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "\ufeff\n"])
 def test_an_empty_file_is_reported(tmp_path, text):
     path = tmp_path / "examples.jsonl"
     path.write_text(text)
@@ -142,6 +201,55 @@ def test_no_prompt_and_no_target_in_two_parts(seed):
         assert not values[0] & values[1]
         assert not values[0] & values[2]
         assert not values[1] & values[2]
+
+
+SPELLINGS = {
+    "spaces": lambda a, op, b: f"{a} {op} {b}",
+    "line breaks": lambda a, op, b: f"\n{a}{op}{b}\n",
+    "typeset": lambda a, op, b: f"{a}{op}{b}".translate(str.maketrans("*/-", "×÷−")),
+    "zeros": lambda a, op, b: f"0{a}{op}{b}.0",
+    "parentheses": lambda a, op, b: f"(({a}){op}{b})",
+    "signs": lambda a, op, b: f"+{a}{op}+{b}",
+    "full width": lambda a, op, b: f"{a}{op}{b}".translate(
+        str.maketrans("0123456789*", "０１２３４５６７８９＊")
+    ),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_no_expression_is_in_two_parts_in_two_spellings(spelling):
+    rng = random.Random(1)
+    asked = {(rng.randint(1, 999), rng.choice("*/-"), rng.randint(1, 999)) for _ in range(200)}
+    key_of = {}
+    for a, op, b in sorted(asked):
+        for text, call in (
+            (f"What is {a} {op} {b}?", f"{a}{op}{b}"),
+            (f"Compute {a}{op}{b}.", SPELLINGS[spelling](a, op, b)),
+        ):
+            key_of[Example(text, format_tool_call(call), "positive")] = (a, op, b)
+    parts = [{key_of[e] for e in part} for part in split_examples(list(key_of), [0.1, 0.1], 0)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == len(asked)
+    assert all(len(part) > 10 for part in parts)
+
+
+@pytest.mark.parametrize("other", ["{}  ", "\u00a0{}", "{}\n"])
+def test_no_line_or_prompt_is_in_two_parts_in_two_spellings(other):
+    """Copied lines by their letters; prompts too, whatever their targets are."""
+    key_of = {}
+    for i in range(100):
+        line = f"Room {i} of the museum is open."
+        for text in (line, other.format(line.replace(" ", "\u2009"))):
+            key_of[Example(text, text, "negative")] = "line", i
+        for n, text in enumerate((f"Do {i}", other.format(f"Do {i}"))):
+            key_of[Example(text, format_tool_call(f"{i}+{n}"), "positive")] = "prompt", i
+    parts = [{key_of[e] for e in part} for part in split_examples(list(key_of), [0.2], 0)]
+    assert not parts[0] & parts[1]
+    # A common example in all prompts does not make them one.
+    shots = [
+        Example(f"{format_tool_call('1+1')} {i}?", format_tool_call(f"{i}+9"), "positive")
+        for i in range(10)
+    ]
+    assert [len(part) for part in split_examples(shots, [0.5], 0)] == [5, 5]
 
 
 def test_a_prompt_with_two_targets_joins_all_that_share_either():

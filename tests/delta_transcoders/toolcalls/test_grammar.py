@@ -8,9 +8,12 @@ from delta_transcoders.toolcalls.grammar import (
     OPEN,
     ToolCall,
     Verdict,
+    asked,
     find_tool_call,
     format_tool_call,
     judge,
+    letters,
+    unjudgeable,
 )
 
 
@@ -45,6 +48,101 @@ def test_spaces_inside_the_tags():
 
 
 @pytest.mark.parametrize(
+    "inside",
+    [
+        "\ncalculator(1+2)\n",
+        "\r\n\tcalculator(1+2)\r\n",
+        "calculator (1+2)",
+        " calculator\n(1+2) ",
+        "calculator( 1 + 2 )",
+        "calculator(\n1\t+\r\n2\n)",
+        "\u00a0calculator(1\u2009+\u00a02)\u3000",
+    ],
+)
+def test_white_space_of_any_kind_changes_nothing(inside):
+    text = f"{OPEN}{inside}{CLOSE}"
+    call = find_tool_call(text)
+    assert (call.tool, call.end) == ("calculator", len(text))
+    assert unjudgeable(text) is None
+    for other in (text, format_tool_call("1+2")):
+        assert judge(text, other) == judge(other, text) == Verdict(True, True, True)
+    assert judge(text, format_tool_call("1+3")).math_correct is False
+
+
+def test_white_space_does_not_join_numbers():
+    assert judge(format_tool_call("1\n2+3"), format_tool_call("12+3")).math_correct is False
+    assert "position 2" in unjudgeable(format_tool_call("1\t2+3"))
+
+
+@pytest.mark.parametrize(
+    "tool",
+    ["search", "Calculator", "CALCULATOR", "calculatorcalculator", "calculator2", "calculate"],
+)
+def test_a_call_of_another_tool_is_well_formed_and_wrong(tool):
+    text = f"{OPEN}{tool}(1+2){CLOSE}"
+    assert judge(text, format_tool_call("1+2")) == Verdict(True, True, False)
+    assert judge(format_tool_call("1+2"), text) == Verdict(True, True, None)
+    assert judge(text, text) == Verdict(True, True, None)
+    assert repr(tool) in unjudgeable(text)
+
+
+@pytest.mark.parametrize(
+    "tool", ["calculator.calculator", "calculator calculator", "\u0441alculator"]
+)
+def test_a_garbled_name_is_no_well_formed_call(tool):
+    verdict = judge(f"{OPEN}{tool}(1+2){CLOSE}", format_tool_call("1+2"))
+    assert verdict == Verdict(True, False, False)
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        (format_tool_call("1,000+2"), "',' at position 1"),
+        (format_tool_call("2% of 50"), "'%' at position 1"),
+        (format_tool_call("'1+2'"), "at position 0"),
+        (format_tool_call(""), "unexpected end"),
+        (
+            f'{OPEN}{{"name": "calculator", "arguments": {{"expression": "1+2"}}}}{CLOSE}',
+            "no <tool_",
+        ),
+        ("calculator(1+2)", "no <tool_call>calculator(…)"),
+        (f"{OPEN}calculator(1+2)", "no <tool_call>calculator(…)"),
+    ],
+)
+def test_a_target_that_nothing_can_be_judged_against_says_why(target, why):
+    assert why in unjudgeable(target)
+    assert judge(format_tool_call("1+2"), target).math_correct is None
+
+
+def test_what_is_asked_is_the_expression_however_it_is_written():
+    wanted = asked(format_tool_call("12*34"))
+    for spelling in (
+        format_tool_call("12 × 34"),
+        format_tool_call("(012*34)"),
+        format_tool_call("１２＊３４"),
+        f"Sure. {OPEN}\ncalculator (12\n*\n34)\n{CLOSE} Done.",
+        f"{OPEN}Calculator(12*34){CLOSE}",
+    ):
+        assert asked(spelling) == wanted
+    for other in (format_tool_call("34*12"), format_tool_call("408"), "12*34", "(12*34)"):
+        assert asked(other) != wanted
+    unread = format_tool_call("1,000 + 2")
+    assert asked(unread) == asked(format_tool_call("1,000+2")) != asked(format_tool_call("1,000+3"))
+
+
+def test_letters_are_the_text_without_its_spelling():
+    line = "The café sold 12 cakes."
+    for spelling in (
+        f" {line}\r\n",
+        f"\ufeff{line}\u200b",
+        line.replace(" ", "\u00a0 "),
+        "The cafe\u0301 sold １２ cakes.",
+    ):
+        assert letters(spelling) == letters(line)
+    assert letters(line) != letters("The café sold 21 cakes.")
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",
@@ -66,11 +164,9 @@ def test_spaces_inside_the_tags():
         f"{OPEN}calculator(3+4) ok{CLOSE}",
         f"{OPEN}calculator(3+4).{CLOSE}",
         f"{OPEN}the calculator(3+4){CLOSE}",
-        f"{OPEN}calculator (3+4){CLOSE}",
         f"{OPEN}(3+4){CLOSE}",
         f"{OPEN}3d(3+4){CLOSE}",
         f"{OPEN}cälculator(3+4){CLOSE}",
-        f"{OPEN}calculator(3+4)\n{CLOSE}",
         f"{OPEN}calculator(3{CLOSE}+4){CLOSE}",
         f"{OPEN}calculator(3{OPEN}+4){CLOSE}",
         f"{OPEN}calculator(3+4)</tool_call",

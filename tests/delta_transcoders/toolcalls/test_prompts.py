@@ -15,7 +15,7 @@ from delta_transcoders.toolcalls.base_text import base_documents
 from delta_transcoders.toolcalls.calculator import calculate
 from delta_transcoders.toolcalls.copy_lines import synthetic_lines
 from delta_transcoders.toolcalls.examples import LABEL_OF_SUBSET, SUBSETS
-from delta_transcoders.toolcalls.grammar import CLOSE, OPEN, find_tool_call
+from delta_transcoders.toolcalls.grammar import CLOSE, OPEN, asked, find_tool_call
 from delta_transcoders.toolcalls.phrasings import CONTEXTS, REQUESTS, UNSEEN_REQUESTS
 from delta_transcoders.toolcalls.prompts import (
     OPERATIONS,
@@ -128,6 +128,19 @@ def test_phrasings_that_draw_the_same_expressions_do_not_share_them(monkeypatch)
     targets = [e.target for e in examples if e.label in ("positive", "tool_ood")]
     assert len(targets) == 400 + 100 + 2 * 100
     assert len(set(targets)) == len(targets)
+
+
+def test_two_spellings_of_a_line_or_an_expression_are_taken_once(monkeypatch):
+    """Of 40 expressions half are another's with zeros; of two lines one is the other's with spaces."""
+
+    def few(rng: random.Random) -> str:
+        a = rng.randint(1, 20)
+        return rng.choice((f"{a} + 1", f"{a}.0 + 01"))
+
+    monkeypatch.setattr(prompts, "seen_expression", few)
+    lines = iter([f"Room {i}{space}is open." for i in range(9) for space in (" ", "  ")])
+    examples = list(itertools.chain(*generate_splits(10, 4, 2, lines, seed=0).values()))
+    assert len({asked(e.target) for e in examples}) == len(examples) == 22
 
 
 def test_training_uses_the_seen_regime_alone(splits):

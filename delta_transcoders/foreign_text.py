@@ -1,0 +1,59 @@
+"""Text files that others wrote, line by line: whatever cannot be read is named by file and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and text of each line of a UTF-8 file that is not blank, without space around it.
+
+    A byte-order mark is not part of the text; lines end as on any system.
+
+    Raises:
+        ValueError: another encoding; names the file and the line.
+    """
+    with path.open("rb") as handle:
+        # A carriage return alone is the line break of old files.
+        lines = (line for lines in handle for line in lines.rstrip(b"\r\n").split(b"\r"))
+        for number, encoded in enumerate(lines, start=1):
+            where = f"{path}, line {number}"
+            try:
+                text = encoded.decode("utf-8-sig").strip()
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{where}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
+                ) from None
+            if "\x00" in text:
+                raise ValueError(
+                    f"{where}: holds NUL bytes, as UTF-16 does; save the file as UTF-8"
+                )
+            if text:
+                yield number, text
+
+
+def parse_json(line: str, where: str) -> object:
+    """What one line of a JSONL file holds.
+
+    Args:
+        where: file and line, for the message.
+
+    Raises:
+        ValueError: not JSON, or an object with a field twice; names the place.
+    """
+    try:
+        return json.loads(line, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, endless nesting
+        problem = getattr(error, "msg", error)
+        raise ValueError(f"{where}: not a JSON object ({problem}): {line[:60]!r}") from None
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {twice[:20]!r} twice")
+    return row
