@@ -16,6 +16,7 @@ from delta_transcoders.transcoders.convergence import ConvergenceTracker
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 from delta_transcoders.transcoders.sparsity import SparsityConfig
 from delta_transcoders.transcoders.stack import DictionaryStack, Variant
+from lightning_modules.optimizers import fused
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ class DictionaryTraining(LightningModule):
 
     def configure_optimizers(self) -> dict:
         h = self.hparams
-        optimizer = torch.optim.Adam(self.stacks.parameters(), lr=h.lr, betas=h.betas, fused=True)
+        optimizer = torch.optim.Adam(
+            self.stacks.parameters(), lr=h.lr, betas=h.betas, fused=fused(self.trainer)
+        )
         total = self.trainer.estimated_stepping_batches
         decay = round(h.decay_fraction * total)
 
