@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -40,7 +41,8 @@ class DeltaData(ActivationData):
         percentiles: which base of a layer, in the order of its average L0; several for a sweep.
         width: features of the bases; needed where there are several widths.
         n_check_examples: first so many examples for the check.
-        model_dtype, layers, batch_tokens, buffer_tokens, passes, seed: see `ActivationData`.
+        model_dtype: of both models' weights.
+        layers, batch_tokens, buffer_tokens, passes, seed: see `ActivationData`.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class DeltaData(ActivationData):
         cache.check_layers(layers)
         examples = read_jsonl(self.hparams.examples)[: self.hparams.n_check_examples]
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
-        model = load_model(self.hparams.base_model).to(device)
+        model = load_model(self.hparams.base_model, self.hparams.model_dtype).to(device)
         bridge = boot_bridge(model, load_tokenizer(self.hparams.base_model))
         rows = []
         for layer in tqdm(layers, desc="residuals and hook-site check"):
@@ -129,6 +131,8 @@ class DeltaData(ActivationData):
                 }
             )
         write_text(Path(self.hparams.cache) / SITE_CHECK_NAME, json.dumps(rows, indent=1) + "\n")
+        del model, bridge
+        gc.collect()  # the two refer to each other: the model would stay in memory while deltas are trained
 
     @staticmethod
     def _require(table, cache: ActivationCache) -> None:
