@@ -33,7 +33,8 @@ def main(args: Sequence[str] | None = None):
                 "(--data.n_per_subset, --data.n_train)"
             )
     if is_overridden("predict_step", cli.model):
-        cli.trainer.predict(cli.model, cli.datamodule)
+        # Each prediction is written as it comes; all of them together would not fit into memory.
+        cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False)
     else:
         # Not verbose: the modules write tables of their own, and hundreds of lines would bury them.
         cli.trainer.test(cli.model, cli.datamodule, verbose=False)

@@ -15,9 +15,10 @@ from datamodules.batching import (
 )
 from delta_transcoders.activations.cache import ActivationCache, Batch, Span
 from delta_transcoders.activations.hook_sites import FitAccumulator
-from delta_transcoders.fingerprints import model_fingerprint, tokenizer_fingerprint
-from delta_transcoders.language_models import check_model_source, load_model, load_tokenizer
+from delta_transcoders.fingerprints import tokenizer_fingerprint
+from delta_transcoders.language_models import check_model_source, load_tokenizer
 from delta_transcoders.transcoders.stack import Variant
+from delta_transcoders.weights import StoredWeights
 
 
 class TokenStream(IterableDataset):
@@ -119,7 +120,7 @@ class ActivationData(ResumableData):
         """Refuse a cache of another model or tokenizer, before anything is trained on it."""
         h = self.hparams
         ActivationCache(h.cache).expect(
-            model_fingerprint=model_fingerprint(load_model(h.model, h.model_dtype)),
+            model_fingerprint=StoredWeights(h.model, h.model_dtype).fingerprint(),
             tokenizer_fingerprint=tokenizer_fingerprint(load_tokenizer(h.model)),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -42,7 +43,8 @@ class DeltaData(ActivationData):
         percentiles: which base of a layer, in the order of its average L0; several for a sweep.
         width: features of the bases; needed where there are several widths.
         n_check_examples: first so many examples for the check.
-        model_dtype, layers, batch_tokens, buffer_tokens, passes, seed: see `ActivationData`.
+        model_dtype: of both models' weights.
+        layers, batch_tokens, buffer_tokens, passes, seed: see `ActivationData`.
     """
 
     def __init__(
@@ -110,7 +112,8 @@ class DeltaData(ActivationData):
         examples = read_jsonl(self.hparams.examples)[: self.hparams.n_check_examples]
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         tokenizer = load_tokenizer(self.hparams.base_model, self.hparams.model)
-        bridge = boot_bridge(load_model(self.hparams.base_model).to(device), tokenizer)
+        model = load_model(self.hparams.base_model, self.hparams.model_dtype).to(device)
+        bridge = boot_bridge(model, tokenizer)
         rows = []
         for number, layer in enumerate(layers, start=1):
             bases, ids = {}, {}
@@ -135,6 +138,8 @@ class DeltaData(ActivationData):
                 }
             )
         write_text(Path(self.hparams.cache) / SITE_CHECK_NAME, json.dumps(rows, indent=1) + "\n")
+        del model, bridge
+        gc.collect()  # the two refer to each other: the model would stay in memory while deltas are trained
 
     @staticmethod
     def _require(table, cache: ActivationCache) -> None:

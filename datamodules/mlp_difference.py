@@ -12,8 +12,9 @@ from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.hook_sites import ReconstructionFit
 from delta_transcoders.activations.targets import add_target
 from delta_transcoders.interventions.loading import load_mlps
-from delta_transcoders.interventions.sources import mlp_sources
-from delta_transcoders.language_models import check_model_source, load_model, load_tokenizer
+from delta_transcoders.interventions.sources import MLPSource, mlp_sources
+from delta_transcoders.language_models import check_model_source, load_tokenizer
+from delta_transcoders.weights import StoredWeights
 
 TARGET = "mlp_difference"
 
@@ -76,18 +77,11 @@ class MLPDifferenceData(ActivationData):
             )
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         load_tokenizer(h.model, h.base_model)  # refuses two that differ
-        mlps = load_mlps(h.base_model, h.model_dtype)
-        identity = {"path": h.base_model, "hash": mlps.fingerprint}
         layers = cache.meta.layers if h.layers is None else h.layers
         cache.check_layers(layers)
-        finetuned = mlp_sources(load_model(h.model, h.model_dtype), layers)
-        for layer in layers:
-            pairs = (m.parameters() for m in (mlps.sources[layer], finetuned[layer]))
-            if all(torch.equal(ours, theirs) for ours, theirs in zip(*pairs, strict=True)):
-                raise ValueError(
-                    f"finetuning left the MLP of layer {layer} as it was: there is no difference to learn; "
-                    "leave the layer out (--data.layers)"
-                )
+        mlps = load_mlps(h.base_model, h.model_dtype, layers)
+        identity = {"path": h.base_model, "hash": mlps.fingerprint}
+        self._check_changed(mlps.sources)
         for layer in layers:
             mlp = mlps.sources[layer].to(device)
             fits = add_target(
@@ -102,6 +96,17 @@ class MLPDifferenceData(ActivationData):
                 f"  layer {layer}: the base model's MLP leaves FVU {fits['validation'].fvu:.3g} of the "
                 "finetuned one's output"
             )
+
+    def _check_changed(self, base_mlps: dict[int, MLPSource]) -> None:
+        weights = StoredWeights(self.hparams.model, self.hparams.model_dtype)
+        finetuned = mlp_sources(weights.with_layers(base_mlps), base_mlps)
+        for layer, mlp in base_mlps.items():
+            pairs = zip(mlp.parameters(), finetuned[layer].parameters(), strict=True)
+            if all(torch.equal(ours, theirs) for ours, theirs in pairs):
+                raise ValueError(
+                    f"finetuning left the MLP of layer {layer} as it was: there is no difference to learn; "
+                    "leave the layer out (--data.layers)"
+                )
 
     def base_id(self, layer: int, key: str) -> BaseMLPId:
         return BaseMLPId(**self.cache.target(TARGET, layer)["identity"])

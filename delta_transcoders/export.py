@@ -192,10 +192,8 @@ def _write_dictionaries(folder: Path, format: str, assembly: Assembly, model: st
 
 def _all_layers(model: Path, fingerprint: str) -> range:
     """The layers of the model in a folder, which must be the one with this fingerprint."""
-    import torch
-
-    from delta_transcoders.fingerprints import model_fingerprint
-    from delta_transcoders.language_models import check_model_source, load_model
+    from delta_transcoders.language_models import check_model_source
+    from delta_transcoders.weights import StoredWeights
 
     check_model_source(str(model))
     if not model.is_dir():
@@ -204,11 +202,10 @@ def _all_layers(model: Path, fingerprint: str) -> range:
             f"(`hf download {model} --local-dir FOLDER`)"
         )
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    loaded = load_model(str(model), config.get("dtype", "float32"))
     found = []
     # A delta records the dtype that the activations were captured in, a folder the one it was saved in.
-    for dtype in dict.fromkeys((loaded.dtype, torch.float32, torch.bfloat16)):
-        found.append(model_fingerprint(loaded.to(dtype)))
+    for dtype in dict.fromkeys((config.get("dtype", "float32"), "float32", "bfloat16")):
+        found.append(StoredWeights(str(model), dtype).fingerprint())
         if found[-1] == fingerprint:
             return range(config["num_hidden_layers"])
     raise ValueError(

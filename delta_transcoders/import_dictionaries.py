@@ -114,13 +114,12 @@ def import_original(
         ValueError: not tensors alone, not the expected ones, or another base; names the file and tensor.
     """
     source, out = _check(source, out)
-    from delta_transcoders.fingerprints import model_fingerprint
     from delta_transcoders.formats.original_study import checkpoints, import_checkpoint
-    from delta_transcoders.language_models import load_model
     from delta_transcoders.transcoders.delta import save_delta
+    from delta_transcoders.weights import StoredWeights
 
     found = checkpoints(source)
-    fingerprint = model_fingerprint(load_model(model, dtype))
+    fingerprint = StoredWeights(model, dtype).fingerprint()
     with replace_folder(out) as partial:
         for layer, (path, percentile) in found.items():
             delta, config = import_checkpoint(

@@ -19,6 +19,7 @@ from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 from delta_transcoders.transcoders.sparsity import SparsityConfig
 from delta_transcoders.transcoders.stack import DictionaryStack, Variant
 from lightning_modules.loggers import log_scalars, tensorboards
+from lightning_modules.optimizers import fused
 from lightning_modules.outputs import say_written
 from lightning_modules.schedule import total_steps
 
@@ -138,7 +139,9 @@ class DictionaryTraining(LightningModule):
 
     def configure_optimizers(self) -> dict:
         h = self.hparams
-        optimizer = torch.optim.Adam(self.stacks.parameters(), lr=h.lr, betas=h.betas, fused=True)
+        optimizer = torch.optim.Adam(
+            self.stacks.parameters(), lr=h.lr, betas=h.betas, fused=fused(self.trainer)
+        )
         total = total_steps(self.trainer)
         decay = round(h.decay_fraction * total)
 

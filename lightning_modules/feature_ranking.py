@@ -111,6 +111,9 @@ class FeatureRanking(InterventionEvaluation):
         self.mean_activation = GroupedMean(n_groups)
         self.density = GroupedMean(n_groups)
 
+    def _layer_specs(self) -> list[int | str]:
+        return [*self.hparams.layers, self.hparams.full_at]
+
     def _columns(self, dictionaries: DictionarySet) -> list[Column]:
         """`full`; for each ranked layer its delta gone, its features gone, and each feature's two."""
         h, n_layers = self.hparams, self.model.config.num_hidden_layers

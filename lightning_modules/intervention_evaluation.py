@@ -154,13 +154,12 @@ class InterventionEvaluation(LightningModule):
             data.warn_of_impossible_answers(self.tokenizer, h.max_new_tokens)
         if h.deltas:
             base_mlps = (lambda: self._mlps("base_model")) if h.base_model else None
-            self.sets = load_delta_sets(h.deltas, h.base_transcoders, self.model, base_mlps)
+            self.sets = load_delta_sets(
+                h.deltas, h.base_transcoders, self.model, base_mlps, self._layers()
+            )
         else:
-            config = self.model.config
-            layers = range(config.num_hidden_layers)
-            self.sets = [
-                load_base_set(h.base_transcoders, layers, h.percentile, config.hidden_size)
-            ]
+            width = self.model.config.hidden_size
+            self.sets = [load_base_set(h.base_transcoders, self._layers(), h.percentile, width)]
         if len({s.site for s in self.sets}) > 1:
             raise ValueError("deltas of different hook sites cannot share an experiment")
         self.columns = [Column("", RAW, None)]
@@ -203,8 +202,18 @@ class InterventionEvaluation(LightningModule):
             if self.hparams[of] is None:
                 raise ValueError(f"these conditions need {of}, a folder or hub id")
             load_tokenizer(self.hparams.model, self.hparams[of])  # refuses another than the model's
-            self._loaded_mlps[of] = load_mlps(self.hparams[of], self.hparams.dtype)
+            self._loaded_mlps[of] = load_mlps(self.hparams[of], self.hparams.dtype, self._layers())
         return self._loaded_mlps[of]
+
+    def _layer_specs(self) -> list[int | str]:
+        """All options that name layers."""
+        return self.hparams.layers
+
+    def _layers(self) -> list[int]:
+        """The layers that any column may replace: what is loaded for others would be of no use."""
+        n_layers = self.model.config.num_hidden_layers
+        groups = layer_groups(self._layer_specs(), n_layers, range(n_layers))
+        return sorted(set().union(*groups))
 
     @property
     def _splits_error(self) -> bool:

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from delta_transcoders.language_models import token_nll
 from delta_transcoders.metrics.grouped import GroupedMean
+from lightning_modules.optimizers import fused
 from lightning_modules.schedule import total_steps
 
 
@@ -52,8 +53,8 @@ class LanguageModelTraining(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn gradients of summed losses into gradients of the mean over the step's tokens.
 
-        Lightning has divided each batch's sum by the number of accumulated batches, and DDP has averaged
-        over ranks.
+        Lightning has divided each batch's sum by the number of accumulated batches, DDP has averaged over
+        ranks, and a gradient scaler has undone its scale.
         """
         totals = self.trainer.strategy.reduce(torch.stack(self._step_nll).sum(0), reduce_op="sum")
         self._step_nll.clear()
@@ -85,7 +86,7 @@ class LanguageModelTraining(LightningModule):
             lr=h.lr,
             betas=h.betas,
             weight_decay=h.weight_decay,
-            fused=True,
+            fused=fused(self.trainer),
         )
         total = total_steps(self.trainer)
         warmup = max(1, round(h.warmup_fraction * total))

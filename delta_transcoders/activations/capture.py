@@ -133,10 +133,12 @@ def capture(
         [name for pair in names.values() for name in pair],
         stop_at_layer=max(layers) + 1,
     )
+    factor = site.factor(next(iter(tensors.values())).shape[1])
     keep_BT = kept_tokens(bridge.tokenizer, input_ids_BT, attention_mask_BT)
     return Captured(
         activations={
-            layer: tuple(tensors[name] * site.factor(tensors[name].shape[1]) for name in pair)
+            # Popped, so that never more than one tensor is there in both units.
+            layer: tuple(tensors.pop(name) * factor for name in pair)
             for layer, pair in names.items()
         },
         token_ids=input_ids_BT[keep_BT],

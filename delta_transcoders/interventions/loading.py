@@ -18,11 +18,11 @@ from delta_transcoders.interventions.sources import (
     Source,
     mlp_sources,
 )
-from delta_transcoders.language_models import load_model
 from delta_transcoders.transcoders.corrections import load_corrections
 from delta_transcoders.transcoders.delta import DeltaConfig, load_delta, random_directions
 from delta_transcoders.transcoders.gemma_scope import BaseId, base_width, load_base
 from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
+from delta_transcoders.weights import StoredWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,19 +37,17 @@ class DictionarySet:
         sources: by name, then by layer. `base` is what the delta corrects (a base dictionary, or the
             base model's MLP for a delta of the target `mlp_difference`); beside `delta` there is
             `random_delta`, see `random_directions`.
+        layers: that have dictionaries, loaded (then they are in `sources`) or not.
         d_new, percentile, target: of the deltas; None where there are none.
     """
 
     label: str
     site: HookSite
     sources: dict[str, dict[int, Source]]
+    layers: Collection[int]
     d_new: int | None = None
     percentile: float | None = None
     target: str | None = None
-
-    @property
-    def layers(self) -> Collection[int]:
-        return self.sources["base"].keys()
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,16 @@ class ModelMLPs:
     sources: dict[int, MLPSource]
 
 
-def load_mlps(model: str, dtype: str) -> ModelMLPs:
-    """The MLPs of every layer of a Gemma 2 model, from its folder or hub id."""
-    loaded = load_model(model, dtype)
-    return ModelMLPs(
-        model_fingerprint(loaded), mlp_sources(loaded, range(loaded.config.num_hidden_layers))
-    )
+def load_mlps(model: str, dtype: str, layers: Collection[int] | None = None) -> ModelMLPs:
+    """MLPs of a Gemma 2 model, from its folder or hub id; nothing else of it is loaded.
+
+    Args:
+        layers: those to load; all where None.
+    """
+    weights = StoredWeights(model, dtype)
+    if layers is None:
+        layers = range(weights.config.num_hidden_layers)
+    return ModelMLPs(weights.fingerprint(), mlp_sources(weights.with_layers(layers), layers))
 
 
 def load_base_set(
@@ -80,6 +82,7 @@ def load_base_set(
         f"p{percentile:g}",
         HOOK_SITES["gemma_scope"],
         {"base": {layer: DictionarySource(base) for layer, base in loaded.items()}},
+        layers,
         percentile=percentile,
     )
 
@@ -89,8 +92,12 @@ def load_delta_sets(
     base_transcoders: str,
     model: PreTrainedModel,
     base_mlps: Callable[[], ModelMLPs] | None = None,
+    layers: Collection[int] | None = None,
 ) -> list[DictionarySet]:
     """`load_delta_set` of each folder; what they have in common is computed and kept once.
+
+    Args:
+        layers: those to load; all where None.
 
     Raises:
         ValueError: two folders hold the same configuration; see `load_delta_set` too.
@@ -100,7 +107,9 @@ def load_delta_sets(
     folder_of: dict[str, str | Path] = {}
     sets = []
     for folder in folders:
-        loaded = load_delta_set(folder, base_transcoders, model, base_mlps, fingerprint, bases)
+        loaded = load_delta_set(
+            folder, base_transcoders, model, base_mlps, fingerprint, bases, layers
+        )
         if loaded.label in folder_of:
             raise ValueError(
                 f"{folder_of[loaded.label]} and {folder} both hold deltas of {loaded.label}: nothing "
@@ -118,6 +127,7 @@ def load_delta_set(
     base_mlps: Callable[[], ModelMLPs] | None = None,
     fingerprint: str | None = None,
     bases: dict[str, Source] | None = None,
+    layers: Collection[int] | None = None,
 ) -> DictionarySet:
     """All `layer_L` of a folder that delta training wrote, or of a hub repository with its files.
 
@@ -128,6 +138,7 @@ def load_delta_set(
         base_mlps: gives the base model's MLPs, for deltas of the target `mlp_difference`.
         fingerprint: the model's, where it is known already.
         bases: those loaded before, by hash; shared with this set, and added to.
+        layers: those to load, where the folder has them; all where None.
 
     Raises:
         FileNotFoundError: no such folder, or no delta in it.
@@ -140,6 +151,8 @@ def load_delta_set(
     deltas = load_deltas(folder, fingerprint)
     sources: dict[str, dict[int, Source]] = {"base": {}, "delta": {}, "random_delta": {}}
     for layer, (path, delta, config) in deltas.items():
+        if layers is not None and layer not in layers:
+            continue  # a base of 16,384 features takes 300 MB
         if config.target == "mlp_difference":
             sources["base"][layer] = _base_mlp(path, config, base_mlps)
         else:
@@ -152,6 +165,7 @@ def load_delta_set(
         label if config.target == "residual" else f"{label}_{config.target}",
         HOOK_SITES[config.hook_site],
         sources,
+        deltas.keys(),
         config.d_new,
         config.percentile,
         config.target,

@@ -121,6 +121,17 @@ def test_configurations_of_a_sweep_share_their_bases_and_differ_in_label(diction
         load_delta_sets(folders[::2], bases, model)
 
 
+def test_only_the_named_layers_are_loaded(dictionaries, arguments, tmp_path):
+    options = OPTIONS | {"model.layers": "[1]", "model.generate": "false", "model.output": tmp_path}
+    cli = evaluate.main(arguments("tiny/exp2a.yaml", dictionaries, options))
+    assert {name: list(by_layer) for name, by_layer in cli.model.bank.items()} == {
+        "base@d6_p0.5": [1],
+        "delta@d6_p0.5": [1],
+        "random_delta@d6_p0.5": [1],
+        "base_mlp": [1],
+    }
+
+
 # Bad input, refused before the first forward pass
 
 

@@ -19,7 +19,7 @@ CONDITIONS = ["raw", "no_delta", "alpha_0.5", "full", "base_mlp"]
 
 @pytest.fixture
 def deltas(bank):
-    return DictionarySet("d6", HOOK_SITES["gemma_scope"], bank)
+    return DictionarySet("d6", HOOK_SITES["gemma_scope"], bank, bank["base"].keys())
 
 
 @pytest.fixture

@@ -1,0 +1,93 @@
+"""A model's weights as they lie on disk, for what needs no whole model: its hash, or some of its layers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from delta_transcoders.fingerprints import hash_tensors
+from delta_transcoders.hub import local_folder
+from delta_transcoders.language_models import check_model_source, load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class StoredWeights(Mapping[str, Tensor]):
+    """The weights that `load_model` would load, by the same names, each read when it is asked for.
+
+    A tied weight is there once, as in `named_parameters`. Where the safetensors files do not hold all of
+    the model under its own names (other formats, older names), it is loaded as a whole after all, as it
+    is where they are damaged, for its error.
+
+    Args:
+        source: folder or hub id.
+        dtype: torch's name of the weights' type, `float32` or `bfloat16`.
+
+    Attributes:
+        config: the model's.
+
+    Raises:
+        FileNotFoundError, ConnectionError, ValueError: as `load_model`.
+    """
+
+    def __init__(self, source: str, dtype: str = "float32") -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        check_model_source(source)
+        folder = local_folder(source, patterns=["*.json", "*.safetensors"])
+        self._dtype = getattr(torch, dtype)
+        with torch.device("meta"):
+            self._model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        self._files = _files_of_weights(folder)
+        if any(name not in self._files for name, _ in self._model.named_parameters()):
+            self._files, self._model = {}, load_model(source, dtype)
+        self.config = self._model.config
+        self._names = [name for name, _ in self._model.named_parameters()]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if not self._files:
+            return self._model.get_parameter(name).detach()
+        # Opened for each: the pages of a file that is open count as the process's memory.
+        with safe_open(self._files[name], "pt") as file:
+            return file.get_tensor(name).to(self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def fingerprint(self) -> str:
+        """`model_fingerprint` of the loaded model."""
+        return hash_tensors(self)
+
+    def with_layers(self, layers: Collection[int]) -> PreTrainedModel:
+        """The model in evaluation mode with the weights of these decoder layers; others may have none."""
+        for layer in layers if self._files else ():
+            module = self._model.model.layers[layer]
+            weights = {n: self[f"model.layers.{layer}.{n}"] for n, _ in module.named_parameters()}
+            module.load_state_dict(weights, assign=True)
+        return self._model.eval()
+
+
+def _files_of_weights(folder: Path) -> dict[str, Path]:
+    """The file of each stored tensor; empty where there are none, or damaged ones."""
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    files = {}
+    for name in names:
+        try:
+            with safe_open(folder / name, "pt") as file:
+                files |= dict.fromkeys(file.keys(), folder / name)
+        except (OSError, SafetensorError):
+            return {}
+    return files
