@@ -6,7 +6,8 @@ Shapes: B rows, T positions, N supervised tokens (those with a label other than 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORE = -100
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """New tensors are made on the CPU, whatever the default device is; also as a decorator.
+
+    Lightning makes its device the default in `configure_model`. Numbers drawn on the CPU are the same for
+    every device that they are moved to.
+    """
+    with torch.device("cpu"):
+        yield
 
 
 def check_model_source(source: str) -> None:
@@ -75,8 +87,9 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         raise _unreachable(source, error) from error
 
 
+@on_cpu()
 def load_model(source: str, dtype: str = "float32") -> PreTrainedModel:
-    """A causal language model of a folder or hub id, in evaluation mode with eager attention.
+    """A causal language model of a folder or hub id, on the CPU, in evaluation mode with eager attention.
 
     Args:
         source: folder or hub id.

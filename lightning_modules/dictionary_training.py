@@ -113,17 +113,18 @@ class DictionaryTraining(LightningModule):
             loss = stack.training_loss(x_LBI, targets_TBD)
             total = total + loss.total
             if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
-                for v, variant in enumerate(stack.variants):
-                    self._log_scalar(f"train/{variant.key}/loss", loss.reconstruction_V[v])
-                    self._log_scalar(f"train/{variant.key}/penalty", loss.penalty_V[v])
-                    self._log_scalar(f"train/{variant.key}/l0", loss.l0_V[v])
+                # Read at once: each value by itself would have the host wait for the device.
+                rows = torch.stack([loss.reconstruction_V, loss.penalty_V, loss.l0_V], 1).tolist()
+                for variant, row in zip(stack.variants, rows, strict=True):
+                    for name, value in zip(("loss", "penalty", "l0"), row, strict=True):
+                        self._log_scalar(f"train/{variant.key}/{name}", value)
         self.log("train/loss", total.detach(), prog_bar=True)
         return total
 
-    def _log_scalar(self, tag: str, value: Tensor | float) -> None:
+    def _log_scalar(self, tag: str, value: float) -> None:
         # Straight to the writer: thousands of `self.log` calls would cost more than the training.
         if self.logger is not None and self.trainer.is_global_zero:
-            self.logger.experiment.add_scalar(tag, float(value), self.trainer.global_step)
+            self.logger.experiment.add_scalar(tag, value, self.trainer.global_step)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for stack in self.stacks.values():
@@ -163,9 +164,10 @@ class DictionaryTraining(LightningModule):
                 total += part
 
     def measure(self, width: str) -> list[Measured]:
-        """The validation sums of all ranks, divided."""
+        """The validation sums of all ranks, divided; on the CPU."""
         error, l0, cosine, relative, fired, n_tokens = (
-            self.trainer.strategy.reduce(total, reduce_op="sum") for total in self._sums[width]
+            self.trainer.strategy.reduce(total, reduce_op="sum").cpu()
+            for total in self._sums[width]
         )
         squares = self.trainer.datamodule.squares()
         rows = []
@@ -190,7 +192,8 @@ class DictionaryTraining(LightningModule):
         for width, stack in self.stacks.items():
             rows = self.measure(width)
             fvus += [row.fvu for row in rows]
-            self.trackers[width].update(torch.tensor([row.fvu for row in rows]).double(), stack)
+            fvu_V = torch.tensor([row.fvu for row in rows], device=self.device).double()
+            self.trackers[width].update(fvu_V, stack)
             for variant, row in zip(stack.variants, rows, strict=True):
                 for name in ("fvu", "cosine", "relative_l2", "l0", "dead_fraction"):
                     self._log_scalar(f"val/{variant.key}/{name}", getattr(row, name))

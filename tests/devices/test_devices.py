@@ -1,0 +1,19 @@
+"""Runs `device_checks.py`, which needs a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_every_stage_runs_on_an_emulated_device(pytestconfig):
+    checks = Path(__file__).with_name("device_checks.py")
+    child = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(checks)],
+        cwd=pytestconfig.rootpath,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert child.returncode == 0, child.stdout[-20000:] + child.stderr[-2000:]
