@@ -1,4 +1,4 @@
-"""Runs `device_checks.py`, which needs a process of its own."""
+"""Runs `device_checks.py`, which needs a process of its own; and `make gpu` where there is no GPU."""
 
 import os
 import subprocess
@@ -17,3 +17,18 @@ def test_every_stage_runs_on_an_emulated_device(pytestconfig):
         timeout=900,
     )
     assert child.returncode == 0, child.stdout[-20000:] + child.stderr[-2000:]
+
+
+def test_make_gpu_without_a_gpu_runs_nothing(pytestconfig, tmp_path):
+    variables = ["READY=Makefile", f"PY={sys.executable}", f"STUDY={tmp_path / 'study'}"]
+    done = subprocess.run(
+        ["make", "gpu", *variables],
+        cwd=pytestconfig.rootpath,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert done.stderr.startswith("no CUDA GPU here")
+    assert not list(tmp_path.iterdir())
