@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORE = -100
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """New tensors are made on the CPU, whatever the default device is; also as a decorator.
+
+    Lightning makes its device the default in `configure_model`. Numbers drawn on the CPU are the same for
+    every device that they are moved to.
+    """
+    with torch.device("cpu"):
+        yield
 
 
 def check_model_source(source: str) -> None:
@@ -133,8 +145,9 @@ def _check_tokenizer(
         )
 
 
+@on_cpu()
 def load_model(source: str, dtype: str = "float32") -> PreTrainedModel:
-    """A causal language model of a folder or hub id, in evaluation mode with eager attention.
+    """A causal language model of a folder or hub id, on the CPU, in evaluation mode with eager attention.
 
     Args:
         source: folder or hub id.

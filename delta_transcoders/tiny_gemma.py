@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from delta_transcoders.language_models import on_cpu
+
 if TYPE_CHECKING:
     from transformers import Gemma2ForCausalLM, PreTrainedTokenizerFast
 
@@ -50,6 +52,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
+@on_cpu()
 def build_tiny_gemma(
     tokenizer: PreTrainedTokenizerFast,
     d_model: int = 96,
@@ -64,7 +67,8 @@ def build_tiny_gemma(
     The gains before the MLPs start away from 1, as trained ones are: only then does it matter whether a
     dictionary reads before or after them.
 
-    The weights come from torch's global generator: seed it for a reproducible model.
+    The weights come from torch's global generator on the CPU, whatever the default device is: seed it for a
+    reproducible model.
     """
     from transformers import Gemma2Config, Gemma2ForCausalLM
 

@@ -77,7 +77,7 @@ class BehaviourEvaluation(LightningModule):
             texts = greedy_texts(
                 model, self.tokenizer, [e.prompt for e in examples], self.hparams.max_new_tokens
             )
-            sums = [part.double().sum().item() for part in nll_N.split(n_tokens)]
+            sums = torch.stack([part.double().sum() for part in nll_N.split(n_tokens)]).tolist()
             by_group = defaultdict(list)
             for row, example, text, nll, n in zip(
                 rows, examples, texts, sums, n_tokens, strict=True

@@ -20,6 +20,8 @@ from delta_transcoders.files import check_output
 
 from delta_transcoders.command import with_home
 
+from lightning_modules.language_model import LanguageModelTraining
+
 _NOISE = (
     "Does not validate against",
     "Subtypes:",
@@ -120,6 +122,7 @@ class StudyCLI(LightningCLI):
         except ValueError as error:
             raise ValueError(one_line(str(error))) from error
         self._check_shared_options()
+        self._check_precision()
         self._check_outputs()
         self._check_strategy()
 
@@ -144,6 +147,19 @@ class StudyCLI(LightningCLI):
                     f"--model.{name} is {model[name]!r} and --data.{name} {data[name]!r}, expected the "
                     "same: give both"
                 )
+
+    def _check_precision(self) -> None:
+        """Only language models are trained in another precision than float32.
+
+        Dictionaries would be rounded, and models run in another dtype than the one written down with what was
+        measured: `--model.dtype` is the option for that.
+        """
+        precision = self.trainer.precision
+        if precision != "32-true" and not isinstance(self.model, LanguageModelTraining):
+            raise ValueError(
+                f"--trainer.precision is {precision!r}, expected 32-true: dictionaries are trained in "
+                "float32 and models are measured in the dtype of their own option (--model.dtype)"
+            )
 
     def _check_outputs(self) -> None:
         """Refuse a folder that cannot be written, now and not when hours of work are to be saved."""

@@ -121,10 +121,11 @@ class DictionaryTraining(LightningModule):
             loss = stack.training_loss(x_LBI, targets_TBD)
             total = total + loss.total
             if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
-                columns = {"loss": loss.reconstruction_V, "penalty": loss.penalty_V, "l0": loss.l0_V}
-                for name, values_V in columns.items():
+                columns_CV = torch.stack([loss.reconstruction_V, loss.penalty_V, loss.l0_V])
+                names = ("loss", "penalty", "l0")
+                for name, values in zip(names, columns_CV.tolist(), strict=True):
                     tags = (f"train/{variant.key}/{name}" for variant in stack.variants)
-                    log_scalars(self.trainer, dict(zip(tags, values_V.tolist(), strict=True)))
+                    log_scalars(self.trainer, dict(zip(tags, values, strict=True)))
         self.log("train/loss", total.detach(), prog_bar=True)
         return total
 
@@ -168,9 +169,10 @@ class DictionaryTraining(LightningModule):
                 total += part
 
     def measure(self, width: str) -> list[Measured]:
-        """The validation sums of all ranks, divided."""
+        """The validation sums of all ranks, divided; on the CPU."""
         error, l0, cosine, relative, fired, n_tokens = (
-            self.trainer.strategy.reduce(total, reduce_op="sum") for total in self._sums[width]
+            self.trainer.strategy.reduce(total, reduce_op="sum").cpu()
+            for total in self._sums[width]
         )
         squares = self.trainer.datamodule.squares()
         rows = []
@@ -195,7 +197,8 @@ class DictionaryTraining(LightningModule):
         for width, stack in self.stacks.items():
             rows = self.measure(width)
             fvus += [row.fvu for row in rows]
-            self.trackers[width].update(torch.tensor([row.fvu for row in rows]).double(), stack)
+            fvu_V = torch.tensor([row.fvu for row in rows], device=self.device).double()
+            self.trackers[width].update(fvu_V, stack)
             for variant, row in zip(stack.variants, rows, strict=True):
                 names = ("fvu", "cosine", "relative_l2", "l0", "dead_fraction")
                 scalars = {f"val/{variant.key}/{name}": getattr(row, name) for name in names}

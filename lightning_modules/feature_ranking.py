@@ -173,7 +173,8 @@ class FeatureRanking(InterventionEvaluation):
 
     @torch.inference_mode()
     def _firing(self, examples: list[Example]) -> dict[int, Tensor]:
-        """By layer, whether a feature is active on an example's text, bool [B, F]; counts them too."""
+        """By layer, whether a feature is active on an example's text, bool [B, F] on the CPU; counts
+        them too."""
         full = self.columns[1].intervention
         tokens = target_batch(self.tokenizer, examples)
         with self.engine.applied([full] * len(examples)):
@@ -184,7 +185,7 @@ class FeatureRanking(InterventionEvaluation):
                 full.layers,
                 self.engine.site,
             )
-        rows_N = captured.rows.to(self.device)
+        rows_N = captured.rows
         subset_B = torch.tensor(
             [self.subsets.index(e.subset) for e in examples], device=self.device
         )
@@ -195,7 +196,7 @@ class FeatureRanking(InterventionEvaluation):
             n_features = a_NF.shape[1]
             fires_BF = torch.zeros(len(examples), n_features, device=self.device)
             fires_BF.index_add_(0, rows_N, (a_NF > 0).float())
-            fires[layer] = fires_BF > 0
+            fires[layer] = (fires_BF > 0).cpu()
             feature_F = position * n_features + torch.arange(n_features, device=self.device)
             groups_NF = feature_F * len(self.subsets) + subset_B[rows_N][:, None]
             self.mean_activation.update(groups_NF.flatten(), a_NF.flatten())
@@ -206,8 +207,8 @@ class FeatureRanking(InterventionEvaluation):
         shape = (len(self.hparams.layers), self.dictionaries.d_new, len(self.subsets))
         # Computed on every rank: the sums are gathered.
         self.activity = {
-            "mean_activation": self.mean_activation.compute().reshape(shape),
-            "density": self.density.compute().reshape(shape),
+            "mean_activation": self.mean_activation.compute().reshape(shape).cpu(),
+            "density": self.density.compute().reshape(shape).cpu(),
         }
         super().on_test_epoch_end()
 

@@ -366,10 +366,10 @@ class InterventionEvaluation(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         sums = self.tool_metrics.sums()
-        scores = {name: metric.compute().reshape(-1) for name, metric in self.scores.items()}
+        scores = {name: metric.compute().reshape(-1).cpu() for name, metric in self.scores.items()}
         if self.hparams.reconstruction and self._single_layers():
             measured = self.reconstruction.compute()
-            scores |= {name: values.reshape(-1) for name, values in measured.items()}
+            scores |= {name: values.reshape(-1).cpu() for name, values in measured.items()}
         records = gather_records(self.records)
         records.sort(key=lambda r: (r["column"], r["example"]))
         by_group = grouped(records)

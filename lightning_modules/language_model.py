@@ -58,13 +58,14 @@ class LanguageModelTraining(LightningModule):
         """
         totals = self.trainer.strategy.reduce(torch.stack(self._step_nll).sum(0), reduce_op="sum")
         self._step_nll.clear()
-        nll, n_tokens = totals.tolist()
+        # A tensor, never read here: the host would wait for the device at every step.
+        nll, n_tokens = totals
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / n_tokens
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.grad.mul_(scale)
-        self.log("train/loss", nll / n_tokens, prog_bar=True)
+        self.log("train/loss", (nll / n_tokens).float(), prog_bar=True)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         nll_N = token_nll(

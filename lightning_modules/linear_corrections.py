@@ -75,7 +75,7 @@ class LinearCorrections(LightningModule):
         self.moments = [
             Moments(meta.d_in, meta.d_out, len(SUBSETS), self.device) for _ in data.layers
         ]
-        self.subset_ids = data.cache.index("train")["subset_ids"].long()
+        self.subset_ids = data.cache.index("train")["subset_ids"].long().to(self.device)
 
     def _by_layer(self, batch: Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
         """x, residual and y of each layer, float32 on the device."""
@@ -85,7 +85,7 @@ class LinearCorrections(LightningModule):
 
     @torch.no_grad()
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        subset_B = self.subset_ids[batch.rows_B].to(self.device)
+        subset_B = self.subset_ids[batch.rows_B]
         layers = zip(self._by_layer(batch), self.moments, self.deltas, strict=True)
         for (x_BI, r_BD, y_BD), moments, delta in layers:
             moments.update(x_BI, r_BD, y_BD, subset_B, delta(x_BI))
@@ -117,7 +117,7 @@ class LinearCorrections(LightningModule):
                 self.squared_errors[i, k] += error_BD.square().sum(dtype=torch.float64)
 
     def on_validation_epoch_end(self) -> None:
-        errors = self.trainer.strategy.reduce(self.squared_errors, reduce_op="sum")
+        errors = self.trainer.strategy.reduce(self.squared_errors, reduce_op="sum").cpu()
         data = self.trainer.datamodule
         squares_L1 = errors.new_tensor(data.squares())[:, None]
         self.fvu = (errors / squares_L1).tolist()

@@ -19,6 +19,7 @@ from delta_transcoders.language_models import (
     check_model_source,
     load_model,
     load_tokenizer,
+    on_cpu,
     supervised_logits,
 )
 from lightning_modules.language_model import LanguageModelTraining
@@ -108,6 +109,7 @@ class ToolFinetune(LanguageModelTraining):
     def strict_loading(self) -> bool:
         return False  # checkpoints hold trainable weights only; `on_load_checkpoint` is the check
 
+    @on_cpu()  # the adapters' first weights too
     def configure_model(self) -> None:
         if self.model is not None:
             return

@@ -180,6 +180,8 @@ def test_a_checkpoint_of_another_stage_or_damaged(
         ("behaviour", {"model.models": "{}"}, "models is empty, expected at least one"),
         ("behaviour", {"model.max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
         ("behaviour", {"ckpt_path": "a.ckpt"}, "--ckpt_path a.ckpt: only train.py resumes"),
+        ("behaviour", {"trainer.precision": "bf16-mixed"}, "--trainer.precision is 'bf16-mixed'"),
+        ("activations", {"trainer.precision": "bf16-true"}, "--trainer.precision is 'bf16-true'"),
         ("exp2a", {"model.max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
         ("exp2a", {"model.rows_per_pass": 0}, "rows_per_pass is 0, expected at least 1"),
         ("exp2a", {"data.model": "a/b"}, "and --data.model 'a/b', expected the same: give both"),
@@ -199,6 +201,17 @@ def test_a_bad_option_of_an_evaluation_is_one_short_line(
     before = files_in(copied_study)
     args = arguments(f"tiny/{config}.yaml", copied_study, options)
     assert message in call(evaluate, args, capsys)
+    assert files_in(copied_study) == before
+
+
+@pytest.mark.parametrize("config", ["base_transcoder", "delta", "mlp_difference", "corrections"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_dictionaries_are_trained_in_float32_only(
+    files_in, copied_study, arguments, capsys, config, precision
+):
+    before = files_in(copied_study)
+    args = arguments(f"tiny/{config}.yaml", copied_study, {"trainer.precision": precision})
+    assert f"--trainer.precision is '{precision}', expected 32-true" in call(train, args, capsys)
     assert files_in(copied_study) == before
 
 

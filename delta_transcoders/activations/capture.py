@@ -81,7 +81,7 @@ def capture_hooks(
     """
     if any(name.endswith("hook_mlp_in") for name in names):
         bridge.set_use_hook_mlp_in(True)
-    device = next(bridge.original_model.parameters()).device
+    device = bridge.original_model.device
     input_ids_BT, attention_mask_BT = input_ids_BT.to(device), attention_mask_BT.to(device)
     keep_BT = kept_tokens(bridge.tokenizer, input_ids_BT, attention_mask_BT)
     fired: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -118,6 +118,8 @@ def capture(
 ) -> Captured:
     """Input and output of the MLP of every requested layer, in one forward pass.
 
+    Everything returned is on the model's device, wherever the tokens were.
+
     Raises:
         ValueError: a layer that the model does not have.
     """
@@ -126,6 +128,8 @@ def capture(
         if not 0 <= layer < n_layers:
             raise ValueError(f"there is no layer {layer}: the model has {n_layers}, from 0")
     names = {layer: site.names(layer) for layer in layers}
+    device = bridge.original_model.device
+    input_ids_BT, attention_mask_BT = input_ids_BT.to(device), attention_mask_BT.to(device)
     tensors = capture_hooks(
         bridge,
         input_ids_BT,

@@ -84,11 +84,12 @@ class ToolMetrics(nn.Module):
             add(name, [bool(v) for v in values], [v is not None for v in values])
 
     def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Numerator and denominator [n_groups] of each metric, summed over ranks."""
+        """Numerator and denominator [n_groups] of each metric, summed over ranks; on the CPU."""
         totals = {}
         for name, metric in self.metrics.items():
             with metric.sync_context():
-                totals[name] = (metric.numerator.clone(), metric.denominator.clone())
+                numerator, denominator = metric.numerator.clone(), metric.denominator.clone()
+            totals[name] = (numerator.cpu(), denominator.cpu())
         return totals
 
 

@@ -60,7 +60,7 @@ def random_directions(delta: JumpReLUTranscoder, seed: int) -> JumpReLUTranscode
     L0) is the delta's own; the rows' directions are drawn uniformly from the sphere.
     """
     generator = torch.Generator().manual_seed(seed)
-    rows_FD = torch.randn(delta.W_dec.shape, generator=generator).to(delta.W_dec)
+    rows_FD = torch.randn(delta.W_dec.shape, generator=generator, device="cpu").to(delta.W_dec)
     norms_F1 = delta.W_dec.norm(dim=1, keepdim=True)
     tensors = delta.state_dict() | {"W_dec": rows_FD / rows_FD.norm(dim=1, keepdim=True) * norms_F1}
     return JumpReLUTranscoder(**tensors)
@@ -114,7 +114,7 @@ def save_delta(folder: str | Path, delta: JumpReLUTranscoder, config: DeltaConfi
     config_path.unlink(missing_ok=True)
 
     tensors_temp = folder / f".{TENSORS_NAME}.{os.getpid()}.tmp"
-    save_file({k: v.contiguous() for k, v in delta.state_dict().items()}, tensors_temp)
+    save_file({k: v.cpu().contiguous() for k, v in delta.state_dict().items()}, tensors_temp)
     os.replace(tensors_temp, folder / TENSORS_NAME)
 
     config_temp = folder / f".{CONFIG_NAME}.{os.getpid()}.tmp"

@@ -96,10 +96,17 @@ class BatchTopK(Sparsity):
         floor_V = 0.75 * self.threshold_VF()[:, 0]
         for v, k in enumerate(self.k_V):
             n_kept = max(1, round(k * z_VFB.shape[2]))
-            values, index = largest_positive(z_VFB[v].detach().flatten(), n_kept, floor_V[v])
-            mask[v].view(-1)[index] = True
-            if len(values):
-                smallest_V[v] = values.min()
+            z_N = z_VFB[v].detach().flatten()
+            if z_N.device.type == "cpu":
+                values, index = largest_positive(z_N, n_kept, floor_V[v])
+                mask[v].view(-1)[index] = True
+                if len(values):
+                    smallest_V[v] = values.min()
+            else:
+                # The host would wait for every variant's number of candidates.
+                values, index = z_N.topk(n_kept, sorted=False)
+                mask[v].view(-1)[index] = values > 0
+                smallest_V[v] = torch.where(values > 0, values, torch.inf).min()
         self._remember(smallest_V)
         return torch.where(mask, z_VFB, 0), z_VFB.new_zeros(len(self.k_V))
 

@@ -275,14 +275,21 @@ def transcoder_at(tensors: dict[str, Tensor], v: int) -> JumpReLUTranscoder:
 def _first_weights(
     seed: int, key: str, n_features: int, d_in: int, d_out: int, decoder_init: str
 ) -> tuple[Tensor, Tensor]:
-    """W_enc [F, I] and W_dec [F, D] of one variant, drawn from its own generator."""
+    """W_enc [F, I] and W_dec [F, D] of one variant, drawn from its own generator.
+
+    Drawn on the CPU, so that they are the same on every device; returned on the default one.
+    """
     digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    if decoder_init == "kaiming":
-        draw = [torch.rand(n_features, d, generator=generator) * 2 - 1 for d in (d_in, d_out)]
-        return draw[0] * math.sqrt(6 / d_in), draw[1] * math.sqrt(6 / n_features)
-    if decoder_init not in ("zero", "tied"):
-        raise ValueError(f"decoder_init is {decoder_init!r}, expected zero, tied or kaiming")
-    W_enc = torch.randn(n_features, d_in, generator=generator)
-    W_enc /= W_enc.norm(dim=1, keepdim=True)
-    return W_enc, W_enc.clone() if decoder_init == "tied" else torch.zeros(n_features, d_out)
+    with torch.device("cpu"):
+        if decoder_init == "kaiming":
+            draw = [torch.rand(n_features, d, generator=generator) * 2 - 1 for d in (d_in, d_out)]
+            W_enc, W_dec = draw[0] * math.sqrt(6 / d_in), draw[1] * math.sqrt(6 / n_features)
+        elif decoder_init in ("zero", "tied"):
+            W_enc = torch.randn(n_features, d_in, generator=generator)
+            W_enc /= W_enc.norm(dim=1, keepdim=True)
+            W_dec = W_enc if decoder_init == "tied" else torch.zeros(n_features, d_out)
+        else:
+            raise ValueError(f"decoder_init is {decoder_init!r}, expected zero, tied or kaiming")
+    device = torch.get_default_device()
+    return W_enc.to(device), W_dec.to(device)
