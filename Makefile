@@ -51,8 +51,8 @@ gpu: $(READY)  ## Run the tiny study on a GPU too (runs/gpu), and compare its ta
 	@$(MAKE) --no-print-directory demo STUDY=runs/gpu ON='$(ON)'
 	@for stage in behaviour $(EXPERIMENTS); do $(PY) evaluate.py --config $(CONFIGS)/$$stage.yaml $(STAGE) \
 	  --trainer.logger false --model.output runs/gpu/weights_of_cpu/$$stage || exit 1; done
-	$(PY) benchmarks/compare_tables.py $(STUDY) runs/gpu --atol .1 --rtol .1 --tables $(RESULTS:$(STUDY)/%=%)
-	$(PY) benchmarks/compare_tables.py $(STUDY) runs/gpu/weights_of_cpu --atol .01 --rtol .001 --tables $(RESULTS:$(STUDY)/%=%)
+	$(PY) benchmarks/compare_tables.py $(STUDY) runs/gpu --atol .1 --rtol .1 --tables $(RESULTS:$(STUDY)/%/done.json=%/metrics.csv)
+	$(PY) benchmarks/compare_tables.py $(STUDY) runs/gpu/weights_of_cpu --atol .01 --rtol .001 --tables $(RESULTS:$(STUDY)/%/done.json=%/metrics.csv)
 
 seeds: $(READY)  ## Run the whole tiny study on fresh seeds (SEEDS="4 5 6") and print each result
 	@for seed in $(SEEDS); do \

@@ -20,6 +20,10 @@ def main(args: Sequence[str] | None = None):
 
     cli = StudyCLI(args)
     if cli.config.ckpt_path is not None:
+        if not getattr(cli.model, "resumable", True):
+            raise ValueError(
+                f"{type(cli.model).__name__} cannot go on from a checkpoint; run it anew"
+            )
         check_checkpoint(cli.config.ckpt_path, cli.model)
     # Our own checkpoints hold random states too, more than tensors.
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)

@@ -177,7 +177,9 @@ def results(study: Path) -> dict[str, bytes]:
     return {name: data for name, data in contents(study).items() if not name.startswith("logs/")}
 
 
-def interrupt(stage: Stage, phase: str, signum: signal.Signals, prepared: Path, scratch: Path) -> Row:
+def interrupt(
+    stage: Stage, phase: str, signum: signal.Signals, prepared: Path, scratch: Path
+) -> Row:
     """Send a stage of a copy of the prepared study a signal, then do what its last line says.
 
     Args:

@@ -37,8 +37,9 @@ class StopOnSignal(Callback):
     """Ends a fit after the step it is in, with a checkpoint that goes on as if nothing had happened.
 
     All processes stop at the same step, whichever of them got the signal. Within a validation the
-    checkpoint is that of its start, and going on repeats it (several processes finish it first). Everything else (tests, predictions, loading,
-    writing results) ends where it is: no output is in its place before it is complete.
+    checkpoint is that of its start, and going on repeats it (several processes finish it first). Everything
+    else (tests, predictions, loading, writing results) ends where it is: no output is in its place before it
+    is complete.
 
     A fit that has come to its end saves such a checkpoint too, until its results are written: whatever goes
     wrong there costs no training.

@@ -10,7 +10,6 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-
 from datamodules.activations import ActivationData, TokenStream
 from datamodules.batching import ResumableDataLoader
 from delta_transcoders.activations.cache import ActivationCache

@@ -147,7 +147,7 @@ def discard_output(path: str | Path) -> None:
 
 
 def set_aside_output(path: str | Path) -> Path:
-    """Move the staged folder to `PATH.incomplete`, in the place of an earlier one; what is in `path` stays."""
+    """Move the staged folder to `PATH.incomplete`, replacing an earlier one; what is in `path` stays."""
     folder = _resolved(path)
     aside = folder.with_name(folder.name + ".incomplete")
     if (aside / _UNFINISHED).is_file():
@@ -217,7 +217,9 @@ def _old(folder: Path) -> Path:
 
 def _check_staging(staging: Path) -> None:
     if staging.exists() and not (staging / _UNFINISHED).is_file():
-        raise FileExistsError(f"{staging} is in the way and was not written by a stage; move it away")
+        raise FileExistsError(
+            f"{staging} is in the way and was not written by a stage; move it away"
+        )
 
 
 def _empty_staging(path: str | Path) -> Path:

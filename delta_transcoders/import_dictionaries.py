@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from delta_transcoders.console import StudyWarning
 from delta_transcoders.command import run as run_command
+from delta_transcoders.console import StudyWarning
 from delta_transcoders.files import replace_folder
 
 GEMMA_SCOPE = "google/gemma-scope-2b-pt-transcoders"

@@ -16,10 +16,8 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDevice
 from callbacks.progress import StageProgress
 from callbacks.stop_on_signal import EndTogether, StopOnSignal
 from delta_transcoders import console
-from delta_transcoders.files import check_output
-
 from delta_transcoders.command import with_home
-
+from delta_transcoders.files import check_output
 from lightning_modules.language_model import LanguageModelTraining
 
 _NOISE = (
@@ -183,8 +181,10 @@ class StudyCLI(LightningCLI):
             ok.append("fsdp")
         kinds = {"ddp": DDPStrategy, "fsdp": FSDPStrategy}
         popen = getattr(strategy, "_start_method", "popen") == "popen"
-        if not (isinstance(strategy, (SingleDeviceStrategy, *(kinds[name] for name in ok))) and popen):
+        if not (
+            isinstance(strategy, (SingleDeviceStrategy, *(kinds[name] for name in ok))) and popen
+        ):
             raise ValueError(
-                f"--trainer.strategy {type(strategy).__name__} does not work for {type(self.model).__name__}: "
-                f"use auto or {' or '.join(ok)}"
+                f"--trainer.strategy {type(strategy).__name__} does not work for "
+                f"{type(self.model).__name__}: use auto or {' or '.join(ok)}"
             )

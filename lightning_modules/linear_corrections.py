@@ -38,6 +38,8 @@ class LinearCorrections(LightningModule):
         away: and the one it steers away from.
     """
 
+    resumable = False  # one pass over the cache, whose sums no checkpoint holds
+
     def __init__(
         self,
         output: str,

@@ -22,4 +22,4 @@ def tensorboards(trainer: Trainer) -> list[SummaryWriter]:
     """Writers for figures, texts and histograms, which other loggers have no common word for."""
     if not trainer.is_global_zero:
         return []
-    return [l.experiment for l in trainer.loggers if isinstance(l, TensorBoardLogger)]
+    return [of.experiment for of in trainer.loggers if isinstance(of, TensorBoardLogger)]

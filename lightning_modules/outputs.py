@@ -35,7 +35,9 @@ def check_trained(trainer: Trainer, model: nn.Module) -> None:
         ValueError: no step was taken; a weight is NaN or infinite, names it.
     """
     if trainer.global_step == 0:
-        raise ValueError("no step was trained, and so nothing is written: raise --trainer.max_steps")
+        raise ValueError(
+            "no step was trained, and so nothing is written: raise --trainer.max_steps"
+        )
     check_finite(model.named_parameters())
 
 

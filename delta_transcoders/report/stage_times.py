@@ -24,7 +24,10 @@ def main() -> int:
     print(f"== {name}: {' '.join(command)}", flush=True)
     started = time.perf_counter()
     process = subprocess.Popen(command)
-    for signum in (signal.SIGTERM, signal.SIGINT):  # the stage says how to go on, and then we end too
+    for signum in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # the stage says how to go on, and then we end too
         signal.signal(signum, lambda signum, frame: process.send_signal(signum))
     status = process.wait()
     seconds = time.perf_counter() - started

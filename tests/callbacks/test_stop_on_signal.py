@@ -127,9 +127,7 @@ def test_a_finetune_goes_on_as_if_it_had_not_been_stopped(
     stop = stopped(train.main, args, SignalAt(hook, n))
     assert files_in(fresh) == before
     train.main([*args, f"--ckpt_path={stop.checkpoint}"])
-    assert weights(files_in(fresh)) == {
-        name: data for name, data in uninterrupted(options).items()
-    }
+    assert weights(files_in(fresh)) == {name: data for name, data in uninterrupted(options).items()}
     assert not os.path.exists(stop.checkpoint)
 
 
