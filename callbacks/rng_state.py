@@ -57,10 +57,13 @@ class RngState(Callback):
                 )
             return
         if (saved_on := states[rank]["device"]) != self._device.type:
-            rank_zero_warn(
-                f"the checkpoint holds the random states of a run on {saved_on}, this one is on "
-                f"{self._device.type}: it will not draw what an uninterrupted run would"
-            )
+            if rank == 0:
+                warnings.warn(
+                    f"the checkpoint holds the random states of a run on {saved_on}, this one is on "
+                    f"{self._device.type}: it will not draw what an uninterrupted run would",
+                    StudyWarning,
+                    stacklevel=2,
+                )
             return
         _restore(states[rank], self._device)
 
