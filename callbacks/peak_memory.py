@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+
+say = logging.getLogger("delta_transcoders").info
 
 
 class PeakMemory(Callback):
@@ -21,4 +23,5 @@ class PeakMemory(Callback):
             unit = 1 if sys.platform == "darwin" else 1024
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
             where = "of the process"
-        rank_zero_info(f"peak memory {where}: {peak / 1e6:,.0f} MB")
+        if trainer.is_global_zero:
+            say(f"  peak memory {where}: {peak / 1e6:,.0f} MB")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import warnings
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.batching import rank_and_world_size
 from delta_transcoders.console import StudyWarning
@@ -48,22 +48,18 @@ class RngState(Callback):
         states, self._loaded = self._loaded, None
         rank, world_size = rank_and_world_size()
         if len(states) != world_size:
-            if rank == 0:
-                warnings.warn(
-                    f"the checkpoint holds the random states of {len(states)} processes, this run has "
-                    f"{world_size}: it will not draw what an uninterrupted run would",
-                    StudyWarning,
-                    stacklevel=2,
-                )
+            rank_zero_warn(
+                f"the checkpoint holds the random states of {len(states)} processes, this run has "
+                f"{world_size}: it will not draw what an uninterrupted run would",
+                category=StudyWarning,
+            )
             return
         if (saved_on := states[rank]["device"]) != self._device.type:
-            if rank == 0:
-                warnings.warn(
-                    f"the checkpoint holds the random states of a run on {saved_on}, this one is on "
-                    f"{self._device.type}: it will not draw what an uninterrupted run would",
-                    StudyWarning,
-                    stacklevel=2,
-                )
+            rank_zero_warn(
+                f"the checkpoint holds the random states of a run on {saved_on}, this one is on "
+                f"{self._device.type}: it will not draw what an uninterrupted run would",
+                category=StudyWarning,
+            )
             return
         _restore(states[rank], self._device)
 

@@ -10,6 +10,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.batching import check_positive, sharded_loader
+from delta_transcoders.console import StudyWarning
 from delta_transcoders.generation import AnswerReader
 from delta_transcoders.language_models import check_model_source, encode, load_tokenizer
 from delta_transcoders.toolcalls.examples import SUBSETS, Example, read_numbered_jsonl
@@ -102,7 +103,8 @@ class EvaluationPrompts(LightningDataModule):
             line, details = next(iter(found.items()))
             rank_zero_warn(
                 f"{self.hparams.jsonl}: {len(found)} of {n} targets of {subset!r} are {what} (first: line "
-                f"{line}, {details})"
+                f"{line}, {details})",
+                category=StudyWarning,
             )
 
     def test_dataloader(self):

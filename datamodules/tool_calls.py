@@ -18,6 +18,7 @@ from datamodules.batching import (
     sharded_loader,
 )
 from delta_transcoders import files
+from delta_transcoders.console import StudyWarning
 from delta_transcoders.language_models import IGNORE, check_model_source, encode, load_tokenizer
 from delta_transcoders.toolcalls import copy_lines
 from delta_transcoders.toolcalls.examples import (
@@ -163,7 +164,8 @@ class ToolCallData(ResumableData):
             )
             if all(n in bad for n, e in calls.items() if e.label == "positive"):
                 raise ValueError(message)
-            rank_zero_warn(f"{message}. The others are what math_correct_rate will be over")
+            message += ". The others are what math_correct_rate will be over"
+            rank_zero_warn(message, category=StudyWarning)
         return list(numbered.values())
 
     def _copy_lines(self) -> Iterator[str]:
