@@ -22,7 +22,8 @@ export PYTHONHASHSEED := 0
 export PYTHONUNBUFFERED := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo gpu seeds controls planted faults sweep sweep-summary ranking findings examples interop test lint clean table
+.PHONY: help demo gpu seeds controls planted faults sweep sweep-summary ranking findings examples interop
+.PHONY: full-shape signals test lint clean table
 
 help:  ## Show this list
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -211,6 +212,12 @@ interop: $(READY) .venv-saelens/.ready .venv-circuit-tracer/.ready $(STUDY)/delt
 	$(PY) -m interop.prepare $(STUDY) $(INTEROP)
 	HF_HUB_OFFLINE=1 .venv-saelens/bin/python interop/check_saelens.py $(INTEROP)
 	HF_HUB_OFFLINE=1 .venv-circuit-tracer/bin/python interop/check_circuit_tracer.py $(INTEROP)
+
+full-shape: $(READY)  ## Peak memory of Gemma 2 2B's stages at full shape, random weights (20 minutes, 13 GB of disk)
+	$(PY) benchmarks/full_shape.py --require-gb 14
+
+signals: $(READY)  ## What SIGTERM, SIGINT and SIGKILL do to every stage in every phase (half an hour)
+	$(PY) benchmarks/signals_table.py
 
 test: $(READY)  ## Run the tests (minutes, offline)
 	OMP_NUM_THREADS=1 $(PY) -m pytest
