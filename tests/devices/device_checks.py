@@ -181,11 +181,12 @@ def assert_same_text(one: str, two: str) -> None:
 
 
 def assert_same_study(one, two) -> None:
-    files = [sorted(p.relative_to(s) for s_ in [s] for p in s_.rglob("*")) for s in (one, two)]
-    names = [[str(f) for f in found if "events." not in f.name] for found in files]
+    names = [
+        {p.relative_to(study) for p in study.rglob("*") if not p.name.startswith("events.")}
+        for study in (one, two)
+    ]
     assert names[0] == names[1]
-    for name in names[0]:
-        a, b = one / name, two / name
+    for a, b in ((one / name, two / name) for name in sorted(names[0])):
         if a.suffix in (".safetensors", ".npz"):
             found, expected = tensors_in(b), tensors_in(a)
             assert found.keys() == expected.keys()
@@ -194,8 +195,9 @@ def assert_same_study(one, two) -> None:
                 step = 2e-3 if value.dtype in (torch.float16, torch.bfloat16) else RTOL
                 torch.testing.assert_close(found[key], value, rtol=step, atol=ATOL)
         elif a.suffix in (".csv", ".json", ".jsonl"):
-            texts = [p.read_text().replace(str(s), "STUDY") for s, p in ((one, a), (two, b))]
-            assert_same_text(*texts)
+            assert_same_text(
+                a.read_text().replace(str(one), "STUDY"), b.read_text().replace(str(two), "STUDY")
+            )
     for folder in {path.parent for path in (one / "logs").rglob("events.*")}:
         expected, found = scalars_in(folder), scalars_in(two / folder.relative_to(one))
         assert found.keys() == expected.keys()
