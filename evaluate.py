@@ -27,7 +27,8 @@ def main(args: Sequence[str] | None = None):
             "training wrote"
         )
     for name in ("limit_test_batches", "limit_predict_batches"):
-        if getattr(cli.trainer, name) != 1.0 and not cli.trainer.fast_dev_run:
+        limit = getattr(cli.trainer, name)  # 1.0 is all of them, 1 is one batch
+        if (isinstance(limit, int) or limit != 1.0) and not cli.trainer.fast_dev_run:
             raise ValueError(
                 f"--trainer.{name} would leave examples out of the result: give the data fewer "
                 "(--data.n_per_subset, --data.n_train)"

@@ -25,7 +25,8 @@ class GeneratedTexts(Callback):
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not tensorboards(trainer):
+        # The first process alone cannot run a model of which it holds a part.
+        if trainer.sanity_checking or not tensorboards(trainer) or pl_module.is_sharded:
             return
         validation = trainer.datamodule.splits["validation"]
         shown = [

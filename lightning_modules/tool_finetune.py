@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryF1Score, BinaryPrecision, BinaryRecall
@@ -24,6 +25,10 @@ from delta_transcoders.language_models import (
 )
 from lightning_modules.language_model import LanguageModelTraining
 from lightning_modules.outputs import check_trained, say_written
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -109,13 +114,25 @@ class ToolFinetune(LanguageModelTraining):
     def strict_loading(self) -> bool:
         return False  # checkpoints hold trainable weights only; `on_load_checkpoint` is the check
 
+    can_be_sharded = True  # by FSDP; `on_fit_end` gathers the weights
+
+    def setup(self, stage: str) -> None:
+        h = self.hparams
+        if self.is_sharded and (h.method, h.dtype) == ("lora", "bfloat16"):
+            raise ValueError(
+                "fsdp shards weights of one dtype, and adapters are float32: use --model.dtype float32"
+            )
+
     @on_cpu()  # the adapters' first weights too
     def configure_model(self) -> None:
-        if self.model is not None:
-            return
+        if self.model is None:
+            self.tokenizer = load_tokenizer(self.hparams.model)
+            self.call_tokens = call_tokens(self.tokenizer)
+            self.model = self._build()
+
+    def _build(self) -> PreTrainedModel | PeftModel:
+        """The base model, with new adapters where there are any, in training mode."""
         h = self.hparams
-        self.tokenizer = load_tokenizer(h.model)
-        self.call_tokens = call_tokens(self.tokenizer)
         model = load_model(h.model, h.dtype)
         if h.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -132,7 +149,7 @@ class ToolFinetune(LanguageModelTraining):
                 task_type="CAUSAL_LM",
             )
             model = get_peft_model(model, config)
-        self.model = model.train()
+        return model.train()
 
     def causal_model(self):
         return self.model.get_base_model() if self.hparams.method == "lora" else self.model
@@ -158,7 +175,21 @@ class ToolFinetune(LanguageModelTraining):
         self.call_metrics.reset()
 
     def trainable_keys(self) -> set[str]:
-        return {name for name, p in self.named_parameters() if p.requires_grad}
+        return {
+            name.replace("_fsdp_wrapped_module.", "")
+            for name, p in self.named_parameters()
+            if p.requires_grad
+        }
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, **kwargs: Any) -> None:
+        if self.is_sharded and gradient_clip_val:
+            self.trainer.model.clip_grad_norm_(gradient_clip_val)  # a shard does not know the norm
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, **kwargs)
+
+    @property
+    def is_sharded(self) -> bool:
+        return isinstance(self.trainer.strategy, FSDPStrategy)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = self.trainable_keys()
@@ -181,27 +212,33 @@ class ToolFinetune(LanguageModelTraining):
         self.call_tokens = call_tokens(self.tokenizer, positives)
 
     def on_fit_end(self) -> None:
+        # Of all processes: each may hold a part only.
+        weights = self.trainer.strategy.lightning_module_state_dict() if self.is_sharded else {}
         if self.trainer.is_global_zero:
-            self._load_best()
-            check_trained(self.trainer, self)
-            self._export()
+            model = self._build() if self.is_sharded else self.model
+            weights = {n.removeprefix("model."): w for n, w in (weights | self._best()).items()}
+            model.load_state_dict(weights, strict=False)
+            check_trained(self.trainer, model)
+            self._export(model)
         self.trainer.strategy.barrier()
 
-    def _load_best(self) -> None:
+    def _best(self) -> dict[str, Tensor]:
+        """The trained weights of the best checkpoint; none where the last are to be kept."""
         callback = self.trainer.checkpoint_callback
-        if callback is not None and callback.monitor and callback.best_model_path:
-            best = torch.load(callback.best_model_path, map_location="cpu", weights_only=True)
-            self.load_state_dict(best["state_dict"], strict=False)
+        if callback is None or not (callback.monitor and callback.best_model_path):
+            return {}
+        best = torch.load(callback.best_model_path, map_location="cpu", weights_only=True)
+        return best["state_dict"]
 
-    def _export(self) -> None:
+    def _export(self, model: PreTrainedModel | PeftModel) -> None:
         """Adapter and merged model beside the data that `ToolCallData` has staged, all of it at once."""
-        output, merged = self.hparams.output, self.model
+        output, merged = self.hparams.output, model
         folder = files.staged_output(output)
         if not folder.is_dir():  # the data are of another kind, or kept elsewhere
             files.start_output(output)
         if self.hparams.method == "lora":
-            self.model.save_pretrained(folder / "adapter")
-            merged = self.model.merge_and_unload()
+            model.save_pretrained(folder / "adapter")
+            merged = model.merge_and_unload()
         merged.save_pretrained(folder / "merged")
         self.tokenizer.save_pretrained(folder / "merged")
         if self.trainer.fast_dev_run:

@@ -166,6 +166,7 @@ LOGGERS = {
 def test_any_logger_several_or_none(changed, arguments, tmp_path, stage, loggers):
     folder, _, _ = changed
     script, output, options = STAGES[stage]
+    options = options | {"trainer.log_every_n_steps": 1}
     options |= {"trainer.logger": LOGGERS[loggers].replace("FOLDER", str(tmp_path / "logs"))}
     script.main(arguments(f"tiny/{stage}.yaml", folder, options))
     assert (folder / output / "done.json").is_file()

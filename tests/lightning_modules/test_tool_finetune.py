@@ -530,3 +530,21 @@ def test_the_best_checkpoint_is_exported_where_one_is_kept(make_module, make_dat
     for name, value in kept.items():
         own_name = name.removeprefix("model.").replace(".default.", ".")
         assert torch.equal(value, written[own_name]), name
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_weights_that_are_gathered_give_the_same_files(
+    make_module, make_data, fit, monkeypatch, tmp_path, method
+):
+    """As under FSDP, where no process has a whole model to write."""
+    options = {"method": method, "lr": 1e-3}
+    whole = make_module(output=str(tmp_path / "whole"), **options)
+    fit(whole, make_data(), max_steps=2)
+    monkeypatch.setattr(ToolFinetune, "is_sharded", True)
+    sharded = make_module(output=str(tmp_path / "sharded"), **options)
+    fit(sharded, make_data(), max_steps=2)
+    folders = [Path(module.hparams.output) for module in (whole, sharded)]
+    for name in ("adapter/adapter_model.safetensors",) * (method == "lora") + (
+        "merged/model.safetensors",
+    ):
+        assert_bit_equal(*(load_file(folder / name) for folder in folders))
