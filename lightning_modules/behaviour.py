@@ -22,7 +22,7 @@ from delta_transcoders.language_models import (
 from delta_transcoders.metrics.tool_metrics import Answer, ToolMetrics, table_cells
 from delta_transcoders.report.tables import write_generations, write_metrics
 from lightning_modules.gathering import gather_records
-from lightning_modules.outputs import stage_output
+from lightning_modules.outputs import check_measured, stage_output
 
 
 class BehaviourEvaluation(LightningModule):
@@ -102,6 +102,7 @@ class BehaviourEvaluation(LightningModule):
         if self.trainer.is_global_zero:
             order = {condition: i for i, condition in enumerate(self.hparams.models)}
             records.sort(key=lambda r: (order[r["condition"]], r["example"]))
+            check_measured(table)
             with stage_output(self.trainer, self.hparams.output) as folder:
                 write_generations(folder, records)
                 write_metrics(folder, table)

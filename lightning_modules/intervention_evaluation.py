@@ -44,7 +44,7 @@ from delta_transcoders.report.tables import write_generations, write_metrics
 from delta_transcoders.toolcalls.examples import Example
 from lightning_modules.gathering import gather_records
 from lightning_modules.loggers import tensorboards
-from lightning_modules.outputs import stage_output
+from lightning_modules.outputs import check_measured, stage_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -395,6 +395,7 @@ class InterventionEvaluation(LightningModule):
                 table.append(row)
                 self._log_row(row, column)
         if self.trainer.is_global_zero:
+            check_measured(table)
             with stage_output(self.trainer, self.hparams.output) as folder:
                 self._write(folder, table, records)
         self.trainer.strategy.barrier()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lightning import Trainer
 from torch import Tensor, nn
@@ -21,6 +23,21 @@ def stage_output(trainer: Trainer, path: str | Path) -> Iterator[Path]:
     with files.new_output(path, keep=not trainer.fast_dev_run) as folder:
         yield folder
     say_written(trainer, path)
+
+
+def check_measured(table: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to write a table of a model that computes no numbers.
+
+    Raises:
+        ValueError: names the first row whose cross-entropy is not finite.
+    """
+    for row in table:
+        if row["n_tokens"] and not math.isfinite(row["mean_ce"]):
+            where = f"layer {row['layer']}, " if row["layer"] else ""
+            raise ValueError(
+                f"the cross-entropy of {row['condition']} ({where}subset {row['subset']}) is "
+                f"{row['mean_ce']}, and so nothing is written: do the weights hold NaN?"
+            )
 
 
 def say_written(trainer: Trainer, path: str | Path) -> None:

@@ -3,9 +3,11 @@
 import shutil
 
 import pytest
+import torch
 
 import evaluate
 import train
+from delta_transcoders.language_models import load_model
 
 SIZES = {"data.n_train": 64, "data.n_validation": 15, "data.n_evaluation": 5}
 FEW = {"trainer.max_steps": 2, "trainer.val_check_interval": 2}
@@ -116,6 +118,17 @@ def test_a_refused_run_changes_nothing(changed, arguments, stage, options, probl
     with pytest.raises(ValueError, match=problem):
         script.main(arguments(f"tiny/{stage}.yaml", folder, small | options))
     assert compare() == set()
+
+
+def test_a_model_that_computes_no_numbers_has_no_table(changed, arguments):
+    folder, _, compare = changed
+    model = load_model(str(folder / "finetune/merged"))
+    model.model.layers[0].mlp.down_proj.weight.data[0, 0] = torch.nan
+    model.save_pretrained(folder / "finetune/merged")
+    before = compare()
+    with pytest.raises(ValueError, match="the cross-entropy of raw .* is nan"):
+        evaluate.main(arguments("tiny/behaviour.yaml", folder, PROMPTS))
+    assert compare() == before
 
 
 def test_a_link_in_the_place_of_a_part_is_refused_before_the_run(changed, arguments, tmp_path):
