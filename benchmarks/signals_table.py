@@ -69,7 +69,14 @@ STAGES = {
             SMALL | {"data.passes": 4, "model.width": 64, "model.l0": "[16]"},
             FIT,
         ),
-        Stage("activations", "activations", "activations", {}, ("predict", "export")),
+        Stage(
+            "activations",
+            "activations",
+            "activations",
+            # A site that is wrong on purpose: a model of so few steps would fit no site, and be refused.
+            {"model.hook_site": "residual", "data.batch_size": 8},
+            ("predict", "export"),
+        ),
         Stage(
             "delta",
             "delta",
@@ -82,7 +89,12 @@ STAGES = {
             "exp2a",
             "exp2a",
             "exp2a",
-            PROMPTS | {"model.layers": "[0, all]", "model.max_new_tokens": 8},
+            PROMPTS
+            | {
+                "model.layers": "[0, all]",
+                "model.conditions": "[no_delta, full]",
+                "model.max_new_tokens": 8,
+            },
             ("test", "export"),
         ),
         Stage(

@@ -126,7 +126,7 @@ def test_a_model_that_computes_no_numbers_has_no_table(changed, arguments):
     model.model.layers[0].mlp.down_proj.weight.data[0, 0] = torch.nan
     model.save_pretrained(folder / "finetune/merged")
     before = compare()
-    with pytest.raises(ValueError, match="the cross-entropy of raw .subset tool. is nan"):
+    with pytest.raises(ValueError, match=r"the cross-entropy of raw \(subset tool\) is nan"):
         evaluate.main(arguments("tiny/behaviour.yaml", folder, PROMPTS))
     assert compare() == before
 
