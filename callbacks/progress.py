@@ -53,18 +53,18 @@ class StageProgress(ProgressBar):
             self._show(f"batch {self._n_batches:,} of {total:,}")
 
     def _is_time(self, at_once: bool) -> bool:
-        wait = 0.2 if sys.stdout.isatty() else SECONDS_BETWEEN_LINES
+        wait = 0.2 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
         return self._enabled and (at_once or time.monotonic() - self._shown > wait)
 
     def _show(self, *parts: str) -> None:
         self._shown = time.monotonic()
         minutes, seconds = divmod(round(self._shown - self._started), 60)
         line = "  " + " · ".join(filter(None, (f"{minutes}:{seconds:02d}", *parts)))
-        if sys.stdout.isatty():
-            print(f"\r{line:<110}", end="", flush=True)
+        if sys.stderr.isatty():
+            print(f"\r{line:<110}", end="", file=sys.stderr, flush=True)
         else:
-            print(line, flush=True)
+            print(line, file=sys.stderr, flush=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._enabled and sys.stdout.isatty():
-            print(flush=True)
+        if self._enabled and sys.stderr.isatty():
+            print(file=sys.stderr, flush=True)

@@ -27,7 +27,7 @@ def start() -> None:
     ours = logging.getLogger("delta_transcoders")
     ours.setLevel(logging.INFO)
     if os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0":
-        console = logging.StreamHandler(sys.stdout)
+        console = logging.StreamHandler()  # stderr: stdout is for results
         console.setFormatter(logging.Formatter("%(message)s"))
         ours.addHandler(console)
     _buffer = MemoryHandler(1_000_000, flushLevel=logging.CRITICAL + 1, flushOnClose=True)
@@ -64,7 +64,6 @@ def to_file(folder: str | Path) -> None:
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     if issubclass(category, StudyWarning):
-        # On stderr: whoever keeps the results on stdout should still see it.
         print(f"warning: {message}", file=sys.stderr, flush=True)
     text = warnings.formatwarning(message, category, filename, lineno, line)
     logging.getLogger("py.warnings").warning(text)
