@@ -186,7 +186,19 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def results(study: Path) -> dict[str, bytes]:
-    return {name: data for name, data in contents(study).items() if not name.startswith("logs/")}
+    """Without what later stages add to a cache, and peft's files with lists in random order."""
+    left_out = (
+        "residual-",
+        "manifest.json",
+        "hook_site_check.json",
+        "adapter_config.json",
+        "README.md",
+    )
+    return {
+        name: data
+        for name, data in contents(study).items()
+        if not name.startswith("logs/") and not any(part in name for part in left_out)
+    }
 
 
 def interrupt(
