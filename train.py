@@ -24,7 +24,7 @@ def main(args: Sequence[str] | None = None):
             raise ValueError(
                 f"{type(cli.model).__name__} cannot go on from a checkpoint; run it anew"
             )
-        check_checkpoint(cli.config.ckpt_path, cli.model)
+        check_checkpoint(cli.config.ckpt_path, cli.model, cli.datamodule)
     # Our own checkpoints hold random states too, more than tensors.
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
     return cli

@@ -19,7 +19,7 @@ from delta_transcoders.activations.layout import CacheMeta, disk_bytes
 from delta_transcoders.activations.writing import CacheWriter, finish_cache
 from delta_transcoders.fingerprints import hash_texts, tokenizer_fingerprint
 from delta_transcoders.toolcalls.examples import SUBSETS
-from lightning_modules.outputs import say_written
+from lightning_modules.outputs import finish_output
 
 say = logging.getLogger("delta_transcoders").info
 
@@ -33,6 +33,8 @@ class ActivationWriter(BasePredictionWriter):
         shard_rows: tokens per file.
         n_targets: targets that will be added per layer, for the estimate of the disk it takes.
     """
+
+    output_kind = "activations"
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class ActivationWriter(BasePredictionWriter):
         n_tokens = sum(len(row["input_ids"]) for rows in data.rows.values() for row in rows)
         need = disk_bytes(n_tokens, len(self.meta.layers), width, width, self.dtype, self.n_targets)
         if trainer.is_global_zero:
-            free = shutil.disk_usage(files.start_output(self.output)).free
+            free = shutil.disk_usage(files.start_output(self.output, self.output_kind)).free
             if need > free:
                 raise ValueError(
                     f"the cache {self.output} will take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
@@ -110,13 +112,10 @@ class ActivationWriter(BasePredictionWriter):
         self.writer.finish()
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            if trainer.fast_dev_run:
-                files.discard_output(self.output)
-            else:
+            if not trainer.fast_dev_run:
                 command = shlex.join(["python", *sys.argv])
                 finish_cache(self.folder, self.meta, trainer.world_size, command=command)
-                files.finish_output(self.output)
-            say_written(trainer, self.output)
+            finish_output(trainer, self.output)
         trainer.strategy.barrier()
 
     def on_exception(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from delta_transcoders import signals
 
 CHECKPOINT = "stopped.ckpt"
 
+say = logging.getLogger("delta_transcoders").info
+
 
 class EndTogether(Callback):
     """An error of the first process ends those that it has started, which would wait for it.
 
-    (An error of another process ends the first one: Lightning watches over them.) To be the first of the
-    callbacks: the others may then remove what those processes were writing.
+    (An error of another process ends the first one: Lightning watches over them.) It must be the
+    first callback: the others may then remove what those processes were writing.
     """
 
     def on_exception(
@@ -44,7 +47,7 @@ class StopOnSignal(Callback):
     A fit that has come to its end saves such a checkpoint too, until its results are written: whatever goes
     wrong there costs no training.
 
-    To be the last of the callbacks: what it saves is then the state after all of them.
+    It must be the last callback: what it saves is then the state after all of them.
     """
 
     def __init__(self) -> None:
@@ -57,6 +60,16 @@ class StopOnSignal(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._finished = state_dict["finished"]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Lightning's own handler lets a fit end as if it had succeeded, and waits for other processes.
+        register = trainer._signal_connector.register_signal_handlers
+
+        def register_and_overrule() -> None:
+            register()
+            signals.install()
+
+        trainer._signal_connector.register_signal_handlers = register_and_overrule
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._resumable = getattr(pl_module, "resumable", True)
         # Here, for all processes: `log_dir` is broadcast among them.
@@ -65,13 +78,12 @@ class StopOnSignal(Callback):
             trainer.should_stop = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        signals.install()  # over Lightning's handler, which lets a fit end as if it had succeeded
         signals.defer(self._resumable)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         loop = trainer.fit_loop.epoch_loop
-        # Not amid accumulated gradients, which no checkpoint holds. Where a validation comes next, in that:
-        # Lightning would leave it out when it goes on from here.
+        # No checkpoint holds gradients that are still accumulating. Where a validation comes next, the fit
+        # stops in that: Lightning would leave it out when it goes on from here.
         validates = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
         if not loop._should_accumulate() and not validates:
             self._stop_if_asked(trainer)
@@ -107,6 +119,8 @@ class StopOnSignal(Callback):
         signals.defer(False)
         if isinstance(exception, signals.Stopped) and self._finished:
             exception.checkpoint = str(self._path)
+        elif self._finished and not isinstance(exception, ValueError) and self._path.is_file():
+            say(f"  the training is kept in {self._path}: go on from it with --ckpt_path")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:  # all is well, and written

@@ -31,6 +31,8 @@ from delta_transcoders.toolcalls.examples import (
 from delta_transcoders.toolcalls.grammar import unjudgeable
 from delta_transcoders.toolcalls.prompts import generate_splits
 
+OUTPUT_KIND = "finetune"
+
 
 class ToolCallData(ResumableData):
     """Token ids and labels of calculator requests (positives) and lines to copy (negatives).
@@ -89,7 +91,7 @@ class ToolCallData(ResumableData):
             self.hparams.model
         )  # refuses one that does not fit, before anything is written
         splits = self._make_splits()
-        files.start_output(self.hparams.output)
+        files.start_output(self.hparams.output, OUTPUT_KIND)
         for name, examples in splits.items():
             write_jsonl(self._path(name), examples)
 

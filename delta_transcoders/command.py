@@ -11,11 +11,11 @@ from pathlib import Path
 
 from delta_transcoders import console, signals
 
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ConnectionError, NotADirectoryError)
+USER_ERRORS = (ValueError, OSError)
 
 FOREIGN_ERRORS = {
     "MisconfigurationException": "{}",
-    "SafetensorError": "a safetensors file is damaged; make it anew ({})",
+    "SafetensorError": "a safetensors file cannot be read or written ({})",
     "UnpicklingError": "the checkpoint cannot be read: not a file that training wrote",
 }
 
@@ -107,13 +107,18 @@ def run(main: Callable[[], object], *, is_stage: bool = False) -> None:
         is_stage: what other libraries say goes to the stage's log file, see `console`.
     """
     sys.argv[1:] = map(with_home, sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(
+            errors="backslashreplace"
+        )  # a console that is not UTF-8 must not end a run
     signals.install()
     if is_stage:
         console.start()
     try:
         main()
     except signals.Stopped as stopped:
-        print(f"stopped by {stopped}. {_how_to_go_on(stopped)}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"stopped by {stopped}. {_how_to_go_on(stopped)}", file=sys.stderr)
         raise SystemExit(128 + stopped.signum) from None
     except Exception as error:
         # Other libraries' exceptions are known by name alone: importing them takes seconds.
@@ -135,5 +140,5 @@ def _how_to_go_on(stopped: signals.Stopped) -> str:
         elif not arg.startswith("--ckpt_path="):
             args.append(arg)
     if stopped.checkpoint is None:
-        return f"Nothing was written; run it again: {shlex.join(['python', *sys.argv])}"
+        return f"It was not finished; run it again: {shlex.join(['python', *sys.argv])}"
     return f"Go on with: {shlex.join(['python', *args, '--ckpt_path', stopped.checkpoint])}"

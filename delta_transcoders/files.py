@@ -1,9 +1,9 @@
 """Files and folders that are whole or absent, and the rule that a stage replaces only its own.
 
 A stage builds its output beside the place where it belongs, checks it, and swaps it in. The file
-`done.json` is written last and lists every file with its size: a folder that has one is finished, and
-anything in it that the list does not name was put there by somebody else, so that the folder is refused
-as an output.
+`done.json` is written last; it names the kind of output and lists every file with its size. A folder that has
+one is finished. Another kind of output, and a folder with anything that the list does not name, is refused.
+While an output is being built its process holds a lock, and a second run with the same output is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from typing import TextIO
 
 DONE = "done.json"
 FORMAT = "delta_transcoders output 1"
-_UNFINISHED = "unfinished.txt"  # marks a folder of ours that is being built
+_UNFINISHED = (
+    "unfinished.txt"  # marks a folder of ours that is being built; locked by who builds it
+)
+
+_locks: dict[Path, int] = {}
+"""File descriptors that hold the locks of this process, by staged folder."""
 
 
 @contextmanager
@@ -32,9 +37,9 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield folder
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        discard_output(path)
         raise
-    (folder / _UNFINISHED).unlink()
+    _release(folder)
     _swap(folder, _resolved(path))
 
 
@@ -67,14 +72,18 @@ def write_text(path: str | Path, text: str) -> None:
         handle.write(text)
 
 
-def check_output(path: str | Path) -> None:
-    """Refuse a folder that a stage cannot write, or that holds what no stage wrote; changes nothing.
+def check_output(path: str | Path, kind: str) -> None:
+    """Refuse a folder that a stage cannot write, or that is not its own to replace; changes nothing.
 
     A symbolic link to a folder is followed: what it points to is written.
 
+    Args:
+        kind: of the output, one name for each kind of stage.
+
     Raises:
-        ValueError: cannot be written, or is the working directory; names the folder that is in the way.
-        FileExistsError: holds something else; names the first such file.
+        ValueError: cannot be written, is the working directory, or lies in another output; names it.
+        FileExistsError: holds something else, and names the first such file, or another kind of output; or
+            another run is writing it.
     """
     if not str(path):
         raise ValueError("the output folder is empty, expected a path")
@@ -89,16 +98,26 @@ def check_output(path: str | Path) -> None:
             f"the output folder {str(path)!r} cannot be replaced: it is a mount point or holds the working "
             "directory; give a folder below it"
         )
+    if outer := next((p for p in folder.parents if _done(p)), None):
+        raise ValueError(
+            f"the output folder {str(path)!r} lies in {outer}, which is a finished output itself"
+        )
+    if (found_kind := _done(folder).get("kind", kind)) != kind:
+        raise FileExistsError(
+            f"the output folder {str(path)!r} holds the results of another kind of stage ({found_kind}, not "
+            f"{kind}): give another folder, or move them away"
+        )
     if strangers := _strangers(folder):
         more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
         raise FileExistsError(
             f"the output folder {str(path)!r} holds {strangers[0]}{more}, which no stage wrote there (or not "
             "in this state): give another folder, or move away what is in it"
         )
-    _check_staging(_staging(folder))
+    for beside in (_staging(folder), _aside(folder)):
+        _check_ours(beside)
 
 
-def start_output(path: str | Path) -> Path:
+def start_output(path: str | Path, kind: str) -> Path:
     """An empty folder beside `path` to build the output in; one process calls it, see `staged_output`.
 
     What an earlier run left unfinished there is removed.
@@ -106,12 +125,12 @@ def start_output(path: str | Path) -> Path:
     Raises:
         ValueError, FileExistsError: see `check_output`.
     """
-    check_output(path)
+    check_output(path, kind)
     folder = _resolved(path)
     old = _old(folder)
     if old.is_dir() and not folder.exists():  # killed between the two renames of `_swap`
         os.rename(old, folder)
-    return _empty_staging(path)
+    return _empty_staging(path, kind)
 
 
 def staged_output(path: str | Path) -> Path:
@@ -134,45 +153,42 @@ def finish_output(path: str | Path, replaces: Collection[str] | None = None) -> 
                 copy = staging / name
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 _link(folder / name, copy)
-    (staging / _UNFINISHED).unlink()
+    kind = (staging / _UNFINISHED).read_text(encoding="utf-8")
+    _release(staging)
     files = {p.relative_to(staging).as_posix(): p.stat().st_size for p in _files(staging)}
     command = shlex.join(["python", *sys.argv])
-    _write_done(staging, {"format": FORMAT, "command": command, "files": files})
+    _write_done(staging, {"format": FORMAT, "kind": kind, "command": command, "files": files})
     _swap(staging, folder)
 
 
 def discard_output(path: str | Path) -> None:
-    """Remove the staged folder; what is in `path` stays."""
-    shutil.rmtree(_staging(_resolved(path)), ignore_errors=True)
+    """Remove the folder that this process has staged, if any; what is in `path` stays."""
+    staging = _staging(_resolved(path))
+    if staging in _locks:
+        os.close(_locks.pop(staging))
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def set_aside_output(path: str | Path) -> Path:
     """Move the staged folder to `PATH.incomplete`, replacing an earlier one; what is in `path` stays."""
     folder = _resolved(path)
-    aside = folder.with_name(folder.name + ".incomplete")
-    if (aside / _UNFINISHED).is_file():
+    staging, aside = _staging(folder), _aside(folder)
+    if aside.exists():
         shutil.rmtree(aside)
-    os.rename(_staging(folder), aside)
+    os.close(_locks.pop(staging))
+    os.rename(staging, aside)
     return aside
 
 
 @contextmanager
-def new_output(path: str | Path, *, keep: bool = True) -> Iterator[Path]:
-    """`start_output` and `finish_output` around a block; after an error nothing has changed.
-
-    Args:
-        keep: False for a trial run, whose output is thrown away.
-    """
-    folder = start_output(path)
+def new_output(path: str | Path, kind: str) -> Iterator[Path]:
+    """`start_output` before a block that ends with `finish_output`; after an error nothing has changed."""
+    folder = start_output(path, kind)
     try:
         yield folder
     except BaseException:
         discard_output(path)
         raise
-    if keep:
-        finish_output(path)
-    else:
-        discard_output(path)
 
 
 def record(*paths: str | Path) -> None:
@@ -182,7 +198,7 @@ def record(*paths: str | Path) -> None:
         paths: all of one output.
     """
     resolved = [_resolved(path) for path in paths]
-    folder = next((p for p in resolved[0].parents if _is_done(p)), None)
+    folder = next((p for p in resolved[0].parents if _done(p)), None)
     if folder is None:
         return
     with locked(folder):
@@ -215,20 +231,44 @@ def _old(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.replaced")
 
 
-def _check_staging(staging: Path) -> None:
-    if staging.exists() and not (staging / _UNFINISHED).is_file():
+def _aside(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".incomplete")
+
+
+def _check_ours(staging: Path) -> None:
+    """Refuse an unfinished folder that is not ours, or that another run is writing."""
+    if not staging.exists() or staging in _locks:
+        return
+    if not (staging / _UNFINISHED).is_file():
         raise FileExistsError(
             f"{staging} is in the way and was not written by a stage; move it away"
         )
+    with (staging / _UNFINISHED).open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(
+                f"another run is writing {staging.name[1:].removesuffix('.partial')!r} in {staging.parent}: "
+                "wait for it, or give another output folder"
+            ) from None
 
 
-def _empty_staging(path: str | Path) -> Path:
+def _empty_staging(path: str | Path, kind: str = "") -> Path:
     staging = _staging(_resolved(path))
-    _check_staging(staging)
+    _check_ours(staging)
+    discard_output(path)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    (staging / _UNFINISHED).write_text("an output that is being built\n", encoding="utf-8")
+    marker = staging / _UNFINISHED
+    marker.write_text(kind, encoding="utf-8")
+    _locks[staging] = os.open(marker, os.O_RDONLY)
+    fcntl.flock(_locks[staging], fcntl.LOCK_EX | fcntl.LOCK_NB)
     return staging
+
+
+def _release(staging: Path) -> None:
+    (staging / _UNFINISHED).unlink()
+    os.close(_locks.pop(staging))
 
 
 def _swap(staging: Path, folder: Path) -> None:
@@ -246,21 +286,24 @@ def _swap(staging: Path, folder: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Everything below a folder that is no folder itself; links are not followed."""
-    return sorted(p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
+    """Everything below a folder that is a file, a link (none is followed) or an empty folder."""
+    return sorted(
+        p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir() or not any(p.iterdir())
+    )
 
 
-def _is_done(folder: Path) -> bool:
-    return bool(_listed(folder))
+def _done(folder: Path) -> dict:
+    """What `done.json` says; empty where there is none of ours."""
+    try:
+        done = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        return done if done["format"] == FORMAT and isinstance(done["files"], dict) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _listed(folder: Path) -> dict[str, int]:
-    """Sizes by name of what a finished output holds; empty where there is no `done.json` of ours."""
-    try:
-        done = json.loads((folder / DONE).read_text(encoding="utf-8"))
-        return dict(done["files"]) if done["format"] == FORMAT else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    """Sizes by name of what a finished output holds."""
+    return _done(folder).get("files", {})
 
 
 def _strangers(folder: Path) -> list[str]:

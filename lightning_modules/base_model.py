@@ -63,7 +63,7 @@ class BaseModelTraining(LanguageModelTraining):
     def on_fit_end(self) -> None:
         if self.trainer.is_global_zero:
             check_trained(self.trainer, self.model)
-            with stage_output(self.trainer, self.hparams.output) as folder:
+            with stage_output(self) as folder:
                 self.model.save_pretrained(folder)
                 self.trainer.datamodule.tokenizer.save_pretrained(folder)
         self.trainer.strategy.barrier()

@@ -103,7 +103,7 @@ class BehaviourEvaluation(LightningModule):
             order = {condition: i for i, condition in enumerate(self.hparams.models)}
             records.sort(key=lambda r: (order[r["condition"]], r["example"]))
             check_measured(table)
-            with stage_output(self.trainer, self.hparams.output) as folder:
+            with stage_output(self) as folder:
                 write_generations(folder, records)
                 write_metrics(folder, table)
         self.trainer.strategy.barrier()

@@ -8,10 +8,11 @@ from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
-from lightning import LightningModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.progress import StageProgress
 from callbacks.stop_on_signal import EndTogether, StopOnSignal
@@ -19,6 +20,7 @@ from delta_transcoders import console
 from delta_transcoders.command import with_home
 from delta_transcoders.files import check_output
 from lightning_modules.language_model import LanguageModelTraining
+from lightning_modules.outputs import kind_of
 
 _NOISE = (
     "Does not validate against",
@@ -56,8 +58,8 @@ def expand_home(value: Any) -> Any:
     return value
 
 
-def check_checkpoint(path: str, module: LightningModule) -> None:
-    """Refuse what the module cannot go on from.
+def check_checkpoint(path: str, module: LightningModule, datamodule: LightningDataModule) -> None:
+    """Refuse what the module cannot go on from; warn of options that have changed.
 
     Raises:
         FileNotFoundError: no such file.
@@ -76,6 +78,22 @@ def check_checkpoint(path: str, module: LightningModule) -> None:
     ours = f"{type(module).__module__}.{type(module).__qualname__}"
     if kind != ours:
         raise ValueError(f"the checkpoint {path} is of {kind}, this configuration trains {ours}")
+    given = {"model": module.hparams, "data": datamodule.hparams}
+    saved = {
+        "model": checkpoint["hyper_parameters"],
+        "data": checkpoint.get("datamodule_hyper_parameters", {}),
+    }
+    other = [
+        f"--{part}.{name} {saved[part][name]!r} → {given[part][name]!r}"
+        for part in given
+        for name in sorted(given[part].keys() & saved[part].keys())
+        if not name.startswith("_") and name != "output" and given[part][name] != saved[part][name]
+    ]
+    if other:
+        rank_zero_warn(
+            f"{path} was trained with other options, and this run goes on with its own: {', '.join(other)}",
+            category=console.StudyWarning,
+        )
 
 
 class StudyParser(LightningArgumentParser):
@@ -161,12 +179,12 @@ class StudyCLI(LightningCLI):
 
     def _check_outputs(self) -> None:
         """Refuse a folder that cannot be written, now and not when hours of work are to be saved."""
-        outputs = [getattr(callback, "output", None) for callback in self.trainer.callbacks]
+        outputs = {c.output: c.output_kind for c in self.trainer.callbacks if hasattr(c, "output")}
+        if "output" in self.model.hparams:
+            outputs[self.model.hparams.output] = kind_of(self.model)
         logs = {self.trainer.log_dir, *(logger.save_dir for logger in self.trainer.loggers)}
-        for output in (self.model.hparams.get("output"), *outputs):
-            if output is None:
-                continue
-            check_output(output)
+        for output, kind in outputs.items():
+            check_output(output, kind)
             for folder in filter(None, logs):
                 if Path(folder).resolve().is_relative_to(Path(output).resolve()):
                     raise ValueError(

@@ -20,7 +20,7 @@ from delta_transcoders.transcoders.sparsity import SparsityConfig
 from delta_transcoders.transcoders.stack import DictionaryStack, Variant
 from lightning_modules.loggers import log_scalars, tensorboards
 from lightning_modules.optimizers import fused
-from lightning_modules.outputs import say_written
+from lightning_modules.outputs import finish_output, kind_of
 from lightning_modules.schedule import total_steps
 
 
@@ -226,7 +226,7 @@ class DictionaryTraining(LightningModule):
     def _write(self) -> str | None:
         """Returns what is wrong, if anything."""
         output = self.hparams.output
-        folder = files.start_output(output)
+        folder = files.start_output(output, kind_of(self))
         written, without = [], []
         try:
             for width, stack in self.stacks.items():
@@ -251,11 +251,7 @@ class DictionaryTraining(LightningModule):
                 f"no validation with a finite FVU for {', '.join(without)}: lower lr, or validate within the "
                 f"steps there are. {output} is left as it was{others}"
             )
-        if self.trainer.fast_dev_run:
-            files.discard_output(output)
-        else:
-            files.finish_output(output, replaces=written)
-        say_written(self.trainer, output)
+        finish_output(self.trainer, output, replaces=written)
         return None
 
     @torch.inference_mode()

@@ -396,7 +396,7 @@ class InterventionEvaluation(LightningModule):
                 self._log_row(row, column)
         if self.trainer.is_global_zero:
             check_measured(table)
-            with stage_output(self.trainer, self.hparams.output) as folder:
+            with stage_output(self) as folder:
                 self._write(folder, table, records)
         self.trainer.strategy.barrier()
 

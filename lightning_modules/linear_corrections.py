@@ -132,7 +132,7 @@ class LinearCorrections(LightningModule):
             for of_layer in self.corrections:
                 for kind, correction in of_layer.items():
                     check_finite((f"{kind}: {name}", t) for name, t in correction.named_buffers())
-            with stage_output(self.trainer, self.hparams.output) as folder:
+            with stage_output(self) as folder:
                 self._write(folder)
         self.trainer.strategy.barrier()
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
 from delta_transcoders import files
@@ -17,12 +17,29 @@ from delta_transcoders import files
 say = logging.getLogger("delta_transcoders").info
 
 
+def kind_of(module: LightningModule) -> str:
+    """Of the output that a module writes, see `files.check_output`."""
+    return getattr(module, "output_kind", type(module).__name__)
+
+
 @contextmanager
-def stage_output(trainer: Trainer, path: str | Path) -> Iterator[Path]:
-    """`files.new_output` for rank zero of a trainer; a `fast_dev_run` is written and thrown away."""
-    with files.new_output(path, keep=not trainer.fast_dev_run) as folder:
+def stage_output(module: LightningModule) -> Iterator[Path]:
+    """The folder for a module's output, on rank zero, in place at the end of the block."""
+    with files.new_output(module.hparams.output, kind_of(module)) as folder:
         yield folder
-    say_written(trainer, path)
+        finish_output(module.trainer, module.hparams.output)
+
+
+def finish_output(
+    trainer: Trainer, path: str | Path, replaces: Collection[str] | None = None
+) -> None:
+    """`files.finish_output`, and a line that says so; a `fast_dev_run` is thrown away."""
+    if trainer.fast_dev_run:
+        files.discard_output(path)
+    else:
+        files.finish_output(path, replaces)
+    what = "fast_dev_run, nothing is kept in" if trainer.fast_dev_run else "written:"
+    say(f"  {what} {path}")
 
 
 def check_measured(table: Sequence[Mapping[str, Any]]) -> None:
@@ -40,11 +57,6 @@ def check_measured(table: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-def say_written(trainer: Trainer, path: str | Path) -> None:
-    what = "fast_dev_run, nothing is kept in" if trainer.fast_dev_run else "written:"
-    say(f"  {what} {path}")
-
-
 def check_trained(trainer: Trainer, model: nn.Module) -> None:
     """Refuse to write a model that no step has trained, or that has diverged.
 
@@ -58,13 +70,14 @@ def check_trained(trainer: Trainer, model: nn.Module) -> None:
     check_finite(model.named_parameters())
 
 
-def check_finite(parameters: Iterable[tuple[str, Tensor]]) -> None:
+def check_finite(
+    parameters: Iterable[tuple[str, Tensor]],
+    problem: str = "the training has diverged, and so nothing is written: lower lr",
+) -> None:
     """
     Raises:
-        ValueError: a weight is NaN or infinite; names it.
+        ValueError: a weight is NaN or infinite; says what problem that is, and names it.
     """
     for name, parameter in parameters:
         if not parameter.isfinite().all():
-            raise ValueError(
-                f"the training has diverged ({name} is not finite), and so nothing is written: lower lr"
-            )
+            raise ValueError(f"{problem} ({name} is not finite)")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryF1Score, BinaryPrecision, BinaryRecall
 
+from datamodules.tool_calls import OUTPUT_KIND
 from delta_transcoders import files
 from delta_transcoders.language_models import (
     IGNORE,
@@ -24,7 +25,7 @@ from delta_transcoders.language_models import (
     supervised_logits,
 )
 from lightning_modules.language_model import LanguageModelTraining
-from lightning_modules.outputs import check_trained, say_written
+from lightning_modules.outputs import check_finite, check_trained, finish_output
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -114,6 +115,7 @@ class ToolFinetune(LanguageModelTraining):
     def strict_loading(self) -> bool:
         return False  # checkpoints hold trainable weights only; `on_load_checkpoint` is the check
 
+    output_kind = OUTPUT_KIND
     can_be_sharded = True  # by FSDP; `on_fit_end` gathers the weights
 
     def setup(self, stage: str) -> None:
@@ -205,6 +207,7 @@ class ToolFinetune(LanguageModelTraining):
             )
 
     def on_fit_start(self) -> None:
+        check_finite(self.named_parameters(), f"the weights of {self.hparams.model} are no numbers")
         context = self.model.config.max_position_embeddings
         examples = list(itertools.chain(*self.trainer.datamodule.splits.values()))
         check_context(self.tokenizer, examples, context, 0)
@@ -235,14 +238,10 @@ class ToolFinetune(LanguageModelTraining):
         output, merged = self.hparams.output, model
         folder = files.staged_output(output)
         if not folder.is_dir():  # the data are of another kind, or kept elsewhere
-            files.start_output(output)
+            files.start_output(output, self.output_kind)
         if self.hparams.method == "lora":
             model.save_pretrained(folder / "adapter")
             merged = model.merge_and_unload()
         merged.save_pretrained(folder / "merged")
         self.tokenizer.save_pretrained(folder / "merged")
-        if self.trainer.fast_dev_run:
-            files.discard_output(output)
-        else:
-            files.finish_output(output)
-        say_written(self.trainer, output)
+        finish_output(self.trainer, output)

@@ -77,7 +77,7 @@ def canonical(expression: str) -> str:
     """One text for every spelling of an expression; 12*34 and 34*12 are two expressions.
 
     Spelling is what the value cannot depend on: spaces, typeset signs, zeros around a number,
-    parentheses that change nothing, plus signs before a number and pairs of minus signs.
+    parentheses that change nothing, plus signs before a number and two minus signs in a row.
 
     Raises:
         CalculatorError: as `calculate`.

@@ -9,7 +9,7 @@ from lightning import Callback
 
 import evaluate
 import train
-from delta_transcoders import files, signals
+from delta_transcoders import signals
 from delta_transcoders.signals import Stopped
 
 SIZES = {"data.n_train": 64, "data.n_validation": 15, "data.n_evaluation": 5, "data.batch_size": 8}
@@ -199,5 +199,4 @@ def test_an_evaluation_ends_at_once_and_leaves_its_output_as_it_was(
     assert files_in(folder) == before
     output = folder / config
     evaluate.main(args)
-    files.check_output(output)
     assert (output / "done.json").is_file()

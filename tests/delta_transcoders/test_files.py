@@ -13,9 +13,13 @@ def write(folder, **contents):
         (folder / name).write_text(text)
 
 
-def make(path, keep=True, **contents):
-    with files.new_output(path, keep=keep) as folder:
+KIND = "model"
+
+
+def make(path, kind=KIND, **contents):
+    with files.new_output(path, kind) as folder:
         write(folder, **contents)
+        files.finish_output(path)
 
 
 def contents(folder) -> dict[str, str]:
@@ -41,10 +45,11 @@ def test_an_output_is_finished_by_its_list(tmp_path):
 def test_after_an_error_the_old_output_is_untouched(tmp_path):
     make(tmp_path / "out", model="old")
     before = contents(tmp_path / "out")
-    with pytest.raises(RuntimeError), files.new_output(tmp_path / "out") as folder:
+    with pytest.raises(RuntimeError), files.new_output(tmp_path / "out", KIND) as folder:
         write(folder, model="new")
         raise RuntimeError
-    make(tmp_path / "out", keep=False, model="a trial run")
+    write(files.start_output(tmp_path / "out", KIND), model="a trial run")
+    files.discard_output(tmp_path / "out")
     assert contents(tmp_path / "out") == before
     assert leftovers(tmp_path) == []
 
@@ -56,9 +61,9 @@ def test_a_folder_with_a_strangers_file_is_refused_by_name(tmp_path, name):
     (out / name).parent.mkdir(exist_ok=True)
     (out / name).write_text("mine")
     with pytest.raises(FileExistsError, match=name):
-        files.check_output(out)
+        files.check_output(out, KIND)
     with pytest.raises(FileExistsError, match=name):
-        files.start_output(out)
+        files.start_output(out, KIND)
     assert (out / name).read_text() == "mine"
     assert leftovers(tmp_path) == []
 
@@ -67,13 +72,13 @@ def test_a_file_that_was_changed_since_is_a_strangers(tmp_path):
     make(tmp_path / "out", model="old")
     (tmp_path / "out" / "model").write_text("edited")
     with pytest.raises(FileExistsError, match="model"):
-        files.check_output(tmp_path / "out")
+        files.check_output(tmp_path / "out", KIND)
 
 
 def test_a_folder_without_a_list_is_a_strangers_whatever_its_files_are_called(tmp_path):
     write(tmp_path / "out", **{"config.json": "{}", "done.json": '{"files": {"config.json": 2}}'})
     with pytest.raises(FileExistsError, match=r"config\.json and 1 more"):
-        files.check_output(tmp_path / "out")
+        files.check_output(tmp_path / "out", KIND)
 
 
 def test_a_copied_output_may_still_be_replaced(tmp_path):
@@ -104,7 +109,7 @@ def test_a_link_inside_an_output_is_refused(tmp_path):
     write(tmp_path / "out")
     (tmp_path / "out" / "adapter").symlink_to(tmp_path / "big")
     with pytest.raises(FileExistsError, match="adapter"):
-        files.check_output(tmp_path / "out")
+        files.check_output(tmp_path / "out", KIND)
 
 
 def test_the_home_folder_is_understood(tmp_path, monkeypatch):
@@ -118,39 +123,39 @@ def test_a_folder_above_the_working_directory_is_refused(tmp_path, monkeypatch, 
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     with pytest.raises((ValueError, FileExistsError)):
-        files.check_output(path)
+        files.check_output(path, KIND)
 
 
 def test_an_output_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is not a folder"):
-        files.check_output(tmp_path / "file" / "out")
+        files.check_output(tmp_path / "file" / "out", KIND)
     with pytest.raises(ValueError, match="is not a folder"):
-        files.check_output(tmp_path / "file")
+        files.check_output(tmp_path / "file", KIND)
     with pytest.raises(ValueError, match="empty"):
-        files.check_output("")
+        files.check_output("", KIND)
 
 
 def test_what_a_killed_run_left_is_removed_and_a_strangers_folder_is_not(tmp_path):
-    write(files.start_output(tmp_path / "out"), model="half")
+    write(files.start_output(tmp_path / "out", KIND), model="half")
     make(tmp_path / "out", model="new")
     assert set(contents(tmp_path / "out")) == {"done.json", "model"}
     write(tmp_path / ".other.partial", notes="mine")
     with pytest.raises(FileExistsError, match=r"\.other\.partial"):
-        files.start_output(tmp_path / "other")
+        files.start_output(tmp_path / "other", KIND)
     assert contents(tmp_path / ".other.partial") == {"notes": "mine"}
 
 
 def test_an_output_comes_back_after_a_kill_between_the_two_renames(tmp_path):
     make(tmp_path / "out", model="old")
     os.rename(tmp_path / "out", tmp_path / ".out.replaced")
-    files.start_output(tmp_path / "out")
+    files.start_output(tmp_path / "out", KIND)
     assert contents(tmp_path / "out")["model"] == "old"
 
 
 def test_parts_that_a_run_did_not_make_are_kept(tmp_path):
     for names, replaces in ((("a", "b"), None), (("b", "c"), ["b", "c"])):
-        folder = files.start_output(tmp_path / "out")
+        folder = files.start_output(tmp_path / "out", KIND)
         for name in names:
             write(folder / name, file=f"{names}")
         files.finish_output(tmp_path / "out", replaces)
@@ -160,13 +165,13 @@ def test_parts_that_a_run_did_not_make_are_kept(tmp_path):
         "c/file": "('b', 'c')",
         "done.json": (tmp_path / "out" / "done.json").read_text(),
     }
-    files.check_output(tmp_path / "out")
+    files.check_output(tmp_path / "out", KIND)
 
 
 def test_an_incomplete_result_stands_beside_the_complete_one(tmp_path):
     make(tmp_path / "out", model="old")
     for text in ("half", "other half"):
-        write(files.start_output(tmp_path / "out"), model=text)
+        write(files.start_output(tmp_path / "out", KIND), model=text)
         aside = files.set_aside_output(tmp_path / "out")
     assert (aside.name, (aside / "model").read_text()) == ("out.incomplete", "other half")
     assert contents(tmp_path / "out")["model"] == "old"
@@ -176,7 +181,7 @@ def test_files_that_are_added_later_belong_to_the_output(tmp_path):
     make(tmp_path / "out", model="old")
     files.write_text(tmp_path / "out" / "report" / "table.csv", "a,b\n")
     files.write_text(tmp_path / "out" / "report" / "table.csv", "a,b,c\n")
-    files.check_output(tmp_path / "out")
+    files.check_output(tmp_path / "out", KIND)
     files.write_text(tmp_path / "elsewhere" / "table.csv", "a,b\n")
     assert contents(tmp_path / "elsewhere") == {"table.csv": "a,b\n"}
 
@@ -206,3 +211,44 @@ def test_a_replaced_folder_may_be_the_present_one(tmp_path, monkeypatch):
     with files.replace_folder(".") as folder:
         write(folder, card="text")
     assert contents(tmp_path / "out") == {"card": "text"}
+
+
+def test_another_kind_of_output_is_refused(tmp_path):
+    make(tmp_path / "out", model="old")
+    with pytest.raises(FileExistsError, match=r"another kind of stage \(model, not tables\)"):
+        files.check_output(tmp_path / "out", "tables")
+
+
+def test_an_output_inside_of_another_is_refused(tmp_path):
+    make(tmp_path / "out", model="old")
+    with pytest.raises(ValueError, match="a finished output itself"):
+        files.check_output(tmp_path / "out" / "sub" / "mine", KIND)
+
+
+def test_an_empty_folder_of_somebody_else_is_not_replaced(tmp_path):
+    make(tmp_path / "out", model="old")
+    (tmp_path / "out" / "mine").mkdir()
+    with pytest.raises(FileExistsError, match="mine"):
+        files.check_output(tmp_path / "out", KIND)
+
+
+def _start(path, started, end):
+    files.start_output(path, KIND)
+    started.set()
+    end.wait(60)
+
+
+def test_a_second_run_on_one_output_is_refused_until_the_first_has_ended(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    started, end = context.Event(), context.Event()
+    other = context.Process(target=_start, args=(tmp_path / "out", started, end))
+    other.start()
+    assert started.wait(60)
+    with pytest.raises(FileExistsError, match="another run is writing 'out'"):
+        files.check_output(tmp_path / "out", KIND)
+    files.discard_output(tmp_path / "out")  # not ours
+    assert (tmp_path / ".out.partial").is_dir()
+    end.set()
+    other.join()
+    make(tmp_path / "out", model="new")
+    assert contents(tmp_path / "out")["model"] == "new"
