@@ -20,6 +20,8 @@ def test_of_the_gpu_or_of_the_process(monkeypatch, device, expected):
     said = []
     monkeypatch.setattr(callbacks.peak_memory, "say", said.append)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: device.index * 50e6)
-    trainer = SimpleNamespace(is_global_zero=True, strategy=SimpleNamespace(root_device=torch.device(device)))
+    trainer = SimpleNamespace(
+        is_global_zero=True, strategy=SimpleNamespace(root_device=torch.device(device))
+    )
     callbacks.peak_memory.PeakMemory().teardown(trainer, None, "fit")
     assert re.fullmatch(expected, said[0].strip())
