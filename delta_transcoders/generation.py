@@ -37,6 +37,9 @@ def greedy_texts(
     ids_BT = pad(prompt_ids, tokenizer.pad_token_id, "left").to(model.device)
     mask_BP = pad([[1] * len(ids) for ids in prompt_ids], 0, "left").to(model.device)
     cache = DynamicCache(config=model.config)
+    # Picked out by an index, not cut off: of a cut, torch multiplies each row with a copy of its own of frozen
+    # weights, on a CPU, and Gemma's vocabulary has 1.2 GB of them.
+    last = torch.tensor([-1], device=model.device)
     written: list[list[int]] = [[] for _ in prompts]
     unfinished = list(range(len(prompts)))
     for _ in range(max_new_tokens):
@@ -46,7 +49,7 @@ def greedy_texts(
             position_ids=position_ids(mask_BP)[:, -ids_BT.shape[1] :],
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=last,
         ).logits
         next_B = logits_BTV[:, -1].argmax(-1)
         for row, token in zip(unfinished, next_B.tolist(), strict=True):

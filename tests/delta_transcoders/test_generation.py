@@ -64,3 +64,12 @@ def test_nothing_is_computed_once_every_row_has_ended(model, tokenizer):
 def test_rows_do_not_depend_on_each_other(model, tokenizer):
     alone = [generation.greedy_texts(model, tokenizer, [prompt], 12)[0] for prompt in PROMPTS]
     assert generation.greedy_texts(model, tokenizer, PROMPTS, 12) == alone
+
+
+def test_the_vocabulary_is_projected_on_in_one_product(model, tokenizer):
+    """torch copies frozen weights for every row of an input that is not laid out as one matrix."""
+    inputs = []
+    model.lm_head.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    generation.greedy_texts(model, tokenizer, PROMPTS, 2)
+    assert [tuple(x.shape) for x in inputs] == [(3, 1, 32)] * 2
+    assert all(x.is_contiguous() for x in inputs)
