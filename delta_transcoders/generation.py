@@ -37,8 +37,8 @@ def greedy_texts(
     ids_BT = pad(prompt_ids, tokenizer.pad_token_id, "left").to(model.device)
     mask_BP = pad([[1] * len(ids) for ids in prompt_ids], 0, "left").to(model.device)
     cache = DynamicCache(config=model.config)
-    # Picked out by an index, not cut off: of a cut, torch multiplies each row with a copy of its own of frozen
-    # weights, on a CPU, and Gemma's vocabulary has 1.2 GB of them.
+    # An index copies the last positions, a number of them would cut them off: a cut is not one matrix, and
+    # on a CPU torch multiplies each of its rows with a copy of frozen weights (1.2 GB in Gemma 2 2B).
     last = torch.tensor([-1], device=model.device)
     written: list[list[int]] = [[] for _ in prompts]
     unfinished = list(range(len(prompts)))
