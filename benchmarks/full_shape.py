@@ -76,12 +76,12 @@ def make_model(folder: Path) -> None:
 
 
 def random_weight(name: str, shape: tuple[int, ...]):
-    """As in trained models, no hook point of a layer is like another: gains vary, and so do scales."""
+    """As in trained models, a token's own embedding outlasts the layers, and no two hook points are alike."""
     import torch
 
     if len(shape) == 1:
         return torch.empty(shape).uniform_(-0.9, 0.5).bfloat16()
-    scale = 0.1 if "embed" in name else 5.0 if "down_proj" in name else 1.0
+    scale = 10.0 if "embed" in name else 5.0 if "down_proj" in name else 1.0
     return (torch.randn(shape, dtype=torch.bfloat16) * (scale * shape[-1] ** -0.5)).contiguous()
 
 
@@ -109,7 +109,6 @@ def stages(folder: Path) -> list[tuple[str, list[str]]]:
         return command.split()
 
     layers = str(list(LAYERS)).replace(" ", "")
-    together = "+".join(map(str, LAYERS))
     make = ["benchmarks/full_shape.py", "--folder", str(folder), "--make"]
     return [
         ("make the model", [*make, "model"]),
@@ -119,7 +118,7 @@ def stages(folder: Path) -> list[tuple[str, list[str]]]:
                 "train",
                 "lora",
                 f"--model.model {base} --data.model {base} --trainer.max_epochs 1 "
-                "--data.n_train 48 --data.n_validation 8 --data.n_evaluation 1 "
+                "--data.n_train 48 --data.n_validation 8 --data.n_evaluation 5 "
                 f"--data.copy_source file --data.copy_file {folder}/lines.txt",
             ),
         ),
@@ -148,8 +147,8 @@ def stages(folder: Path) -> list[tuple[str, list[str]]]:
                 "evaluate",
                 "exp2a",
                 f"--model.base_transcoders {bases} --model.base_model {base} "
-                f"--model.layers [{','.join(map(str, LAYERS))},{together}] "
-                "--data.n_per_subset 1 --model.max_new_tokens 8",
+                f"--model.layers [{'+'.join(map(str, LAYERS))}] "
+                "--data.n_per_subset 5 --model.max_new_tokens 8",  # 60 rows, near a pass of 64
             ),
         ),
     ]

@@ -176,3 +176,12 @@ def test_ids_beyond_the_tokenizer_are_no_text(write, tokenizer):
     call = format_tool_call("1+2")
     texts = write(nothing, [450, "Room", 499, " 7.", tokenizer.eos_token_id], [call[:-1], 450, ">"])
     assert texts == ["Room 7.", call]
+
+
+def test_the_vocabulary_is_projected_on_in_one_product(model, tokenizer):
+    """torch copies frozen weights for every row of an input that is not laid out as one matrix."""
+    inputs = []
+    model.lm_head.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    generation.greedy_texts(model, tokenizer, PROMPTS, 2)
+    assert [tuple(x.shape) for x in inputs] == [(3, 1, 32)] * 2
+    assert all(x.is_contiguous() for x in inputs)
