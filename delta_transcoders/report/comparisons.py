@@ -267,11 +267,10 @@ def write_comparisons(folders: Sequence[str | Path], out: str | Path) -> str:
         *skipped,
         "Intervals (95 %) are over examples, stratified by seed; the spread over seeds is that of the single "
         "seeds' estimates.",
-        f"written: {out}",
     ]
     text = "\n\n".join(filter(None, blocks))
     write_text(out / "comparisons.txt", text + "\n")
-    return text
+    return f"{text}\n\nwritten: {out}"
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from datamodules.tool_calls import ToolCallData
+from delta_transcoders.files import staged_output
 from delta_transcoders.toolcalls.examples import Example, read_jsonl, write_jsonl
 from delta_transcoders.toolcalls.grammar import asked, find_tool_call, format_tool_call
 from delta_transcoders.toolcalls.prompts import tool_examples
@@ -83,6 +84,6 @@ def test_an_expression_trained_on_in_another_spelling_is_not_unseen(make_data, t
     trained = {asked(e.target) for split in data.splits.values() for e in split}
     seen = [e for e in generated if asked(e.target) in trained]
     assert len(seen) > 4
-    evaluation = read_jsonl(tmp_path / "out" / "data" / "evaluation.jsonl")
+    evaluation = read_jsonl(staged_output(tmp_path / "out") / "data" / "evaluation.jsonl")
     unseen = [e for e in evaluation if e.label == "tool_ood"]
     assert unseen == [e for e in generated if e not in seen]

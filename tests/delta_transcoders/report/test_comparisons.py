@@ -297,7 +297,8 @@ def test_files_and_print_are_the_same_each_time(tmp_path):
     one, other = (write_comparisons(folders, tmp_path / out) for out in ("a", "b"))
     assert one.replace("/a", "/b") == other
     names = {path.name for path in (tmp_path / "a").iterdir()}
-    assert names == {"differences.csv", "split.csv", "controls.png", "split_per_layer.png"}
+    tables = {"differences.csv", "split.csv", "comparisons.txt"}
+    assert names == tables | {"controls.png", "split_per_layer.png"}
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     row = only(
@@ -314,7 +315,8 @@ def test_an_experiment_without_the_split_or_its_reference(tmp_path):
     folder = write(tmp_path / "exp2b", shifted(base_mlp=1))
     shown = write_comparisons([folder], tmp_path / "out")
     assert "the experiment lacks dictionary_error and no_delta" in shown
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"differences.csv", "split.csv"}
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"differences.csv", "split.csv", "comparisons.txt"}
     assert {r["reference"] for r in read_metrics(tmp_path / "out" / "differences.csv")} == {"raw"}
 
 
