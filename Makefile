@@ -221,8 +221,8 @@ full-shape: $(READY)  ## Peak memory of Gemma 2 2B's stages at full shape, rando
 signals: $(READY)  ## What SIGTERM, SIGINT and SIGKILL do to every stage in every phase (half an hour)
 	$(PY) benchmarks/signals_table.py
 
-test: $(READY)  ## Run the tests (minutes, offline)
-	OMP_NUM_THREADS=1 $(PY) -m pytest
+test: $(READY)  ## Run the tests (minutes, offline, on two cores)
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(READY)  ## Check style
 	$(VENV)/bin/ruff check .

@@ -21,7 +21,9 @@ from lightning_modules.tool_finetune import ToolFinetune
 def test_optimizers_are_fused_except_under_mixed_precision(
     model_folder, tmp_path, monkeypatch, precision, fused
 ):
-    trainer = SimpleNamespace(precision=precision, estimated_stepping_batches=10)
+    trainer = SimpleNamespace(
+        precision=precision, estimated_stepping_batches=10, max_steps=10, max_epochs=None
+    )
     finetune = ToolFinetune(model_folder, str(tmp_path))
     finetune.model = nn.Linear(2, 2)
     delta = DeltaTranscoderTraining(str(tmp_path))
