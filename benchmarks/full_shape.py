@@ -20,6 +20,7 @@ from pathlib import Path
 from peak_memory import measured
 
 LAYERS, WIDTH, AVERAGE_L0 = (0, 12, 25), 16384, 76
+N_EXAMPLES = 60  # of which 48 are trained on: three steps of 16
 GB = 1e9
 
 
@@ -30,13 +31,16 @@ def make_model(folder: Path) -> None:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     from delta_transcoders.tiny_gemma import train_tokenizer
-    from delta_transcoders.toolcalls import copy_lines
-    from delta_transcoders.toolcalls.prompts import generate_splits
+    from delta_transcoders.toolcalls.examples import Example, write_jsonl
+    from delta_transcoders.toolcalls.grammar import format_tool_call
 
-    lines = copy_lines.synthetic_lines(0)
-    (folder / "lines.txt").write_text("\n".join(itertools.islice(lines, 1000)))
-    examples = generate_splits(1000, 2, 1, lines, seed=0)["train"]
-    tokenizer = train_tokenizer((e.prompt + e.target for e in examples), vocab_size=2000)
+    examples = []
+    for i in range(N_EXAMPLES // 2):
+        sum_, line = f"{i} + {7 * i}", f"{i} lamps"
+        examples.append(Example(sum_, format_tool_call(sum_.replace(" ", "")), "positive"))
+        examples.append(Example(line, line, "negative"))
+    write_jsonl(folder / "examples.jsonl", examples)
+    tokenizer = train_tokenizer((e.prompt + e.target for e in examples), vocab_size=1000)
     config = Gemma2Config(
         vocab_size=256000,
         hidden_size=2304,
@@ -118,8 +122,8 @@ def stages(folder: Path) -> list[tuple[str, list[str]]]:
                 "train",
                 "lora",
                 f"--model.model {base} --data.model {base} --trainer.max_epochs 1 "
-                "--data.n_train 48 --data.n_validation 8 --data.n_evaluation 5 "
-                f"--data.copy_source file --data.copy_file {folder}/lines.txt",
+                f"--data.jsonl {folder}/examples.jsonl --data.validation_fraction 0.1 "
+                "--data.n_evaluation 5",
             ),
         ),
         (
@@ -148,7 +152,7 @@ def stages(folder: Path) -> list[tuple[str, list[str]]]:
                 "exp2a",
                 f"--model.base_transcoders {bases} --model.base_model {base} "
                 f"--model.layers [{'+'.join(map(str, LAYERS))}] "
-                "--data.n_per_subset 5 --model.max_new_tokens 8",  # 60 rows, near a pass of 64
+                "--model.max_new_tokens 8",
             ),
         ),
     ]

@@ -47,7 +47,8 @@ def measured(*arguments: str) -> Taken:
         sampler.join()
         if process.returncode:
             shown.seek(0)
-            raise RuntimeError(f"{arguments} failed:\n{shown.read()[-4000:]}")
+            ended = f"{arguments} ended with {process.returncode}"
+            raise RuntimeError(f"{ended}:\n{shown.read()[-4000:]}")
     unit = 1 if sys.platform == "darwin" else 1024
     return Taken(max(sampled[0], usage.ru_maxrss * unit), time.perf_counter() - started)
 
