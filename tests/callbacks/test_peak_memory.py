@@ -12,7 +12,7 @@ import callbacks.peak_memory
 @pytest.mark.parametrize(
     ("device", "expected"),
     [
-        ("cpu", r"peak memory of the process: [1-9]\d+(,\d+)? MB"),
+        ("cpu", r"peak memory of the process: [1-9][\d,]+ MB"),
         ("cuda:1", r".* on cuda:1: 50 MB"),
     ],
 )
