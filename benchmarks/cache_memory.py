@@ -69,8 +69,8 @@ def train(folder: str) -> None:
     import torch
 
     from delta_transcoders.activations.cache import ActivationCache
-    from delta_transcoders.transcoders.sparsity import SparsityConfig
-    from delta_transcoders.transcoders.stack import DictionaryStack, Variant
+    from delta_transcoders.dictionaries.sparsity import SparsityConfig
+    from delta_transcoders.dictionaries.stack import DictionaryStack, Variant
 
     stack = DictionaryStack(
         [Variant(key=f"layer_{layer}", layer=layer, target=layer, l0=8) for layer in (0, 1)],

@@ -25,8 +25,8 @@ GB = 1e9
 def save_model(folder: str) -> None:
     import torch
 
+    from delta_transcoders.tasks.calculator.base_text import base_documents
     from delta_transcoders.tiny_gemma import build_tiny_gemma, train_tokenizer
-    from delta_transcoders.toolcalls.base_text import base_documents
 
     texts = [f"{line}\n{rest}" for line, rest in itertools.islice(base_documents(0), 500)]
     tokenizer = train_tokenizer(texts, vocab_size=400)

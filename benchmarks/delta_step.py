@@ -52,9 +52,9 @@ def main() -> int:
     arguments = parse_arguments()
     import torch
 
-    from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
-    from delta_transcoders.transcoders.sparsity import SparsityConfig
-    from delta_transcoders.transcoders.stack import DictionaryStack, Variant
+    from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+    from delta_transcoders.dictionaries.sparsity import SparsityConfig
+    from delta_transcoders.dictionaries.stack import DictionaryStack, Variant
 
     torch.manual_seed(0)
     torch.set_default_device(arguments.device)

@@ -47,8 +47,8 @@ def save_random_model(folder: str) -> None:
     """A Gemma 2 of the tiny study's shape; larger weights than usual, so that its texts vary."""
     import torch
 
+    from delta_transcoders.tasks.calculator.base_text import base_documents
     from delta_transcoders.tiny_gemma import build_tiny_gemma, train_tokenizer
-    from delta_transcoders.toolcalls.base_text import base_documents
 
     texts = [f"{a}\n{b}" for a, b in itertools.islice(base_documents(0), 2000)]
     tokenizer = train_tokenizer(texts, vocab_size=768)
@@ -62,9 +62,9 @@ def save_random_model(folder: str) -> None:
 def make_rows(n_rows: int, n_layers: int, study: str | None) -> list[tuple]:
     """(example, intervention): every layer alone and all together, each condition on each prompt."""
     from delta_transcoders.interventions.intervention import from_spec
-    from delta_transcoders.toolcalls.copy_lines import synthetic_lines
-    from delta_transcoders.toolcalls.examples import read_jsonl
-    from delta_transcoders.toolcalls.prompts import generate_splits
+    from delta_transcoders.tasks.calculator.copy_lines import synthetic_lines
+    from delta_transcoders.tasks.calculator.prompts import generate_splits
+    from delta_transcoders.tasks.examples import read_jsonl
 
     groups = [(layer,) for layer in range(n_layers)] + [tuple(range(n_layers))]
     names = ("no_delta", "full", "alpha_0.5", "alpha_-0.5")
@@ -142,7 +142,7 @@ def as_the_original(engine, rows, new_tokens):
     import torch
 
     from delta_transcoders.language_models import target_batch, token_nll
-    from delta_transcoders.toolcalls.grammar import CLOSE
+    from delta_transcoders.tasks.calculator.grammar import CLOSE
 
     model, tokenizer, results = engine.model, engine.tokenizer, []
     for example, intervention in rows:
@@ -177,8 +177,8 @@ def random_bank(arguments: argparse.Namespace, d_model: int, n_layers: int) -> d
     """Sources of random dictionaries, by name and layer."""
     import torch
 
+    from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
     from delta_transcoders.interventions.sources import DictionarySource
-    from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 
     def random_source(n_features: int) -> DictionarySource:
         return DictionarySource(

@@ -30,9 +30,9 @@ def make_model(folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
+    from delta_transcoders.tasks.calculator.grammar import format_tool_call
+    from delta_transcoders.tasks.examples import Example, write_jsonl
     from delta_transcoders.tiny_gemma import train_tokenizer
-    from delta_transcoders.toolcalls.examples import Example, write_jsonl
-    from delta_transcoders.toolcalls.grammar import format_tool_call
 
     examples = []
     for i in range(N_EXAMPLES // 2):
@@ -94,7 +94,7 @@ def make_bases(folder: Path) -> None:
     from random_dictionaries import fitted_dictionary
 
     from delta_transcoders.activations.cache import ActivationCache
-    from delta_transcoders.transcoders.gemma_scope import save_base
+    from delta_transcoders.dictionaries.files.gemma_scope import save_base
 
     cache = ActivationCache(folder / "base_cache")
     for layer in LAYERS:

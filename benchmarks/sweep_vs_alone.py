@@ -34,7 +34,7 @@ def main() -> int:
 
     import train
     from benchmarks.loop_time import LoopTime
-    from delta_transcoders.transcoders.delta import load_delta
+    from delta_transcoders.dictionaries.delta import load_delta
 
     def fit(output: Path, options: dict) -> tuple[float, float]:
         """Wall and processor seconds with the sweep's configuration and these options."""

@@ -18,7 +18,7 @@ from delta_transcoders.activations.capture import Captured
 from delta_transcoders.activations.layout import CacheMeta, disk_bytes
 from delta_transcoders.activations.writing import CacheWriter, finish_cache
 from delta_transcoders.fingerprints import hash_texts, tokenizer_fingerprint
-from delta_transcoders.toolcalls.examples import SUBSETS
+from delta_transcoders.tasks.examples import SUBSETS
 from lightning_modules.outputs import finish_output
 
 say = logging.getLogger("delta_transcoders").info

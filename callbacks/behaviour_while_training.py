@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from delta_transcoders.activations.capture import boot_bridge
+from delta_transcoders.dictionaries.files.gemma_scope import load_base
 from delta_transcoders.fingerprints import model_fingerprint, tokenizer_fingerprint
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.intervention import RAW, Intervention, from_spec
@@ -20,9 +21,8 @@ from delta_transcoders.language_models import (
     load_model,
     load_tokenizer,
 )
-from delta_transcoders.toolcalls.examples import read_jsonl
-from delta_transcoders.toolcalls.grammar import judge
-from delta_transcoders.transcoders.gemma_scope import load_base
+from delta_transcoders.tasks.calculator.grammar import judge
+from delta_transcoders.tasks.examples import read_jsonl
 from lightning_modules.delta_transcoder import DeltaTranscoderTraining
 from lightning_modules.loggers import log_scalars
 

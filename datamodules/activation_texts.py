@@ -11,8 +11,8 @@ from lightning import LightningDataModule
 
 from datamodules.batching import check_positive, row_lengths, sharded_loader
 from delta_transcoders.language_models import encode, load_tokenizer, pad
-from delta_transcoders.toolcalls.base_text import base_documents
-from delta_transcoders.toolcalls.examples import SUBSETS, Example, read_jsonl
+from delta_transcoders.tasks.calculator.base_text import base_documents
+from delta_transcoders.tasks.examples import SUBSETS, Example, read_jsonl
 
 UNSEEN = 1_000_000
 

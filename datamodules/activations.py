@@ -15,9 +15,9 @@ from datamodules.batching import (
 )
 from delta_transcoders.activations.cache import ActivationCache, Batch, Span
 from delta_transcoders.activations.hook_sites import FitAccumulator
+from delta_transcoders.dictionaries.stack import Variant
 from delta_transcoders.fingerprints import tokenizer_fingerprint
 from delta_transcoders.language_models import check_model_source, load_tokenizer
-from delta_transcoders.transcoders.stack import Variant
 from delta_transcoders.weights import StoredWeights
 
 

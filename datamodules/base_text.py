@@ -13,12 +13,12 @@ from datamodules.batching import (
     sharded_loader,
 )
 from delta_transcoders.language_models import IGNORE
+from delta_transcoders.tasks.calculator.base_text import base_documents
 from delta_transcoders.tiny_gemma import train_tokenizer
-from delta_transcoders.toolcalls.base_text import base_documents
 
 
 class BaseTextData(ResumableData):
-    """Documents of `delta_transcoders.toolcalls.base_text` as token ids.
+    """Documents of `delta_transcoders.tasks.calculator.base_text` as token ids.
 
     The continuation is always supervised, the line before it in some documents only: copying, which
     everything later rests on, is learned several times sooner when the unpredictable first line does not

@@ -18,10 +18,10 @@ from delta_transcoders.activations.hook_sites import ReconstructionFit, require_
 from delta_transcoders.activations.site_check import base_model_fits
 from delta_transcoders.activations.targets import add_residuals
 from delta_transcoders.console import StudyWarning
+from delta_transcoders.dictionaries.files.gemma_scope import BaseId, load_base
 from delta_transcoders.files import write_text
 from delta_transcoders.language_models import check_model_source, load_model, load_tokenizer
-from delta_transcoders.toolcalls.examples import read_jsonl
-from delta_transcoders.transcoders.gemma_scope import BaseId, load_base
+from delta_transcoders.tasks.examples import read_jsonl
 
 SITE_CHECK_NAME = "hook_site_check.json"
 

@@ -13,8 +13,8 @@ from datamodules.batching import check_positive, sharded_loader
 from delta_transcoders.console import StudyWarning
 from delta_transcoders.generation import AnswerReader
 from delta_transcoders.language_models import check_model_source, encode, load_tokenizer
-from delta_transcoders.toolcalls.examples import SUBSETS, Example, read_numbered_jsonl
-from delta_transcoders.toolcalls.grammar import judge, unjudgeable
+from delta_transcoders.tasks.calculator.grammar import judge, unjudgeable
+from delta_transcoders.tasks.examples import SUBSETS, Example, read_numbered_jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

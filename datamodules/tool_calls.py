@@ -20,16 +20,16 @@ from datamodules.batching import (
 from delta_transcoders import files
 from delta_transcoders.console import StudyWarning
 from delta_transcoders.language_models import IGNORE, check_model_source, encode, load_tokenizer
-from delta_transcoders.toolcalls import copy_lines
-from delta_transcoders.toolcalls.examples import (
+from delta_transcoders.tasks.calculator import copy_lines
+from delta_transcoders.tasks.calculator.grammar import unjudgeable
+from delta_transcoders.tasks.calculator.prompts import generate_splits
+from delta_transcoders.tasks.examples import (
     Example,
     read_jsonl,
     read_numbered_jsonl,
     split_examples,
     write_jsonl,
 )
-from delta_transcoders.toolcalls.grammar import unjudgeable
-from delta_transcoders.toolcalls.prompts import generate_splits
 
 OUTPUT_KIND = "finetune"
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from delta_transcoders.command import run as run_command
+from delta_transcoders.dictionaries.files import PARTS, TOOL_FORMATS, Format
+from delta_transcoders.dictionaries.files.parts import part_folder, save_model, write_part
 from delta_transcoders.files import replace_folder, write_text
-from delta_transcoders.formats import PARTS, TOOL_FORMATS, Format
-from delta_transcoders.formats.parts import part_folder, save_model, write_part
 from delta_transcoders.hub import (
     check_push,
     is_hub_id,
@@ -35,8 +35,8 @@ from delta_transcoders.report.card_tables import read_study
 from delta_transcoders.report.model_card import model_card
 
 if TYPE_CHECKING:
-    from delta_transcoders.formats.assembly import Assembly
-    from delta_transcoders.formats.exported import ExportCard
+    from delta_transcoders.dictionaries.files.assembly import Assembly
+    from delta_transcoders.dictionaries.files.exported import ExportCard
 
 CARD = "README.md"
 MARK = "<!-- written by delta_transcoders.export -->"
@@ -105,7 +105,7 @@ def export(
             write_part(folder, format, part_folder(run, format, deltas), study.base)
         else:
             # Torch takes seconds to import, and the command's help and refusals need none of it.
-            from delta_transcoders.formats.assembly import Assembly
+            from delta_transcoders.dictionaries.files.assembly import Assembly
 
             if base_transcoders is None and (run / "base_transcoders").is_dir():
                 base_transcoders = run / "base_transcoders"
@@ -145,9 +145,9 @@ def _check(format: str, out: Path, alpha: float, delta_only: bool, chosen: list[
 
 
 def _write_dictionaries(folder: Path, format: str, assembly: Assembly, model: str) -> ExportCard:
-    from delta_transcoders.formats import circuit_tracer, saelens
-    from delta_transcoders.formats.exported import ExportCard, save_card
-    from delta_transcoders.transcoders.gemma_scope import save_base
+    from delta_transcoders.dictionaries.files import circuit_tracer, saelens
+    from delta_transcoders.dictionaries.files.exported import ExportCard, save_card
+    from delta_transcoders.dictionaries.files.gemma_scope import save_base
 
     config = assembly.config
     if format == "gemma_scope" and config.hook_site != "gemma_scope":

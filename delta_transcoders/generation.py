@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from delta_transcoders.language_models import pad, position_ids
-from delta_transcoders.toolcalls.grammar import CLOSE, OPEN, format_tool_call
+from delta_transcoders.tasks.calculator.grammar import CLOSE, OPEN, format_tool_call
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -50,9 +50,9 @@ def import_bases(
     if average_l0 is not None and not 0 < average_l0 < math.inf:
         raise ValueError(f"average_l0 is {average_l0}, expected a positive number")
     # Torch takes seconds to import, and help and refusals need none of it.
-    from delta_transcoders.formats import circuit_tracer, saelens
-    from delta_transcoders.formats.exported import CARD_NAME, load_card, verify
-    from delta_transcoders.transcoders.gemma_scope import save_base
+    from delta_transcoders.dictionaries.files import circuit_tracer, saelens
+    from delta_transcoders.dictionaries.files.exported import CARD_NAME, load_card, verify
+    from delta_transcoders.dictionaries.files.gemma_scope import save_base
 
     reader = {"saelens": saelens, "circuit_tracer": circuit_tracer}[format]
     held = reader.held_layers(source)
@@ -114,8 +114,8 @@ def import_original(
         ValueError: not tensors alone, not the expected ones, or another base; names the file and tensor.
     """
     source, out = _check(source, out)
-    from delta_transcoders.formats.original_study import checkpoints, import_checkpoint
-    from delta_transcoders.transcoders.delta import save_delta
+    from delta_transcoders.dictionaries.delta import save_delta
+    from delta_transcoders.dictionaries.files.original_study import checkpoints, import_checkpoint
     from delta_transcoders.weights import StoredWeights
 
     found = checkpoints(source)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from delta_transcoders.fingerprints import tokenizer_fingerprint
 from delta_transcoders.hub import check_hub_id
-from delta_transcoders.toolcalls.examples import Example
-from delta_transcoders.toolcalls.grammar import format_tool_call
+from delta_transcoders.tasks.calculator.grammar import format_tool_call
+from delta_transcoders.tasks.examples import Example
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from delta_transcoders.transcoders.gemma_scope import params_path, save_base
-from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
-from delta_transcoders.transcoders.sparsity import SparsityConfig
-from delta_transcoders.transcoders.stack import Variant
+from delta_transcoders.dictionaries.files.gemma_scope import params_path, save_base
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.sparsity import SparsityConfig
+from delta_transcoders.dictionaries.stack import Variant
 from lightning_modules.dictionary_training import Best, DictionaryTraining
 
 

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from delta_transcoders.transcoders.delta import DeltaConfig, save_delta
-from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
-from delta_transcoders.transcoders.sparsity import SparsityConfig
-from delta_transcoders.transcoders.stack import Variant
+from delta_transcoders.dictionaries.delta import DeltaConfig, save_delta
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.sparsity import SparsityConfig
+from delta_transcoders.dictionaries.stack import Variant
 from lightning_modules.dictionary_training import Best, DictionaryTraining
 from lightning_modules.loggers import log_scalars
 

@@ -14,10 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from delta_transcoders import files
 from delta_transcoders.activations.cache import Batch
 from delta_transcoders.activations.hook_sites import FitAccumulator, ReconstructionFit
-from delta_transcoders.transcoders.convergence import ConvergenceTracker
-from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
-from delta_transcoders.transcoders.sparsity import SparsityConfig
-from delta_transcoders.transcoders.stack import DictionaryStack, Variant
+from delta_transcoders.dictionaries.convergence import ConvergenceTracker
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.sparsity import SparsityConfig
+from delta_transcoders.dictionaries.stack import DictionaryStack, Variant
 from lightning_modules.loggers import log_scalars, tensorboards
 from lightning_modules.optimizers import fused
 from lightning_modules.outputs import finish_output, kind_of

@@ -25,7 +25,7 @@ from delta_transcoders.metrics.feature_effects import effect, ranks
 from delta_transcoders.metrics.grouped import GroupedMean
 from delta_transcoders.report.figures import effects_by_rank
 from delta_transcoders.report.ranking import write_ranking
-from delta_transcoders.toolcalls.examples import Example
+from delta_transcoders.tasks.examples import Example
 from lightning_modules.intervention_evaluation import Column, InterventionEvaluation, grouped
 
 

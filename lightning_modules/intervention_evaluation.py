@@ -41,7 +41,7 @@ from delta_transcoders.metrics.reconstruction import GroupedReconstruction
 from delta_transcoders.metrics.tool_metrics import Answer, ToolMetrics, table_cells
 from delta_transcoders.report.figures import experiment_figures
 from delta_transcoders.report.tables import write_generations, write_metrics
-from delta_transcoders.toolcalls.examples import Example
+from delta_transcoders.tasks.examples import Example
 from lightning_modules.gathering import gather_records
 from lightning_modules.loggers import tensorboards
 from lightning_modules.outputs import check_measured, stage_output

@@ -9,23 +9,23 @@ from lightning import LightningModule
 from torch import Tensor
 
 from delta_transcoders.activations.cache import Batch
-from delta_transcoders.toolcalls.examples import SUBSETS
-from delta_transcoders.transcoders.corrections import (
+from delta_transcoders.dictionaries.corrections import (
     AffineCorrection,
     CorrectionConfig,
     Moments,
     matched_rank,
     save_correction,
 )
-from delta_transcoders.transcoders.delta import load_delta
-from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.delta import load_delta
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.tasks.examples import SUBSETS
 from lightning_modules.outputs import check_finite, stage_output
 
 KINDS = ("bias", "low_rank", "ridge", "steering")
 
 
 class LinearCorrections(LightningModule):
-    """Fits the corrections of `transcoders.corrections` to the residuals that a delta was trained on.
+    """Fits the corrections of `dictionaries.corrections` to the residuals that a delta was trained on.
 
     Fed by `CorrectionData` of one base per layer. Writes `output/{kind}/layer_L/`.
 

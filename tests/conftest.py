@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from delta_transcoders.language_models import load_model, load_tokenizer
+from delta_transcoders.tasks.calculator.base_text import base_documents
 from delta_transcoders.tiny_gemma import build_tiny_gemma, train_tokenizer
-from delta_transcoders.toolcalls.base_text import base_documents
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +144,7 @@ def one_and_two_processes(tmp_path_factory, pytestconfig, study, arguments):
 
     import evaluate
     import train
-    from delta_transcoders.toolcalls.grammar import OPEN
+    from delta_transcoders.tasks.calculator.grammar import OPEN
 
     if not torch.distributed.is_gloo_available():
         pytest.skip("torch without gloo")

@@ -9,8 +9,8 @@ import evaluate
 import train
 from delta_transcoders.command import run
 from delta_transcoders.language_models import load_model, load_tokenizer
-from delta_transcoders.toolcalls.examples import Example, read_jsonl, write_jsonl
-from delta_transcoders.toolcalls.grammar import format_tool_call
+from delta_transcoders.tasks.calculator.grammar import format_tool_call
+from delta_transcoders.tasks.examples import Example, read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 

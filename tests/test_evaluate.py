@@ -12,8 +12,8 @@ from delta_transcoders.generation import greedy_texts
 from delta_transcoders.language_models import encode, load_model, load_tokenizer
 from delta_transcoders.metrics.intervals import wilson
 from delta_transcoders.report.tables import COLUMNS, read_metrics
-from delta_transcoders.toolcalls.examples import SUBSETS, Example, read_jsonl, write_jsonl
-from delta_transcoders.toolcalls.grammar import find_tool_call, format_tool_call, judge
+from delta_transcoders.tasks.calculator.grammar import find_tool_call, format_tool_call, judge
+from delta_transcoders.tasks.examples import SUBSETS, Example, read_jsonl, write_jsonl
 
 CONDITIONS = ("raw", "base_model")
 N = 5  # examples of each subset

@@ -21,14 +21,14 @@ from benchmarks.random_dictionaries import fitted_dictionary
 from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.capture import boot_bridge, capture
 from delta_transcoders.activations.hook_sites import HOOK_SITES
+from delta_transcoders.dictionaries.delta import load_delta
+from delta_transcoders.dictionaries.files.gemma_scope import save_base
 from delta_transcoders.language_models import load_model, load_tokenizer, target_batch
 from delta_transcoders.report.tables import read_metrics
+from delta_transcoders.tasks.calculator import copy_lines
+from delta_transcoders.tasks.calculator.base_text import base_documents
+from delta_transcoders.tasks.calculator.prompts import generate_splits
 from delta_transcoders.tiny_gemma import build_tiny_gemma, train_tokenizer
-from delta_transcoders.toolcalls import copy_lines
-from delta_transcoders.toolcalls.base_text import base_documents
-from delta_transcoders.toolcalls.prompts import generate_splits
-from delta_transcoders.transcoders.delta import load_delta
-from delta_transcoders.transcoders.gemma_scope import save_base
 
 # One cache is of the wrong site, to reproduce the original study.
 pytestmark = pytest.mark.filterwarnings("ignore:hook site 'original' is not where")

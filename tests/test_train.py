@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.report.tables import COLUMNS
-from delta_transcoders.toolcalls.examples import read_jsonl
+from delta_transcoders.tasks.examples import read_jsonl
 from lightning_modules.cli import StudyCLI
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from delta_transcoders.console import StudyWarning
-from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 
 Scale = Literal["1", "1/sqrt(d_model)"]
 SiteName = Literal["gemma_scope", "original", "residual"]

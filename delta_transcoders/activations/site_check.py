@@ -17,9 +17,9 @@ from delta_transcoders.activations.hook_sites import (
     hook_names,
     hook_site_check,
 )
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.language_models import encode, pad
-from delta_transcoders.toolcalls.examples import Example
-from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
+from delta_transcoders.tasks.examples import Example
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

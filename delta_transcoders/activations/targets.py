@@ -10,7 +10,7 @@ from torch import Tensor
 from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.hook_sites import FitAccumulator, ReconstructionFit
 from delta_transcoders.activations.layout import SPLITS, check_finite, save_tensors, shard_path
-from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 
 ROWS_AT_ONCE = 2048  # through a base dictionary: 16,384 float32 activations each are 134 MB
 

@@ -28,8 +28,8 @@ from delta_transcoders.language_models import (
     supervised_logits,
     target_batch,
 )
-from delta_transcoders.toolcalls.examples import Example
-from delta_transcoders.toolcalls.grammar import OPEN
+from delta_transcoders.tasks.calculator.grammar import OPEN
+from delta_transcoders.tasks.examples import Example
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

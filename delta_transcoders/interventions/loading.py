@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from delta_transcoders.activations.hook_sites import HOOK_SITES, HookSite
+from delta_transcoders.dictionaries.corrections import load_corrections
+from delta_transcoders.dictionaries.delta import DeltaConfig, load_delta, random_directions
+from delta_transcoders.dictionaries.files.gemma_scope import BaseId, base_width, load_base
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.fingerprints import model_fingerprint
 from delta_transcoders.hub import local_folder
 from delta_transcoders.interventions.intervention import Intervention, Term, Write
@@ -18,10 +22,6 @@ from delta_transcoders.interventions.sources import (
     Source,
     mlp_sources,
 )
-from delta_transcoders.transcoders.corrections import load_corrections
-from delta_transcoders.transcoders.delta import DeltaConfig, load_delta, random_directions
-from delta_transcoders.transcoders.gemma_scope import BaseId, base_width, load_base
-from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 from delta_transcoders.weights import StoredWeights
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from delta_transcoders.dictionaries.corrections import AffineCorrection
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.interventions.intervention import Intervention, Term
-from delta_transcoders.transcoders.corrections import AffineCorrection
-from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from delta_transcoders.metrics import RATES
 from delta_transcoders.metrics.grouped import GroupedMean
 from delta_transcoders.metrics.intervals import wilson
-from delta_transcoders.toolcalls.examples import Example
-from delta_transcoders.toolcalls.grammar import find_tool_call, judge
+from delta_transcoders.tasks.calculator.grammar import find_tool_call, judge
+from delta_transcoders.tasks.examples import Example
 
 
 @dataclass(frozen=True)

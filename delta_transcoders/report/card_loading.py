@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from string import Template
 
-from delta_transcoders.formats import Format
+from delta_transcoders.dictionaries.files import Format
 from delta_transcoders.hub import is_hub_id, portable_name
 from delta_transcoders.report.card_tables import Study
 
@@ -36,12 +36,12 @@ deltas = load_delta_set("$repository", "$bases", bridge.original_model)
 with attached(bridge, deltas, "full"):  # or "no_delta", "alpha_0.5", …
     print(bridge.generate("What is 12 * 34?\\n", max_new_tokens=40, do_sample=False))"""
 
-BASE_TRANSCODERS = """from delta_transcoders.transcoders.gemma_scope import load_base
+BASE_TRANSCODERS = """from delta_transcoders.dictionaries.files.gemma_scope import load_base
 
 base, base_id = load_base("$repository", 0, percentile=0.5)
 print(base_id.path, base.n_features)  # y = base(x), a = base.encode(x)"""
 
-GEMMA_SCOPE = """from delta_transcoders.formats.exported import load_export
+GEMMA_SCOPE = """from delta_transcoders.dictionaries.files.exported import load_export
 
 card, dictionaries = load_export("$repository")
 for layer, dictionary in dictionaries.items():  # y = dictionary(x), a = dictionary.encode(x)
@@ -72,9 +72,10 @@ CODE: dict[Format, str] = {
 }
 NOTES = {
     "gemma_scope": "Other readers of Gemma Scope's `params.npz` take the files as they are.",
-    "saelens": "Tried with SAELens 6.54. `delta_transcoders.formats.exported.load_export` reads it too.",
+    "saelens": "Tried with SAELens 6.54. `delta_transcoders.dictionaries.files.exported.load_export` reads "
+    "it too.",
     "circuit_tracer": "Tried with circuit-tracer 0.5 and nnsight 0.7, with transformers 4.57. "
-    "`delta_transcoders.formats.exported.load_export` reads the dictionaries too.",
+    "`delta_transcoders.dictionaries.files.exported.load_export` reads the dictionaries too.",
 }
 
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from delta_transcoders.hub import is_hub_id, portable_name
 from delta_transcoders.metrics import RATES
 from delta_transcoders.report.tables import cell_text, read_metrics
-from delta_transcoders.toolcalls.examples import read_jsonl
+from delta_transcoders.tasks.examples import read_jsonl
 
 if TYPE_CHECKING:
-    from delta_transcoders.formats.exported import ExportCard
+    from delta_transcoders.dictionaries.files.exported import ExportCard
 
 NOT_MEASURED = "not measured"
 RATE_TITLES = ("calls", "well formed", "right value", "exact copy")

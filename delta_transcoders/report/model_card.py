@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from delta_transcoders.formats import TOOL_FORMATS, Format
+from delta_transcoders.dictionaries.files import TOOL_FORMATS, Format
 from delta_transcoders.report import card_tables as tables
 from delta_transcoders.report.card_loading import how_to_load
 from delta_transcoders.report.card_tables import Study, read_json
 
 if TYPE_CHECKING:
-    from delta_transcoders.formats.exported import ExportCard
+    from delta_transcoders.dictionaries.files.exported import ExportCard
 
 LIBRARY: dict[Format, str] = {
     "adapter": "peft",

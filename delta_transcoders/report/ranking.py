@@ -149,9 +149,9 @@ def across(folder: str | Path, other: str | Path) -> list[dict]:
         ValueError: deltas of different models, or no list in common; names both folders.
     """
     # Torch takes seconds to import, and the command's help needs none of it.
+    from delta_transcoders.dictionaries.delta import load_delta, random_directions
     from delta_transcoders.hub import local_folder
     from delta_transcoders.metrics.feature_effects import match_rows, spearman
-    from delta_transcoders.transcoders.delta import load_delta, random_directions
 
     ours, theirs = read_effects(folder), read_effects(other)
     common = [place for place in ours if place in theirs]

@@ -6,11 +6,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from callbacks.behaviour_while_training import BehaviourWhileTraining
+from delta_transcoders.dictionaries.files.gemma_scope import load_base
 from delta_transcoders.generation import greedy_texts
 from delta_transcoders.language_models import encode, load_model, load_tokenizer
-from delta_transcoders.toolcalls.examples import read_jsonl
-from delta_transcoders.toolcalls.grammar import judge
-from delta_transcoders.transcoders.gemma_scope import load_base
+from delta_transcoders.tasks.calculator.grammar import judge
+from delta_transcoders.tasks.examples import read_jsonl
 
 N, NEW_TOKENS = 4, 6
 

@@ -7,8 +7,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from datamodules.evaluation_prompts import EvaluationPrompts
-from delta_transcoders.toolcalls.examples import Example, write_jsonl
-from delta_transcoders.toolcalls.grammar import CLOSE, OPEN, format_tool_call
+from delta_transcoders.tasks.calculator.grammar import CLOSE, OPEN, format_tool_call
+from delta_transcoders.tasks.examples import Example, write_jsonl
 
 LINE = "Anna sold 5 lamps at the market."
 

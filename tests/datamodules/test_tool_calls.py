@@ -7,9 +7,9 @@ import pytest
 
 from datamodules.tool_calls import ToolCallData
 from delta_transcoders.files import staged_output
-from delta_transcoders.toolcalls.examples import Example, read_jsonl, write_jsonl
-from delta_transcoders.toolcalls.grammar import asked, find_tool_call, format_tool_call
-from delta_transcoders.toolcalls.prompts import tool_examples
+from delta_transcoders.tasks.calculator.grammar import asked, find_tool_call, format_tool_call
+from delta_transcoders.tasks.calculator.prompts import tool_examples
+from delta_transcoders.tasks.examples import Example, read_jsonl, write_jsonl
 
 
 def positives(n: int, call=format_tool_call, first: int = 100) -> list[Example]:

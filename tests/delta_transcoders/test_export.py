@@ -14,13 +14,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from delta_transcoders.command import run as run_command
+from delta_transcoders.dictionaries.delta import save_delta
+from delta_transcoders.dictionaries.files import TOOL_FORMATS
+from delta_transcoders.dictionaries.files.exported import load_card, load_export
 from delta_transcoders.export import export, main
 from delta_transcoders.fingerprints import model_fingerprint, tokenizer_fingerprint
-from delta_transcoders.formats import TOOL_FORMATS
-from delta_transcoders.formats.exported import load_card, load_export
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.tiny_gemma import build_tiny_gemma
-from delta_transcoders.transcoders.delta import save_delta
 
 OPTIONS = (
     {},

@@ -6,7 +6,7 @@ from torch.nn.functional import one_hot
 
 from delta_transcoders import generation
 from delta_transcoders.language_models import load_tokenizer
-from delta_transcoders.toolcalls.grammar import CLOSE, OPEN, format_tool_call, judge
+from delta_transcoders.tasks.calculator.grammar import CLOSE, OPEN, format_tool_call, judge
 
 PROMPTS = ["What is 12+34?\n", "Hi\n", "Anna sold 5 lamps and 3 chairs at the market.\n"]
 

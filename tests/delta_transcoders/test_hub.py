@@ -5,9 +5,9 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from delta_transcoders.dictionaries.files.gemma_scope import load_base
 from delta_transcoders.hub import check_push, is_hub_id, local_folder, push_folder
 from delta_transcoders.language_models import check_model_source
-from delta_transcoders.transcoders.gemma_scope import load_base
 
 
 def test_a_folder_not_yet_written_in_a_study_is_no_hub_id(tmp_path, monkeypatch):

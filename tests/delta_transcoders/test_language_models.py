@@ -22,8 +22,8 @@ from delta_transcoders.language_models import (
     target_batch,
     token_nll,
 )
-from delta_transcoders.toolcalls.examples import Example
-from delta_transcoders.toolcalls.grammar import CLOSE, OPEN, format_tool_call
+from delta_transcoders.tasks.calculator.grammar import CLOSE, OPEN, format_tool_call
+from delta_transcoders.tasks.examples import Example
 
 EXAMPLES = [
     Example("What is 12 + 3?", format_tool_call("12+3"), "positive"),

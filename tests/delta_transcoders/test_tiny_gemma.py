@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from delta_transcoders.language_models import load_model, load_tokenizer
+from delta_transcoders.tasks.calculator.base_text import base_documents
 from delta_transcoders.tiny_gemma import SPECIAL_TOKENS, build_tiny_gemma, train_tokenizer
-from delta_transcoders.toolcalls.base_text import base_documents
 
 TEXTS = (
     "What is 123 + 4567?\n",

@@ -27,6 +27,12 @@ import train
 from delta_transcoders import generation, language_models
 from delta_transcoders.activations import capture
 from delta_transcoders.activations.capture import boot_bridge
+from delta_transcoders.dictionaries.convergence import ConvergenceTracker
+from delta_transcoders.dictionaries.corrections import AffineCorrection, Moments
+from delta_transcoders.dictionaries.delta import random_directions
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.sparsity import BatchTopK, JumpReLU, SparsityConfig
+from delta_transcoders.dictionaries.stack import DictionaryStack, Variant
 from delta_transcoders.interventions import application
 from delta_transcoders.interventions.attachment import attached
 from delta_transcoders.interventions.engine import InterventionEngine
@@ -35,14 +41,8 @@ from delta_transcoders.interventions.loading import load_delta_set
 from delta_transcoders.interventions.sources import MLPSource
 from delta_transcoders.metrics.grouped import GroupedMean
 from delta_transcoders.metrics.reconstruction import GroupedReconstruction
+from delta_transcoders.tasks.examples import read_jsonl
 from delta_transcoders.tiny_gemma import build_tiny_gemma
-from delta_transcoders.toolcalls.examples import read_jsonl
-from delta_transcoders.transcoders.convergence import ConvergenceTracker
-from delta_transcoders.transcoders.corrections import AffineCorrection, Moments
-from delta_transcoders.transcoders.delta import random_directions
-from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
-from delta_transcoders.transcoders.sparsity import BatchTopK, JumpReLU, SparsityConfig
-from delta_transcoders.transcoders.stack import DictionaryStack, Variant
 from lightning_modules.dictionary_training import DictionaryTraining
 
 emulated_device.register()

@@ -11,12 +11,12 @@ from tokenizers.normalizers import Lowercase
 import evaluate
 import train
 from delta_transcoders.activations.cache import ActivationCache
+from delta_transcoders.dictionaries import stack
+from delta_transcoders.dictionaries.delta import load_delta
+from delta_transcoders.dictionaries.files.gemma_scope import available_l0s, load_base, save_base
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.report.tables import read_metrics
-from delta_transcoders.transcoders import stack
-from delta_transcoders.transcoders.delta import load_delta
-from delta_transcoders.transcoders.gemma_scope import available_l0s, load_base, save_base
-from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 
 
 def test_a_base_dictionary_is_named_after_the_l0_that_it_has(dictionaries):

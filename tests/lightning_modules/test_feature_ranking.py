@@ -9,12 +9,12 @@ import torch
 
 import evaluate
 import train
+from delta_transcoders.dictionaries.delta import load_delta, save_delta
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.report.ranking import across, halves, main, read_effects
 from delta_transcoders.report.tables import read_metrics
-from delta_transcoders.toolcalls.grammar import OPEN
-from delta_transcoders.transcoders.delta import load_delta, save_delta
-from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
+from delta_transcoders.tasks.calculator.grammar import OPEN
 
 D_NEW, PLANTED, SILENT = 6, 3, 5
 LAYER = 1

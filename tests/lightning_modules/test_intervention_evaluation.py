@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import evaluate
+from delta_transcoders.dictionaries.files.gemma_scope import load_base, save_base
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.loading import load_delta_sets
 from delta_transcoders.language_models import load_model
 from delta_transcoders.report.tables import read_metrics
-from delta_transcoders.transcoders.gemma_scope import load_base, save_base
 
 OPTIONS = {
     "model.layers": "[0, all]",

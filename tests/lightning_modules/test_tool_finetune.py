@@ -21,8 +21,8 @@ from delta_transcoders.language_models import (
     target_batch,
     token_nll,
 )
-from delta_transcoders.toolcalls.examples import Example, write_jsonl
-from delta_transcoders.toolcalls.grammar import CLOSE, OPEN
+from delta_transcoders.tasks.calculator.grammar import CLOSE, OPEN
+from delta_transcoders.tasks.examples import Example, write_jsonl
 from lightning_modules.tool_finetune import LORA_TARGETS, ToolFinetune
 
 N_LAYERS = 3

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from delta_transcoders.activations.cache import ActivationCache
-from delta_transcoders.transcoders.delta import load_delta
+from delta_transcoders.dictionaries.delta import load_delta
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from delta_transcoders.activations.hook_sites import HOOK_SITES
 from delta_transcoders.activations.layout import CacheMeta, disk_bytes
 from delta_transcoders.activations.targets import add_residuals, add_target
 from delta_transcoders.activations.writing import CacheWriter, finish_cache
-from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 
 D_IN, D_OUT, PER_EXAMPLE = 6, 5, 10
 COMMAND = "python evaluate.py --config mine/activations.yaml"

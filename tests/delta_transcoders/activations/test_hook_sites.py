@@ -12,7 +12,7 @@ from delta_transcoders.activations.hook_sites import (
     hook_site_check,
     require_site,
 )
-from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 
 
 def fitted(x, y):

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from delta_transcoders.activations.capture import boot_bridge
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.sources import DictionarySource, mlp_sources
 from delta_transcoders.language_models import load_model, pad, position_ids
-from delta_transcoders.toolcalls.examples import Example
-from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
+from delta_transcoders.tasks.examples import Example
 
 N_LAYERS, D_MODEL, N_BASE, N_NEW = 3, 32, 64, 6
 

@@ -16,7 +16,7 @@ from delta_transcoders.language_models import (
     target_batch,
     token_nll,
 )
-from delta_transcoders.toolcalls.examples import Example
+from delta_transcoders.tasks.examples import Example
 
 ALL = (0, 1, 2)
 N_NEW_TOKENS = 10

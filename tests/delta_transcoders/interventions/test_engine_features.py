@@ -2,9 +2,9 @@
 
 import torch
 
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.interventions.intervention import RAW, Intervention, Term, Write, from_spec
 from delta_transcoders.interventions.sources import DictionarySource
-from delta_transcoders.transcoders.jumprelu import JumpReLUTranscoder
 
 ALL = (0, 1, 2)
 

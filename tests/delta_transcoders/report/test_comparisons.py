@@ -18,8 +18,8 @@ from delta_transcoders.report.comparisons import (
     write_comparisons,
 )
 from delta_transcoders.report.tables import read_metrics, write_generations, write_metrics
-from delta_transcoders.toolcalls.examples import Example
-from delta_transcoders.toolcalls.grammar import format_tool_call
+from delta_transcoders.tasks.calculator.grammar import format_tool_call
+from delta_transcoders.tasks.examples import Example
 
 CORNERS = ("raw", "no_delta", "base_mlp", "dictionary_error")
 N = 6

@@ -19,8 +19,8 @@ from delta_transcoders.report.findings import (
     write_figures,
 )
 from delta_transcoders.report.tables import write_generations, write_metrics
-from delta_transcoders.toolcalls.examples import Example
-from delta_transcoders.toolcalls.grammar import format_tool_call
+from delta_transcoders.tasks.calculator.grammar import format_tool_call
+from delta_transcoders.tasks.examples import Example
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"

@@ -8,7 +8,7 @@ import yaml
 from delta_transcoders.report import model_card as cards
 from delta_transcoders.report.card_tables import behaviour_with_deltas, read_study
 from delta_transcoders.report.tables import write_metrics
-from delta_transcoders.toolcalls.examples import Example, write_jsonl
+from delta_transcoders.tasks.examples import Example, write_jsonl
 
 NAN = float("nan")
 

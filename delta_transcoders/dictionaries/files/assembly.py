@@ -1,0 +1,117 @@
+"""One dictionary per layer out of a folder of deltas and the bases they were trained on."""
+
+from pathlib import Path
+
+import torch
+
+from delta_transcoders.activations.hook_sites import HOOK_SITES, HookSite
+from delta_transcoders.dictionaries.delta import DeltaConfig
+from delta_transcoders.dictionaries.files.exported import LayerCard
+from delta_transcoders.dictionaries.files.gemma_scope import BaseId, base_width, load_base
+from delta_transcoders.dictionaries.files.tensors import for_other_tools, padded, tool_hooks
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder, concatenate
+from delta_transcoders.fingerprints import hash_tensors
+from delta_transcoders.hub import portable_name
+from delta_transcoders.interventions.loading import load_base_of, load_deltas
+
+
+class Assembly:
+    """base(x) + alpha · delta(x), or alpha · delta(x) alone, layer by layer.
+
+    Args:
+        deltas: folder of `layer_L`, all of one configuration.
+        base_transcoders: folder or hub id of the bases; None: `DeltaConfig.base_id` says where.
+        alpha: goes into the delta's decoder rows and bias.
+        delta_only: leave the base out.
+
+    Attributes:
+        config: of the first layer; hook site, model, d_new, percentile and target are every layer's.
+        layers: those that have a delta.
+        n_features: of the widest layer.
+        alpha, delta_only: as given.
+
+    Raises:
+        FileNotFoundError: no delta in the folder.
+        ValueError: several configurations in it, or deltas that correct no dictionary but another model.
+    """
+
+    config: DeltaConfig
+    site: HookSite
+    layers: list[int]
+    n_features: int
+
+    def __init__(
+        self, deltas: Path, base_transcoders: str | None, alpha: float, delta_only: bool
+    ) -> None:
+        self._deltas = load_deltas(deltas)
+        self.layers = list(self._deltas)
+        self.config = self._deltas[self.layers[0]][2]
+        self.site = HOOK_SITES[self.config.hook_site]
+        self.alpha, self.delta_only = alpha, delta_only
+        if self.config.target != "residual" and not delta_only:
+            raise ValueError(
+                f"{deltas}: the deltas correct the base model's MLP (target {self.config.target!r}), so "
+                "there is no base dictionary to join them with; export them alone (--delta-only)"
+            )
+        self.n_features = self.config.d_new
+        if not delta_only:
+            widths = [base_width(config.base_id) for _, _, config in self._deltas.values()]
+            self.n_features += max(widths)
+            self._source = base_transcoders or self.config.base_id.rsplit("/layer_", 1)[0]
+
+    def layer(
+        self, layer: int, n_features: int | None = None
+    ) -> tuple[JumpReLUTranscoder, LayerCard]:
+        """The dictionary of a layer, which may be one without a delta, and what it is made of.
+
+        Args:
+            n_features: pad to so many.
+        """
+        path, delta, config = self._deltas.get(layer, (None, None, None))
+        base, base_id = self._base(layer, path, config)
+        empty = _empty(self.config)
+        joined = concatenate(base or empty, delta or empty, self.alpha)
+        whole = padded(for_other_tools(joined, self.site), n_features or joined.n_features)
+        n_base = base.n_features if base else 0
+        hook_in, hook_out = tool_hooks(self.site, layer)
+        base_path = base_id.path if base_id else config and config.base_id
+        l0s = [base_id and base_id.average_l0, config and config.measured.get("l0_delta")]
+        return whole, LayerCard(
+            path="",
+            hash=hash_tensors(whole.state_dict()),
+            hook_in=hook_in,
+            hook_out=hook_out,
+            base_features=(0, n_base),
+            delta_features=(n_base, joined.n_features),
+            padding_features=(joined.n_features, whole.n_features),
+            base_id=base_path and portable_name(base_path),
+            base_hash=base_id.hash if base_id else config and config.base_hash,
+            delta_hash=delta and hash_tensors(delta.state_dict()),
+            average_l0=round(sum(l0 for l0 in l0s if l0)),
+        )
+
+    def _base(
+        self, layer: int, path: Path | None, config: DeltaConfig | None
+    ) -> tuple[JumpReLUTranscoder | None, BaseId | None]:
+        if self.delta_only:
+            return None, None
+        if config is not None:
+            return load_base_of(path, config, self._source)
+        return load_base(
+            self._source,
+            layer,
+            width=base_width(self.config.base_id),
+            percentile=self.config.percentile,
+            d_model=self.config.d_in,
+        )
+
+
+def _empty(config: DeltaConfig) -> JumpReLUTranscoder:
+    """A dictionary without features, which writes nothing."""
+    return JumpReLUTranscoder(
+        W_enc=torch.zeros(config.d_in, 0),
+        b_enc=torch.zeros(0),
+        W_dec=torch.zeros(0, config.d_out),
+        b_dec=torch.zeros(config.d_out),
+        threshold=torch.zeros(0),
+    )

@@ -1,0 +1,144 @@
+"""What an export holds, beside its files: `export.json`, and the reader that refuses what does not fit.
+
+Of every layer it says which features are the base's, the delta's and padding, where they read and write,
+which base the delta belongs to, and the hash of the dictionary; of all, the finetuned model they explain.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from delta_transcoders.dictionaries.files import ToolFormat, circuit_tracer, saelens
+from delta_transcoders.dictionaries.files.gemma_scope import load_base
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.files import write_text
+from delta_transcoders.fingerprints import hash_tensors
+from delta_transcoders.hub import local_folder
+
+CARD_NAME = "export.json"
+FORMAT_VERSION = 1
+
+Range = tuple[int, int]
+"""First feature, and the one after the last."""
+
+
+@dataclass(frozen=True)
+class LayerCard:
+    """One layer's dictionary."""
+
+    path: str
+    """Its file or folder in the export."""
+    hash: str
+    """sha256 of its five tensors (`fingerprints.hash_tensors`), float32, under our names and orientation."""
+    hook_in: str
+    hook_out: str
+    base_features: Range
+    delta_features: Range
+    padding_features: Range
+    """These never fire and write nothing."""
+    base_id: str | None
+    """Folder or hub path of the base, which the delta was trained on or is exported with."""
+    base_hash: str | None
+    delta_hash: str | None
+    """None where the layer has no delta."""
+    average_l0: int
+    """Active features per token, as far as it was measured."""
+
+
+@dataclass(frozen=True)
+class ExportCard:
+    """One export: base(x) + alpha · delta(x), or alpha · delta(x) alone, of every layer in it."""
+
+    format: ToolFormat
+    alpha: float
+    """Contained in the delta's decoder rows."""
+    delta_only: bool
+    model: str
+    model_fingerprint: str
+    """Of the finetuned model that the deltas were trained on."""
+    hook_site: str
+    d_model: int
+    layers: dict[int, LayerCard]
+    format_version: int = FORMAT_VERSION
+
+
+def save_card(folder: Path, card: ExportCard) -> None:
+    write_text(folder / CARD_NAME, json.dumps(asdict(card), indent=2) + "\n")
+
+
+def load_card(folder: str | Path) -> ExportCard:
+    """
+    Raises:
+        FileNotFoundError: the folder is not an export of ours.
+        ValueError: a damaged card, or of another version.
+    """
+    path = Path(folder) / CARD_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: {folder} is not an export")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw["format_version"] != FORMAT_VERSION:
+            raise ValueError(
+                f"format_version is {raw['format_version']}, this code reads {FORMAT_VERSION}"
+            )
+        layers = {int(layer): _layer_card(entry) for layer, entry in raw["layers"].items()}
+        return ExportCard(**raw | {"layers": layers})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def load_export(
+    folder: str | Path, fingerprint: str | None = None
+) -> tuple[ExportCard, dict[int, JumpReLUTranscoder]]:
+    """Read an export back: its card, and the dictionaries by layer.
+
+    Args:
+        folder: folder or hub id.
+        fingerprint: of the model that the dictionaries are wanted for.
+
+    Raises:
+        FileNotFoundError, ConnectionError: no such folder, not an export, or a hub id that cannot be had.
+        ValueError: exported for another model, or a dictionary is not the one that was exported; names
+            the layer and both hashes. See the formats' `load_layer` too.
+    """
+    folder = local_folder(folder, patterns=[CARD_NAME, "config.yaml", "layer_*"])
+    card = load_card(folder)
+    if fingerprint not in (None, card.model_fingerprint):
+        raise ValueError(
+            f"{folder} was exported for another model: fingerprint {card.model_fingerprint[:12]}…, this "
+            f"model's is {fingerprint[:12]}…"
+        )
+    dictionaries = {}
+    for layer in card.layers:
+        dictionaries[layer] = _load_layer(folder, card, layer)
+        verify(folder, card, layer, dictionaries[layer])
+    return card, dictionaries
+
+
+def verify(folder: Path, card: ExportCard, layer: int, dictionary: JumpReLUTranscoder) -> None:
+    """Refuse a dictionary that is not the one the card describes.
+
+    Raises:
+        ValueError: names the layer and both hashes.
+    """
+    found, expected = hash_tensors(dictionary.state_dict()), card.layers[layer].hash
+    if found != expected:
+        raise ValueError(
+            f"{folder}: {card.layers[layer].path} is not what was exported: hash {found[:12]}…, "
+            f"{CARD_NAME} expects {expected[:12]}…"
+        )
+
+
+def _load_layer(folder: Path, card: ExportCard, layer: int) -> JumpReLUTranscoder:
+    if card.format == "saelens":
+        return saelens.load_layer(folder, layer, card.d_model, card.hook_site)
+    if card.format == "circuit_tracer":
+        return circuit_tracer.load_layer(folder, layer, card.d_model, card.hook_site)
+    return load_base(folder, layer, average_l0=card.layers[layer].average_l0, d_model=card.d_model)[
+        0
+    ]
+
+
+def _layer_card(entry: dict) -> LayerCard:
+    ranges = {name: tuple(entry[f"{name}_features"]) for name in ("base", "delta", "padding")}
+    return LayerCard(**entry | {f"{name}_features": r for name, r in ranges.items()})

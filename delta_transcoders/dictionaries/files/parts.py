@@ -1,0 +1,112 @@
+"""A study's own parts, copied for others: no names of this machine's folders, readable by older versions.
+
+What is written is what the study's stages and peft, transformers and `load_base` read: nothing is packed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+from delta_transcoders.dictionaries.files import Part
+from delta_transcoders.files import write_text
+from delta_transcoders.hub import portable_name
+
+MODEL_FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "*.safetensors")
+# Folder in the study, what must be in it, and the stage that writes it.
+SOURCES: dict[Part, tuple[str, tuple[str, ...], str]] = {
+    "deltas": ("delta", ("layer_*/config.json", "layer_*/delta.safetensors"), "delta"),
+    "adapter": ("finetune/adapter", ("adapter_config.json", "adapter_model.safetensors"), "lora"),
+    "merged": ("finetune/merged", MODEL_FILES, "lora"),
+    "base_model": ("base_model", MODEL_FILES, "base_model"),
+    "base_transcoders": (
+        "base_transcoders",
+        ("layer_*/width_*/average_l0_*/params.npz",),
+        "base_transcoder",
+    ),
+}
+
+
+def part_folder(run: Path, part: Part, deltas: Path | None = None) -> Path:
+    """Where a part lies.
+
+    Args:
+        deltas: instead of `run/delta`.
+
+    Raises:
+        FileNotFoundError: it lacks a file; names the command that writes it.
+    """
+    name, patterns, stage = SOURCES[part]
+    folder = deltas if part == "deltas" and deltas else run / name
+    for pattern in patterns:
+        if not any(folder.glob(pattern)):
+            raise FileNotFoundError(
+                f"{folder} has no {pattern}: run `python train.py --config configs/STUDY/{stage}.yaml "
+                f"--study {run}` first (STUDY: tiny or gemma2_2b, whose base is public)"
+            )
+    return folder
+
+
+def write_part(folder: Path, part: Part, source: Path, base_model: str | None) -> None:
+    """Copy a part into a folder that exists.
+
+    Args:
+        source: of `part_folder`.
+        base_model: hub id of the model that the adapter goes on, where there is one.
+
+    Raises:
+        ValueError: deltas that are damaged or do not belong together.
+    """
+    if part == "deltas":
+        _write_deltas(folder, source)
+    elif part == "adapter":
+        _write_adapter(folder, source, base_model)
+    elif part == "base_transcoders":
+        for path in source.glob(SOURCES[part][1][0]):
+            copy = folder / path.relative_to(source)
+            copy.parent.mkdir(parents=True)
+            shutil.copyfile(path, copy)
+    else:
+        save_model(folder, source)
+
+
+def save_model(folder: Path, source: Path) -> None:
+    """Copy a model folder that transformers 5 wrote, as readers on 4.57 understand it too.
+
+    There a tokenizer class of version 5 is unknown, further special tokens have another name, and
+    `rope_parameters` are silently ignored.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in ("*.json", "*.safetensors", "*.jinja", "tokenizer.model"):
+        for path in source.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "rope_theta" in config.get("rope_parameters", {}):
+        config.setdefault("rope_theta", config["rope_parameters"]["rope_theta"])
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    path = folder / "tokenizer_config.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(tokenizer.get("extra_special_tokens"), list):
+        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+    write_text(path, json.dumps(tokenizer, indent=2) + "\n")
+
+
+def _write_adapter(folder: Path, source: Path, base_model: str | None) -> None:
+    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    base = base_model or portable_name(config["base_model_name_or_path"])
+    config["base_model_name_or_path"] = base
+    write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+    shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+
+
+def _write_deltas(folder: Path, source: Path) -> None:
+    from delta_transcoders.dictionaries.delta import save_delta
+    from delta_transcoders.interventions.loading import load_deltas
+
+    for layer, (_, delta, config) in load_deltas(source).items():
+        shared = dataclasses.replace(config, base_id=portable_name(config.base_id))
+        save_delta(folder / f"layer_{layer}", delta, shared)

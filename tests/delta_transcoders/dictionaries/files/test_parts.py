@@ -1,0 +1,236 @@
+"""A study's own parts: what is shared loads again, and is refused where it does not belong."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from huggingface_hub import metadata_load
+
+from delta_transcoders.dictionaries.delta import save_delta
+from delta_transcoders.dictionaries.files import PARTS
+from delta_transcoders.dictionaries.files.gemma_scope import load_base, save_base
+from delta_transcoders.export import export
+from delta_transcoders.fingerprints import model_fingerprint
+from delta_transcoders.interventions.loading import load_control, load_delta_set, load_deltas
+from delta_transcoders.language_models import load_model, load_tokenizer
+
+
+@pytest.fixture
+def merged(dictionaries):
+    return load_model(str(dictionaries / "finetune/merged"))
+
+
+@pytest.fixture
+def bases(dictionaries):
+    return str(dictionaries / "base_transcoders")
+
+
+@pytest.fixture
+def pushed(dictionaries, hub, tmp_path):
+    """Hub id of the study's deltas."""
+    export(dictionaries, "deltas", tmp_path / "deltas", push_to_hub="user/deltas")
+    return "user/deltas"
+
+
+@pytest.fixture
+def shared(dictionaries, tmp_path):
+    """Folders of all parts."""
+    for part in PARTS:
+        export(dictionaries, part, tmp_path / "shared" / part)
+    return tmp_path / "shared"
+
+
+def test_pushed_deltas_load_by_their_hub_id(dictionaries, pushed, merged, bases):
+    loaded = load_delta_set(pushed, bases, merged)
+    local = load_delta_set(dictionaries / "delta", bases, merged)
+    assert (loaded.label, loaded.site, list(loaded.layers)) == (local.label, local.site, [0, 1])
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    for name in ("base", "delta"):
+        for layer in loaded.layers:
+            got, want = (s.sources[name][layer](x, None)[0] for s in (loaded, local))
+            assert torch.equal(got, want)
+    assert list(load_control(pushed, local.site, 32)) == [0, 1]
+
+
+def test_a_stranger_needs_nothing_but_what_was_shared(shared):
+    """Base model and adapter, base dictionaries and deltas fit together, with no folder of the study."""
+    from peft import PeftModel
+
+    base = load_model(str(shared / "base_model"))
+    PeftModel.from_pretrained(base, str(shared / "adapter"))
+    merged = load_model(str(shared / "merged"))
+    deltas = load_delta_set(shared / "deltas", str(shared / "base_transcoders"), merged)
+    assert list(deltas.layers) == [0, 1]
+
+
+@pytest.mark.parametrize("part", ["merged", "base_model"])
+def test_a_shared_model_is_the_model_and_older_readers_take_it(dictionaries, shared, part):
+    source = dictionaries / {"merged": "finetune/merged"}.get(part, part)
+    texts = ["7*8", "<start_of_turn>What is 12 * 34?<end_of_turn>\n<tool_call>"]
+    for text in texts:
+        ids = [load_tokenizer(str(f))(text).input_ids for f in (source, shared / part)]
+        assert ids[0] == ids[1]
+        models = [load_model(str(folder)) for folder in (source, shared / part)]
+        with torch.inference_mode():
+            got, want = (model(torch.tensor([ids[0]])).logits for model in models)
+        assert torch.equal(got, want)
+    config = json.loads((shared / part / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    tokenizer = json.loads((shared / part / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["additional_special_tokens"] == ["<start_of_turn>", "<end_of_turn>"]
+
+
+def test_the_adapter_gives_the_same_model(dictionaries, shared):
+    from peft import PeftModel
+
+    config = json.loads((shared / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "base_model"
+    adapted, wanted = (
+        PeftModel.from_pretrained(load_model(str(dictionaries / "base_model")), str(folder))
+        for folder in (shared / "adapter", dictionaries / "finetune/adapter")
+    )
+    for got, want in zip(adapted.parameters(), wanted.parameters(), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_base_dictionaries_keep_their_bytes(dictionaries, shared):
+    files = sorted((dictionaries / "base_transcoders").rglob("params.npz"))
+    assert len(files) == 2
+    for path in files:
+        copy = shared / path.relative_to(dictionaries)
+        assert copy.read_bytes() == path.read_bytes()
+
+
+def test_no_name_of_this_machine_is_shared(dictionaries, shared, tmp_path):
+    for format in ("gemma_scope", "saelens", "circuit_tracer"):
+        export(dictionaries, format, shared / format)
+    texts = [p for p in shared.rglob("*") if p.suffix in (".json", ".yaml", ".md")]
+    assert len(texts) > 25
+    for path in texts:
+        assert str(dictionaries) not in path.read_text(), path
+
+
+# Cards
+
+
+@pytest.fixture
+def names(dictionaries):
+    """What stands for the names in a card's code."""
+    return {
+        "FINETUNED_MODEL": dictionaries / "finetune/merged",
+        "FOLDER_OF_THE_BASE_DICTIONARIES": dictionaries / "base_transcoders",
+        "FOLDER_OF_THE_BASE_MODEL": dictionaries / "base_model",
+    }
+
+
+@pytest.mark.parametrize("format", [*PARTS, "gemma_scope"])
+def test_the_cards_code_runs_as_it_is_written(
+    dictionaries, tmp_path, capsys, names, run_card, format
+):
+    run_card(export(dictionaries, format, tmp_path / format), **names)
+    assert capsys.readouterr().out
+
+
+def test_the_cards_code_for_deltas_of_a_model_in_bfloat16(
+    dictionaries, tmp_path, capsys, names, run_card
+):
+    study = shutil.copytree(dictionaries, tmp_path / "study")
+    fingerprint = model_fingerprint(load_model(str(study / "finetune/merged"), "bfloat16"))
+    for path, delta, config in load_deltas(study / "delta").values():
+        save_delta(path, delta, replace(config, model_fingerprint=fingerprint))
+    manifest = study / "activations/manifest.json"
+    content = json.loads(manifest.read_text())
+    assert content["meta"]["model_dtype"] == "float32"
+    content["meta"] |= {"model_fingerprint": fingerprint, "model_dtype": "bfloat16"}
+    manifest.write_text(json.dumps(content))
+    run_card(export(study, "deltas", tmp_path / "out"), **names)
+    assert capsys.readouterr().out
+
+
+def test_the_cards_code_for_deltas_on_the_base_models_mlp(
+    dictionaries, tmp_path, capsys, names, run_card
+):
+    base_model = load_model(str(dictionaries / "base_model"))
+    for layer, (_, delta, config) in load_deltas(dictionaries / "delta").items():
+        changed = replace(
+            config,
+            target="mlp_difference",
+            base_id="base_model",
+            base_hash=model_fingerprint(base_model),
+            percentile=None,
+            average_l0_base=None,
+        )
+        save_delta(tmp_path / f"mlp_difference/layer_{layer}", delta, changed)
+    out = export(dictionaries, "deltas", tmp_path / "out", deltas=tmp_path / "mlp_difference")
+    run_card(out, **names)
+    assert capsys.readouterr().out
+
+
+def test_a_pushed_card_names_its_repository_and_no_local_folder(dictionaries, hub, pushed):
+    card = hub.root / pushed / "README.md"
+    assert 'load_delta_set("user/deltas", "FOLDER_OF_THE_BASE_DICTIONARIES"' in card.read_text()
+    assert "THIS_REPOSITORY" not in card.read_text()
+    fields = metadata_load(card)
+    assert (fields["library_name"], fields["license"]) == ("delta-transcoders", "apache-2.0")
+    assert "base_model" not in fields  # a local folder, which the hub does not know
+
+
+# Refused
+
+
+def test_a_wrong_model_or_base_is_refused_after_the_round_trip(
+    dictionaries, pushed, merged, bases, tmp_path
+):
+    other = load_model(str(dictionaries / "base_model"))
+    assert model_fingerprint(other) != model_fingerprint(merged)
+    with pytest.raises(ValueError, match=r"layer_0 was trained on another model: fingerprint"):
+        load_delta_set(pushed, bases, other)
+    for layer in (0, 1):
+        base, base_id = load_base(bases, layer, percentile=0.5)
+        base.b_dec = base.b_dec + 1
+        save_base(tmp_path / "bases", layer, base, base_id.average_l0)
+    with pytest.raises(ValueError, match=r"layer_0 was trained on another base dictionary: hash"):
+        load_delta_set(pushed, str(tmp_path / "bases"), merged)
+
+
+@pytest.mark.parametrize(
+    ("part", "missing", "message"),
+    [
+        ("deltas", "delta", r"delta has no layer_\*/config.json: run .*STUDY/delta.yaml --study"),
+        ("merged", "finetune/merged/tokenizer.json", r"merged has no tokenizer.json: .*lora.yaml"),
+        ("adapter", "finetune/adapter/adapter_model.safetensors", "no adapter_model.safetensors"),
+        ("base_model", "base_model", r"base_model has no config.json: .*base_model.yaml"),
+        ("base_transcoders", "base_transcoders", r"has no layer_.*/base_transcoder.yaml"),
+    ],
+)
+def test_a_missing_stage(dictionaries, tmp_path, part, missing, message):
+    study = shutil.copytree(
+        dictionaries, tmp_path / "study", ignore=shutil.ignore_patterns("*activations", "logs")
+    )
+    if (study / missing).is_dir():
+        shutil.rmtree(study / missing)
+    else:
+        (study / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=message):
+        export(study, part, tmp_path / "shared")
+    assert not (tmp_path / "shared").exists()
+
+
+def test_deltas_of_two_models_are_not_shared_as_one(dictionaries, tmp_path):
+    study = shutil.copytree(dictionaries, tmp_path / "study")
+    path = study / "delta/layer_1/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_fingerprint": "0" * 64}))
+    with pytest.raises(ValueError, match="model_fingerprint differs between layers"):
+        export(study, "deltas", tmp_path / "shared")
+    assert not (tmp_path / "shared").exists()
+
+
+def test_an_absent_source_of_deltas(hub, merged, bases):
+    with pytest.raises(ConnectionError, match=r"'user/none' is neither .*`hf download user/none"):
+        load_delta_set("user/none", bases, merged)
+    for source in ("runs/none", "./none", "none"):
+        with pytest.raises(FileNotFoundError, match=f"no folder '{source}'"):
+            load_delta_set(source, bases, merged)

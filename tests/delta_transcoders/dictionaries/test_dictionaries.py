@@ -1,0 +1,176 @@
+"""Frozen dictionaries and deltas: identities, refusals, and the delta's folder."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from delta_transcoders.dictionaries.delta import (
+    DeltaConfig,
+    DeltaTranscoder,
+    load_delta,
+    save_delta,
+)
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder, concatenate
+from delta_transcoders.fingerprints import hash_tensors, hash_texts
+
+CONFIG = DeltaConfig(
+    layer=1,
+    d_in=6,
+    d_out=5,
+    d_new=4,
+    base_id="base/layer_1/width_1k/average_l0_8/params.npz",
+    base_hash="0" * 64,
+    model_fingerprint="1" * 64,
+    hook_site="gemma_scope",
+    hook_in="blocks.1.ln2.hook_normalized",
+    hook_out="blocks.1.hook_mlp_out",
+    sparsity={"mode": "batch_topk", "l0": 2},
+    target="residual",
+    percentile=0.5,
+    average_l0_base=8,
+    seed=0,
+    measured={"fvu_base": 0.3, "fvu_full": 0.1},
+)
+
+
+def tensors(n_features: int, seed: int, d_in: int = 6, d_out: int = 5) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "W_enc": torch.randn(d_in, n_features, generator=generator),
+        "b_enc": torch.randn(n_features, generator=generator),
+        "W_dec": torch.randn(n_features, d_out, generator=generator),
+        "b_dec": torch.randn(d_out, generator=generator),
+        "threshold": torch.rand(n_features, generator=generator) - 0.2,
+    }
+
+
+def dictionary(n_features: int, seed: int) -> JumpReLUTranscoder:
+    return JumpReLUTranscoder(**tensors(n_features, seed))
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(9))
+
+
+def test_encode_is_jumprelu_feature_by_feature(x):
+    d = dictionary(16, 0)
+    a = d.encode(x)
+    for i in range(16):
+        z = x @ d.W_enc[:, i] + d.b_enc[i]
+        expected = [v if v > d.threshold[i] and v > 0 else 0 for v in z.flatten().tolist()]
+        torch.testing.assert_close(a[..., i].flatten(), torch.tensor(expected))
+    assert not list(d.parameters())
+
+
+def test_zero_delta_equals_base_bit_for_bit(x):
+    base = dictionary(16, 0)
+    zero = JumpReLUTranscoder(
+        **{**tensors(4, 1), "W_dec": torch.zeros(4, 5), "b_dec": torch.zeros(5)}
+    )
+    model = DeltaTranscoder(base, zero)
+    for alpha in (1.0, -1.0, 0.5, 3.0):
+        assert torch.equal(model(x, alpha), base(x))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, -1.0])
+def test_fused_equals_base_plus_alpha_delta(x, alpha):
+    model = DeltaTranscoder(dictionary(16, 0), dictionary(4, 1))
+    fused = model.fuse(alpha)
+    assert fused.n_features == 20
+    torch.testing.assert_close(fused(x), model(x, alpha), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        model(x, alpha), model.base(x) + alpha * model.delta(x), rtol=0, atol=0
+    )
+
+
+def test_unequal_widths_of_x_do_not_concatenate():
+    with pytest.raises(ValueError, match=r"\[7, 5\]"):
+        concatenate(dictionary(16, 0), JumpReLUTranscoder(**tensors(4, 1, d_in=7)))
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "message"),
+    [
+        ("b_enc", torch.zeros(5), r"b_enc has shape \[5\], expected \[n_features\] = \[4\]"),
+        ("W_dec", torch.zeros(3, 5), r"W_dec .* expected \[n_features, d_out\] = \[4, 5\]"),
+        ("W_enc", torch.zeros(6), "W_enc .* expected a matrix"),
+        ("threshold", torch.full((4,), torch.nan), "threshold .*NaN"),
+        ("b_dec", torch.full((5,), torch.inf), "b_dec .*infinite"),
+        ("b_dec", torch.zeros(5, dtype=torch.float64), "b_dec has dtype torch.float64"),
+    ],
+)
+def test_bad_tensors_are_named(name, bad, message):
+    with pytest.raises(ValueError, match=message):
+        JumpReLUTranscoder(**{**tensors(4, 0), name: bad})
+
+
+def test_delta_folder_reads_back_identical(tmp_path):
+    delta = dictionary(4, 0)
+    save_delta(tmp_path / "layer_1", delta, CONFIG)
+    read, config = load_delta(tmp_path / "layer_1")
+    assert config == CONFIG
+    assert hash_tensors(read.state_dict()) == hash_tensors(delta.state_dict())
+    names = sorted(path.name for path in (tmp_path / "layer_1").iterdir())
+    assert names == ["config.json", "delta.safetensors"]
+
+
+def test_interrupted_overwrite_leaves_no_config(tmp_path, monkeypatch):
+    save_delta(tmp_path, dictionary(4, 0), CONFIG)
+    monkeypatch.setattr("delta_transcoders.dictionaries.delta.save_file", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_delta(tmp_path, dictionary(4, 1), CONFIG)
+    with pytest.raises(FileNotFoundError, match="no finished delta"):
+        load_delta(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda raw: raw.update(lauer=3), "unknown key 'lauer'"),
+        (lambda raw: raw.pop("hook_site"), "key 'hook_site' is missing"),
+        (lambda raw: raw.update(hook_site="elsewhere"), "hook_site is 'elsewhere'"),
+        (lambda raw: raw.update(format_version=99), "format_version is 99"),
+        (lambda raw: raw.update(d_new=7), "d_new = 4, the config 7"),
+    ],
+)
+def test_bad_config_is_refused_with_file_and_key(tmp_path, edit, message):
+    save_delta(tmp_path, dictionary(4, 0), CONFIG)
+    path = tmp_path / "config.json"
+    raw = json.loads(path.read_text())
+    edit(raw)
+    path.write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=message) as error:
+        load_delta(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_saving_a_delta_its_config_does_not_describe_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="d_out = 5, the config 6"):
+        save_delta(tmp_path / "new", dictionary(4, 0), replace(CONFIG, d_out=6))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_delta_file_that_is_no_safetensors_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(asdict(CONFIG)))
+    (tmp_path / "delta.safetensors").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        load_delta(tmp_path)
+
+
+def test_hashes_see_names_dtypes_shapes_values_and_order():
+    w = torch.arange(4.0)
+    hashes = {
+        hash_tensors({"w": w}),
+        hash_tensors({"v": w}),
+        hash_tensors({"w": w.double()}),
+        hash_tensors({"w": w.to(torch.bfloat16)}),
+        hash_tensors({"w": w.view(2, 2)}),
+        hash_tensors({"w": w + 1}),
+        hash_texts(["a", "b"]),
+        hash_texts(["b", "a"]),
+    }
+    assert len(hashes) == 8
+    assert hash_tensors({"a": w, "b": w + 1}) == hash_tensors({"b": w + 1, "a": w})
