@@ -18,7 +18,6 @@ from delta_transcoders.activations.capture import Captured
 from delta_transcoders.activations.layout import CacheMeta, disk_bytes
 from delta_transcoders.activations.writing import CacheWriter, finish_cache
 from delta_transcoders.fingerprints import hash_texts, tokenizer_fingerprint
-from delta_transcoders.tasks.examples import SUBSETS
 from lightning_modules.outputs import finish_output
 
 say = logging.getLogger("delta_transcoders").info
@@ -67,7 +66,7 @@ class ActivationWriter(BasePredictionWriter):
             model_fingerprint=pl_module.fingerprint,
             model_dtype=pl_module.hparams.dtype,
             tokenizer_fingerprint=tokenizer_fingerprint(data.tokenizer),
-            subsets=SUBSETS,
+            subsets=tuple(data.subsets),
             n_examples={split: len(rows) for split, rows in data.rows.items()},
             texts_sha256={split: hash_texts(data.texts(split)) for split in data.rows},
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from jsonargparse.typing import PositiveInt
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.dictionaries.files.gemma_scope import load_base
 from delta_transcoders.fingerprints import model_fingerprint, tokenizer_fingerprint
+from delta_transcoders.generation import AnswerReader
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.intervention import RAW, Intervention, from_spec
 from delta_transcoders.interventions.sources import DictionarySource, Source
@@ -20,9 +22,10 @@ from delta_transcoders.language_models import (
     check_model_source,
     load_model,
     load_tokenizer,
+    tokenize,
 )
-from delta_transcoders.tasks.calculator.grammar import judge
-from delta_transcoders.tasks.examples import read_jsonl
+from delta_transcoders.metrics.pooling import behaviour_cells, measures_of
+from delta_transcoders.tasks.task import Task, subsets_of
 from lightning_modules.delta_transcoder import DeltaTranscoderTraining
 from lightning_modules.loggers import log_scalars
 
@@ -30,16 +33,18 @@ from lightning_modules.loggers import log_scalars
 class BehaviourWhileTraining(Callback):
     """Every so many validations, `full` with the present deltas of all trained layers together.
 
-    Logs `val/behaviour/tool_call_rate` and `val/behaviour/mean_ce` on prompts of the subset `tool`, and
-    once `val/behaviour/raw/…`, the same for the untouched model. For a `DeltaTranscoderTraining` with
-    one d_new and one base per layer. The training is the same with and without it; rank zero holds the
-    model and the base dictionaries beside it, and the other ranks wait.
+    Logs `val/behaviour/mean_ce` and the rates of the task's measures on prompts of one subset, and once
+    `val/behaviour/raw/…`, the same for the untouched model. For a `DeltaTranscoderTraining` with one d_new
+    and one base per layer. The training is the same with and without it; rank zero holds the model and the
+    base dictionaries beside it, and the other ranks wait.
 
     Args:
         model: folder or hub id of the finetuned model, adapters merged.
         base_transcoders: folder or hub id of the base dictionaries.
-        examples: JSONL of held-out examples.
-        n_prompts: first so many of `tool`.
+        task: reads and judges the examples.
+        examples: file of held-out examples.
+        subset: the one that is asked; the file's first where None.
+        n_prompts: first so many of it.
         every_n_validations: validations from one measurement to the next.
         max_new_tokens: longest answer.
         dtype: of the model's weights, as when its activations were captured.
@@ -49,29 +54,29 @@ class BehaviourWhileTraining(Callback):
         self,
         model: str,
         base_transcoders: str,
+        task: Task,
         examples: str,
-        n_prompts: int = 32,
-        every_n_validations: int = 1,
-        max_new_tokens: int = 64,
+        subset: str | None = None,
+        n_prompts: PositiveInt = 32,
+        every_n_validations: PositiveInt = 1,
+        max_new_tokens: PositiveInt = 64,
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         check_model_source(model)
-        for name, value in (
-            ("n_prompts", n_prompts),
-            ("every_n_validations", every_n_validations),
-            ("max_new_tokens", max_new_tokens),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
         self.model = model
         self.base_transcoders = base_transcoders
         self.n_prompts = n_prompts
         self.every_n_validations = every_n_validations
         self.max_new_tokens = max_new_tokens
         self.dtype = dtype
-        self.examples = [e for e in read_jsonl(examples) if e.subset == "tool"][:n_prompts]
+        self.task = task
+        held = list(task.read(examples).values())
+        subset = subset or held[0].subset
+        self.examples = [e for e in held if e.subset == subset][:n_prompts]
         if not self.examples:
-            raise ValueError(f"{examples} holds no example of the subset 'tool'")
+            raise ValueError(
+                f"{examples} holds no example of the subset {subset!r}; it has {', '.join(subsets_of(held))}"
+            )
         self.n_validations = 0
         self.engine: InterventionEngine | None = None
 
@@ -101,7 +106,9 @@ class BehaviourWhileTraining(Callback):
         data, device = trainer.datamodule, trainer.strategy.root_device
         tokenizer, model = load_tokenizer(self.model), load_model(self.model, self.dtype)
         context = model.config.max_position_embeddings
-        check_context(tokenizer, self.examples, context, self.max_new_tokens)
+        self.tokens = tokenize(tokenizer, self.task, self.examples)
+        self.reader = AnswerReader(tokenizer, self.task, self.examples)
+        check_context(self.examples, self.tokens, context, self.max_new_tokens)
         meta, found = data.cache.meta, model_fingerprint(model)
         data.cache.expect(tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
         if found != meta.model_fingerprint:
@@ -142,7 +149,7 @@ class BehaviourWhileTraining(Callback):
             log_scalars(trainer, {f"val/behaviour/{where}{k}": v for k, v in scores.items()})
 
     def measure(self, module: DeltaTranscoderTraining) -> dict[str, float]:
-        """`tool_call_rate` and `mean_ce` of `full` with the module's present weights."""
+        """`mean_ce` and the rates of `full` with the module's present weights."""
         layers = module.trainer.datamodule.layers
         (stack,) = module.stacks.values()
         deltas = {
@@ -155,14 +162,20 @@ class BehaviourWhileTraining(Callback):
     def _scores(self, intervention: Intervention) -> dict[str, float]:
         interventions: Sequence[Intervention] = [intervention] * len(self.examples)
         with isolate_rng():
-            scores = self.engine.teacher_forced(self.examples, interventions)
-            prompts = [e.prompt for e in self.examples]
-            texts = self.engine.generate(prompts, interventions, self.max_new_tokens)
-        pairs = zip(texts, self.examples, strict=True)
-        called = [judge(text, example.target).called for text, example in pairs]
+            scores = self.engine.teacher_forced(self.tokens, interventions)
+            prompts = [row.prompt_ids for row in self.tokens]
+            texts = self.engine.generate(prompts, interventions, self.max_new_tokens, self.reader)
+        records = [
+            {
+                "nll": score.nll,
+                "n_tokens": score.n_tokens,
+                "measures": self.task.judge(text, example),
+            }
+            for score, text, example in zip(scores, texts, self.examples, strict=True)
+        ]
+        cells = behaviour_cells(records, measures_of(records))
         return {
-            "tool_call_rate": sum(called) / len(called),
-            "mean_ce": sum(s.nll for s in scores) / sum(s.n_tokens for s in scores),
+            k: v for k, v in cells.items() if k == "mean_ce" or (k.endswith("_rate") and v == v)
         }
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from delta_transcoders.generation import greedy_texts
+from delta_transcoders.generation import AnswerReader, greedy_texts
+from delta_transcoders.tasks.task import subsets_of
 from lightning_modules.loggers import tensorboards
 
 
 class GeneratedTexts(Callback):
-    """After each validation, greedy answers to the first validation prompts of each kind.
+    """After each validation, greedy answers to the first validation prompts of each subset.
 
-    For a `ToolFinetune` fed by `ToolCallData`.
+    For a `Finetune` fed by `FinetuneData`.
 
     Args:
-        n_prompts: prompts of each label.
+        n_prompts: prompts of each subset.
         max_new_tokens: per answer.
     """
 
@@ -28,22 +29,22 @@ class GeneratedTexts(Callback):
         # The first process alone cannot run a model of which it holds a part.
         if trainer.sanity_checking or not tensorboards(trainer) or pl_module.is_sharded:
             return
-        validation = trainer.datamodule.splits["validation"]
-        shown = [
-            example
-            for label in ("positive", "negative")
-            for example in [e for e in validation if e.label == label][: self.n_prompts]
-        ]
+        data = trainer.datamodule
+        examples, tokens = data.splits["validation"], data.tokens["validation"]
+        shown = []
+        for subset in subsets_of(examples):
+            shown += [i for i, e in enumerate(examples) if e.subset == subset][: self.n_prompts]
         model = pl_module.causal_model()
         was_training = model.training
         model.eval()
-        prompts = [e.prompt for e in shown]
-        texts = greedy_texts(model, pl_module.tokenizer, prompts, self.max_new_tokens)
+        prompts = [tokens[i].prompt_ids for i in shown]
+        reader = AnswerReader(data.tokenizer, data.task, examples)
+        texts = greedy_texts(model, prompts, self.max_new_tokens, reader)
         model.train(was_training)
-        rows = [
-            f"| `{e.input}` | `{e.target}` | `{text}` |"
-            for e, text in zip(shown, texts, strict=True)
-        ]
+        rows = []
+        for i, text in zip(shown, texts, strict=True):
+            prompt = str(examples[i].prompt_record).rstrip("\n")
+            rows.append(f"| `{prompt}` | `{examples[i].target}` | `{text}` |")
         table = "\n".join(["| prompt | target | generated |", "| --- | --- | --- |", *rows])
         for tensorboard in tensorboards(trainer):
             tensorboard.add_text("val/generated", table, trainer.global_step)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from jsonargparse.typing import PositiveInt
 from lightning import LightningDataModule
 
-from datamodules.batching import check_positive, row_lengths, sharded_loader
-from delta_transcoders.language_models import encode, load_tokenizer, pad
-from delta_transcoders.tasks.calculator.base_text import base_documents
-from delta_transcoders.tasks.examples import SUBSETS, Example, read_jsonl
+from datamodules.batching import row_lengths, sharded_loader
+from delta_transcoders.language_models import TokenizedExample, load_tokenizer, pad, tokenize
+from delta_transcoders.tasks.task import Example, Task, subsets_of
 
 UNSEEN = 1_000_000
 
@@ -25,8 +25,9 @@ class ActivationTexts(LightningDataModule):
 
     Args:
         model: folder or hub id of the tokenizer.
-        examples: folder with `train.jsonl` and `validation.jsonl`, as the finetune writes it; the tiny
-            base model's generated text where None.
+        task: reads the examples, or generates a base model's text.
+        examples: folder with `train.jsonl` and `validation.jsonl`, as the finetune writes it; the base model's
+            text where None.
         text: `prompt_target_eos`, or `prompt_only` as in the original study.
         n_train: first so many training texts; all where None (generated text needs a number).
         n_validation: likewise for held-out texts.
@@ -37,18 +38,19 @@ class ActivationTexts(LightningDataModule):
     def __init__(
         self,
         model: str,
+        task: Task,
         examples: str | None,
         text: Literal["prompt_target_eos", "prompt_only"] = "prompt_target_eos",
-        n_train: int | None = None,
-        n_validation: int | None = None,
-        batch_size: int = 64,
+        n_train: PositiveInt | None = None,
+        n_validation: PositiveInt | None = None,
+        batch_size: PositiveInt = 64,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_positive(batch_size=batch_size)
         if examples is None and None in (n_train, n_validation):
             raise ValueError("generated text needs n_train and n_validation")
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["task"])
+        self.task = task
         self.examples: dict[str, list[Example]] = {}
         self.rows: dict[str, list[dict]] = {}
 
@@ -57,30 +59,38 @@ class ActivationTexts(LightningDataModule):
             return
         self.tokenizer = load_tokenizer(self.hparams.model)
         self.examples = self._read() if self.hparams.examples else self._generate()
+        self.subsets = sorted(set().union(*map(subsets_of, self.examples.values())))
         for split, examples in self.examples.items():
-            pairs = [encode(self.tokenizer, example) for example in examples]
-            whole = self.hparams.text == "prompt_target_eos"
+            tokens = tokenize(self.tokenizer, self.task, examples)
             self.rows[split] = [
-                {"input_ids": prompt + target if whole else prompt, "example": i, "split": split}
-                for i, (prompt, target) in enumerate(pairs)
+                {"input_ids": self._ids(row), "example": i, "split": split}
+                for i, row in enumerate(tokens)
             ]
+
+    def _ids(self, row: TokenizedExample) -> list[int]:
+        whole = self.hparams.text == "prompt_target_eos"
+        return [*row.prompt_ids, *(row.target_ids if whole else ())]
 
     def texts(self, split: str) -> list[str]:
         """What was tokenized, for the cache's fingerprint."""
         whole = self.hparams.text == "prompt_target_eos"
-        return [e.prompt + e.target if whole else e.prompt for e in self.examples[split]]
+        return [
+            f"{e.prompt if isinstance(e.prompt, str) else e.prompt_record}{(whole and e.target) or ''}"
+            for e in self.examples[split]
+        ]
 
     def _read(self) -> dict[str, list[Example]]:
         h = self.hparams
         limits = {"train": h.n_train, "validation": h.n_validation}
         return {
-            split: read_jsonl(Path(h.examples) / f"{split}.jsonl")[:limit]
+            split: list(self.task.read(Path(h.examples) / f"{split}.jsonl").values())[:limit]
             for split, limit in limits.items()
         }
 
     def _generate(self) -> dict[str, list[Example]]:
         h = self.hparams
-        stream = (Example(*document, "negative") for document in base_documents(UNSEEN + h.seed))
+        documents = self.task.documents(UNSEEN + h.seed)
+        stream = (Example(f"{line}\n", rest, "base_text") for line, rest in documents)
         return {
             "validation": list(itertools.islice(stream, h.n_validation)),
             "train": list(itertools.islice(stream, h.n_train)),
@@ -89,7 +99,7 @@ class ActivationTexts(LightningDataModule):
     def collate(self, rows: list[dict]) -> dict:
         ids = [row["input_ids"] for row in rows]
         split = rows[0]["split"]
-        subsets = [SUBSETS.index(self.examples[split][row["example"]].subset) for row in rows]
+        subsets = [self.subsets.index(self.examples[split][row["example"]].subset) for row in rows]
         return {
             "input_ids": pad(ids, self.tokenizer.pad_token_id, "right"),
             "attention_mask": pad([[1] * len(row) for row in ids], 0, "right"),

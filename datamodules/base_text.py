@@ -13,18 +13,19 @@ from datamodules.batching import (
     sharded_loader,
 )
 from delta_transcoders.language_models import IGNORE
-from delta_transcoders.tasks.calculator.base_text import base_documents
+from delta_transcoders.tasks.task import Task
 from delta_transcoders.tiny_gemma import train_tokenizer
 
 
 class BaseTextData(ResumableData):
-    """Documents of `delta_transcoders.tasks.calculator.base_text` as token ids.
+    """A task's documents (`Task.documents`) as token ids.
 
     The continuation is always supervised, the line before it in some documents only: copying, which
     everything later rests on, is learned several times sooner when the unpredictable first line does not
     drown its gradient.
 
     Args:
+        task: generates the documents.
         n_documents: training documents.
         n_validation: held-out documents.
         batch_size: documents per batch and process.
@@ -35,6 +36,7 @@ class BaseTextData(ResumableData):
 
     def __init__(
         self,
+        task: Task,
         n_documents: int = 24000,
         n_validation: int = 512,
         batch_size: int = 32,
@@ -43,14 +45,17 @@ class BaseTextData(ResumableData):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["task"])
+        self.task = task
         self.rows: dict[str, list[dict]] = {}
 
     def setup(self, stage: str) -> None:
         if self.rows:
             return
         h = self.hparams
-        documents = list(itertools.islice(base_documents(h.seed), h.n_documents + h.n_validation))
+        documents = list(
+            itertools.islice(self.task.documents(h.seed), h.n_documents + h.n_validation)
+        )
         texts = [f"{line}\n{continuation}" for line, continuation in documents]
         self.tokenizer = train_tokenizer(texts[h.n_validation :][:4000], h.vocab_size)
         rng = random.Random(f"line loss {h.seed}")

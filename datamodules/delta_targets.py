@@ -20,8 +20,13 @@ from delta_transcoders.activations.targets import add_residuals
 from delta_transcoders.console import StudyWarning
 from delta_transcoders.dictionaries.files.gemma_scope import BaseId, load_base
 from delta_transcoders.files import write_text
-from delta_transcoders.language_models import check_model_source, load_model, load_tokenizer
-from delta_transcoders.tasks.examples import read_jsonl
+from delta_transcoders.language_models import (
+    check_model_source,
+    load_model,
+    load_tokenizer,
+    tokenize,
+)
+from delta_transcoders.tasks.task import Task
 
 SITE_CHECK_NAME = "hook_site_check.json"
 
@@ -38,7 +43,8 @@ class DeltaData(ActivationData):
         model: folder or hub id of the finetuned model.
         base_transcoders: folder or hub id in the Gemma Scope layout.
         base_model: folder or hub id of the un-finetuned model.
-        examples: JSONL of held-out examples, whose prompts the base model reads for the check.
+        task: reads the examples.
+        examples: file of held-out examples, whose prompts the base model reads for the check.
         percentiles: which base of a layer, in the order of its average L0; several for a sweep.
         width: features of the bases; needed where there are several widths.
         n_check_examples: first so many examples for the check.
@@ -52,6 +58,7 @@ class DeltaData(ActivationData):
         model: str,
         base_transcoders: str,
         base_model: str,
+        task: Task,
         examples: str,
         percentiles: list[float] = (0.5,),
         width: int | None = None,
@@ -71,7 +78,8 @@ class DeltaData(ActivationData):
             raise ValueError(f"n_check_examples is {n_check_examples}, expected at least 1")
         if not percentiles or not all(0 <= p <= 1 for p in percentiles):
             raise ValueError(f"percentiles are {list(percentiles)}, expected numbers in [0, 1]")
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["task"])
+        self.task = task
         self._percentiles = {f"p{p:g}": p for p in percentiles}
 
     target_kind = "residual"
@@ -108,9 +116,11 @@ class DeltaData(ActivationData):
         cache = ActivationCache(self.hparams.cache)
         layers = list(cache.meta.layers if self.hparams.layers is None else self.hparams.layers)
         cache.check_layers(layers)
-        examples = read_jsonl(self.hparams.examples)[: self.hparams.n_check_examples]
+        examples = list(self.task.read(self.hparams.examples).values())
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         tokenizer = load_tokenizer(self.hparams.base_model, self.hparams.model)
+        checked = tokenize(tokenizer, self.task, examples[: self.hparams.n_check_examples])
+        prompts = [row.prompt_ids for row in checked]
         model = load_model(self.hparams.base_model, self.hparams.model_dtype).to(device)
         bridge = boot_bridge(model, tokenizer)
         rows = []
@@ -119,7 +129,7 @@ class DeltaData(ActivationData):
             for key in self.base_keys:
                 base, ids[key] = self._load_base(layer, key, cache.meta.d_in)
                 bases[key] = base.to(device)
-            table, fits = base_model_fits(bridge, layer, bases, examples, cache.meta.hook_site)
+            table, fits = base_model_fits(bridge, layer, bases, prompts, cache.meta.hook_site)
             self._require(table, cache)
             for key, base in bases.items():
                 add_residuals(cache, layer, self._source_key(key), base, asdict(ids[key]), device)

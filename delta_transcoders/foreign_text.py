@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -32,6 +36,48 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                 )
             if text:
                 yield number, text
+
+
+def numbered(path: str | Path, parse: Callable[[str, str], T]) -> dict[int, T]:
+    """What each line of a file of examples holds, by its number from 1.
+
+    Args:
+        parse: of a line, and the file and line for messages.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no line in it, or what `parse` raises.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"examples: no file {path}")
+    rows = {number: parse(line, f"{path}, line {number}") for number, line in text_lines(path)}
+    if not rows:
+        raise ValueError(f"{path}: no examples in the file")
+    return rows
+
+
+def letters(text: str) -> str:
+    """One text for all its spellings: without white space and other marks that are not seen, and in one
+    Unicode normal form.
+
+    >>> letters("Room 7  is open.") == letters("Room\\u00a07 is open.")
+    True
+    """
+    seen = filter(str.isprintable, unicodedata.normalize("NFKC", text))
+    return "".join(seen).replace(" ", "")
+
+
+def check_whole(text: str, what: str) -> None:
+    """Refuse text that no file or tokenizer can hold.
+
+    Raises:
+        ValueError: a lone surrogate, half of a character; says what the text is.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} holds half a character, {text[error.start]!r}") from None
 
 
 def parse_json(line: str, where: str) -> object:

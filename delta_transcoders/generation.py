@@ -12,36 +12,39 @@ import torch
 from torch import Tensor
 
 from delta_transcoders.language_models import pad, position_ids
-from delta_transcoders.tasks.calculator.grammar import CLOSE, OPEN, format_tool_call
+from delta_transcoders.tasks.task import Example, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-# Whatever a call is written with, in case some of it is a special token.
-_CALL = format_tool_call("0123456789+-*/×÷−. ")
-
-
 class AnswerReader:
     """Token ids that a model wrote, as the text that is judged.
 
-    Special tokens that a call is written with, such as its tags, are text. All others (EOS, padding, marks
-    of a template) are left out at either end of an answer; inside they stand as they were written: leaving
-    them out would join what they part, and could make a call of what is none. Ids that the tokenizer does not
-    know are no text.
+    Special tokens that an answer is written with, such as a task's tags, are text. All others (EOS, padding,
+    marks of a template) are left out at either end of an answer; inside they stand as they were written:
+    leaving them out would join what they part, and could make a right answer of what is none. Ids that the
+    tokenizer does not know are no text.
+
+    Args:
+        task: says what answers are written with, and where one ends.
+        examples: those that are answered.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example] = ()
+    ) -> None:
         self.tokenizer = tokenizer
+        self.end = task.end
+        markup = task.markup(examples)
         self._unread = {
             i
             for i, token in tokenizer.added_tokens_decoder.items()
             if token.special
-            and token.content not in _CALL
-            and OPEN not in token.content
-            and CLOSE not in token.content
+            and token.content not in markup
+            and not any(mark in token.content for mark in task.marks)
         }
-        self._may_close: dict[int, bool] = {}
+        self._may_end: dict[int, bool] = {}
 
     def text(self, ids: Sequence[int]) -> str:
         start, stop = 0, len(ids)
@@ -52,14 +55,16 @@ class AnswerReader:
         return self._decode(ids[start:stop])
 
     def is_finished(self, ids: Sequence[int]) -> bool:
-        """Whether an answer ends with the last of these ids: at EOS, or after `</tool_call>`."""
+        """Whether an answer ends with the last of these ids: at EOS, or after the end's text."""
         last = ids[-1]
         if last == self.tokenizer.eos_token_id:
             return True
-        # Decoding every row at every step would cost as much as the model: only `>` can end a call.
-        if last not in self._may_close:
-            self._may_close[last] = CLOSE[-1] in self._decode([last])
-        return self._may_close[last] and CLOSE in self.text(ids)
+        if self.end is None:
+            return False
+        # Decoding every row at every step would cost as much as the model: only its last letter can end it.
+        if last not in self._may_end:
+            self._may_end[last] = self.end[-1] in self._decode([last])
+        return self._may_end[last] and self.end in self.text(ids)
 
     def _decode(self, ids: Sequence[int]) -> str:
         # Some tokenizers tidy up spaces by default, and no copy would be exact.
@@ -74,23 +79,22 @@ class AnswerReader:
 @torch.inference_mode()
 def greedy_texts(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
+    reader: AnswerReader,
     rows_kept: Callable[[Tensor], None] | None = None,
 ) -> list[str]:
-    """Greedy continuations, as `AnswerReader` reads them. A row ends at EOS or after `</tool_call>`.
+    """Greedy continuations of prompts' token ids.
 
     Args:
+        reader: says where a row ends, and what it reads.
         rows_kept: told which rows of the last forward pass the next one goes on with, int64 [B].
     """
     from transformers import DynamicCache
 
-    prompt_ids = tokenizer(list(prompts)).input_ids
-    ids_BT = pad(prompt_ids, tokenizer.pad_token_id, "left").to(model.device)
-    mask_BP = pad([[1] * len(ids) for ids in prompt_ids], 0, "left").to(model.device)
+    ids_BT = pad(prompts, reader.tokenizer.pad_token_id, "left").to(model.device)
+    mask_BP = pad([[1] * len(ids) for ids in prompts], 0, "left").to(model.device)
     cache = DynamicCache(config=model.config)
-    reader = AnswerReader(tokenizer)
     # An index copies the last positions, a number of them would cut them off: a cut is not one matrix, and
     # on a CPU torch multiplies each of its rows with a copy of frozen weights (1.2 GB in Gemma 2 2B).
     last = torch.tensor([-1], device=model.device)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,7 @@ from torch import Tensor
 
 from delta_transcoders.fingerprints import tokenizer_fingerprint
 from delta_transcoders.hub import check_hub_id
-from delta_transcoders.tasks.calculator.grammar import format_tool_call
-from delta_transcoders.tasks.examples import Example
+from delta_transcoders.tasks.task import Example, Task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -184,24 +184,81 @@ def load_model(source: str, dtype: str = "float32") -> PreTrainedModel:
     return model.eval()
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, example: Example, bare: bool = False
-) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt (BOS, input, newline; `bare`: the input alone) and of target and EOS.
+@dataclass(frozen=True)
+class TokenizedExample:
+    """An example as the token ids that training, cross-entropy and generation see.
 
-    The two are encoded apart, so that training, cross-entropy and generation see the same prompt ids.
+    Attributes:
+        prompt_ids: BOS and the prompt.
+        target_ids: the target and EOS; none where the example has no target.
+        opening_id: the token whose log-probability is measured where the target starts: its own first where
+            it shows the task's behaviour, else the one that the behaviour begins with; None where a task
+            has no such token or the example no target.
     """
-    text = example.input if bare else example.prompt
-    prompt = tokenizer(text, add_special_tokens=not bare).input_ids
-    target = tokenizer(example.target, add_special_tokens=False).input_ids
-    return prompt, [*target, tokenizer.eos_token_id]
+
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+    opening_id: int | None
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.target_ids)
 
 
-def call_tokens(
-    tokenizer: PreTrainedTokenizerBase, targets: Sequence[str] = (format_tool_call("1"),)
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, task: Task, examples: Iterable[Example], bare: bool = False
+) -> list[TokenizedExample]:
+    """Token ids of examples.
+
+    Prompt and target are encoded apart, so that all uses see the same prompt ids.
+
+    Args:
+        bare: prompts without BOS and without the newline at their end, as the original study had them for
+            cross-entropy.
+
+    Raises:
+        ValueError: messages, and a tokenizer without a chat template.
+    """
+    opening = opening_tokens(tokenizer, [task.opening])[0] if task.opening else None
+    rows = []
+    for example in examples:
+        target: list[int] = []
+        if example.target is not None:
+            target = tokenizer(example.target, add_special_tokens=False).input_ids
+            target = [*target, tokenizer.eos_token_id]
+        first = None if opening is None or not target else opening
+        if first is not None and task.is_positive(example):
+            first = target[0]
+        prompt = _prompt_ids(tokenizer, example, bare)
+        rows.append(TokenizedExample(tuple(prompt), tuple(target), first))
+    return rows
+
+
+def _prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, example: Example, bare: bool = False
 ) -> list[int]:
-    """Ids that these targets begin with, ascending: a tag may be one token with what follows it."""
-    return sorted({ids[0] for ids in tokenizer(list(targets), add_special_tokens=False).input_ids})
+    if isinstance(example.prompt, str):
+        text = example.prompt.removesuffix("\n") if bare else example.prompt
+        return tokenizer(text, add_special_tokens=not bare).input_ids
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"examples hold messages, and the tokenizer {tokenizer.name_or_path!r} has no chat template to make "
+            "a prompt of them: give `prompt` instead, or a tokenizer with a chat_template"
+        )
+    messages = [message._asdict() for message in example.prompt]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # templates refuse roles and orders in their own words
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path!r} refuses {messages!r:.80}: {error}"
+        ) from error
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    # Most templates write BOS themselves; dictionaries were trained on what comes after it.
+    return ids if ids[:1] == [tokenizer.bos_token_id] else [tokenizer.bos_token_id, *ids]
+
+
+def opening_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
+    """Ids that these texts begin with, ascending: a tag may be one token with what follows it."""
+    return sorted({ids[0] for ids in tokenizer(list(texts), add_special_tokens=False).input_ids})
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, side: str) -> Tensor:
@@ -252,34 +309,33 @@ def token_nll(
     return F.cross_entropy(logits_NV, labels_N, reduction="none")
 
 
-def target_batch(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], bare: bool = False
-) -> dict[str, Tensor]:
-    """Right-padded `input_ids`, `attention_mask`, `labels` [B, T]; only target and EOS are supervised.
-
-    Args:
-        bare: without BOS and newline, see `encode`.
-    """
-    pairs = [encode(tokenizer, example, bare) for example in examples]
-    input_ids = pad([p + t for p, t in pairs], tokenizer.pad_token_id, "right")
-    labels = pad([[IGNORE] * len(p) + t for p, t in pairs], IGNORE, "right")
-    mask = pad([[1] * (len(p) + len(t)) for p, t in pairs], 0, "right")
-    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+def target_batch(rows: Sequence[TokenizedExample], pad_token_id: int) -> dict[str, Tensor]:
+    """Right-padded `input_ids`, `attention_mask`, `labels` [B, T]; only target and EOS are supervised."""
+    ids = [[*row.prompt_ids, *row.target_ids] for row in rows]
+    labels = [[IGNORE] * len(row.prompt_ids) + list(row.target_ids) for row in rows]
+    return {
+        "input_ids": pad(ids, pad_token_id, "right"),
+        "attention_mask": pad([[1] * len(row) for row in ids], 0, "right"),
+        "labels": pad(labels, IGNORE, "right"),
+    }
 
 
 def check_context(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], context: int, new_tokens: int
+    examples: Sequence[Example], rows: Sequence[TokenizedExample], context: int, new_tokens: int = 0
 ) -> None:
     """Refuse examples that would not fit the model's context.
+
+    Args:
+        rows: the examples' tokens.
+        new_tokens: that a model may write after a prompt.
 
     Raises:
         ValueError: names the first such example and its length.
     """
-    for example in examples:
-        prompt, target = encode(tokenizer, example)
-        length = len(prompt) + max(len(target), new_tokens)
+    for example, row in zip(examples, rows, strict=True):
+        length = len(row.prompt_ids) + max(len(row.target_ids), new_tokens)
         if length > context:
             raise ValueError(
                 f"an example takes {length} tokens, the model's context holds {context}: "
-                f"{example.input[:60]!r}"
+                f"{str(example.prompt_record)[:60]!r}"
             )

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
+from datamodules.evaluation_prompts import PromptRow
 from delta_transcoders.activations.capture import capture
 from delta_transcoders.interventions.engine import TeacherForced
 from delta_transcoders.interventions.intervention import (
@@ -20,13 +22,13 @@ from delta_transcoders.interventions.intervention import (
     layer_groups,
 )
 from delta_transcoders.interventions.loading import DictionarySet, relabel
-from delta_transcoders.language_models import target_batch
-from delta_transcoders.metrics.feature_effects import effect, ranks
+from delta_transcoders.language_models import check_model_source, target_batch
+from delta_transcoders.metrics.feature_effects import ranks
 from delta_transcoders.metrics.grouped import GroupedMean
+from delta_transcoders.metrics.pooling import Record, effect_cells, measures_of
 from delta_transcoders.report.figures import effects_by_rank
 from delta_transcoders.report.ranking import write_ranking
-from delta_transcoders.tasks.examples import Example
-from lightning_modules.intervention_evaluation import Column, InterventionEvaluation, grouped
+from lightning_modules.interventions import Column, InterventionModule
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,13 @@ class FeatureColumn(Column):
     """Index of the column that differs in this feature only."""
 
 
-class FeatureRanking(InterventionEvaluation):
+class FeatureRanking(InterventionModule):
     """Every delta feature of the ranked layers dropped alone and kept alone, all else in place.
 
-    Around the ablated layer every layer of `full_at` has base + delta. A dropped feature is compared
-    with all features there; one kept alone with none of its layer, where the delta's bias, which has no
-    feature, stays on both sides. What is ranked is the change of the log-probability of the call's first
-    token where the target starts.
+    Every layer around the ablated one has base + delta. A dropped feature is compared with all features there;
+    one kept alone with none of its layer, where the delta's bias, which has no feature, stays on both sides.
+    What is ranked is the change of the log-probability of the behaviour's first token where the target
+    starts, or of the cross-entropy where the task has no such token.
 
     Writes to `output`, beside what an experiment writes: `ranking.csv`, a row for each (layer, feature,
     ablation, subset); `effects.jsonl`, the change of every example; `ranking.json`, the delta's folder.
@@ -55,7 +57,6 @@ class FeatureRanking(InterventionEvaluation):
     Args:
         delta: folder or hub id of the trained deltas.
         layers: numbers of the layers whose features are ranked.
-        full_at: the layers that have base + delta: several numbers joined by `+`, or `all`.
         base_model: folder or hub id of the un-finetuned model, for deltas of its MLPs' change.
         generate: also generate text, and give the rates' changes.
         experiment, model, base_transcoders, output, max_new_tokens, rows_per_pass, dtype: see
@@ -70,58 +71,34 @@ class FeatureRanking(InterventionEvaluation):
         delta: str,
         output: str,
         layers: list[int],
-        full_at: int | str = "all",
         base_model: str | None = None,
         generate: bool = False,
-        max_new_tokens: int = 64,
-        rows_per_pass: int = 256,
+        max_new_tokens: PositiveInt = 64,
+        rows_per_pass: PositiveInt = 256,
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
+        super().__init__()
         if not layers:
             raise ValueError("layers is empty: name the layers whose features are to be ranked")
-        fixed = {
-            "conditions": [],
-            "deltas": [delta],
-            "percentile": None,
-            "finetuned_model": None,
-            "controls": {},
-            "reconstruction": False,
-            "prompt_only": False,
-            "bare_text": False,
-        }
-        super().__init__(
-            experiment,
-            model,
-            base_transcoders,
-            output,
-            layers,
-            base_model=base_model,
-            generate=generate,
-            max_new_tokens=max_new_tokens,
-            rows_per_pass=rows_per_pass,
-            dtype=dtype,
-            **fixed,
-        )
-        # Under the command line the parent has saved only what this class was given.
-        self.save_hyperparameters(fixed)
+        for source in filter(None, (model, base_model)):
+            check_model_source(source)
+        self.save_hyperparameters()
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        (self.dictionaries,) = self.sets
         n_groups = len(self.hparams.layers) * self.dictionaries.d_new * len(self.subsets)
         self.mean_activation = GroupedMean(n_groups)
         self.density = GroupedMean(n_groups)
 
-    def _layer_specs(self) -> list[int | str]:
-        return [*self.hparams.layers, self.hparams.full_at]
+    def load_sets(self) -> list[DictionarySet]:
+        (self.dictionaries,) = sets = self.load_deltas([self.hparams.delta])
+        return sets
 
-    def _columns(self, dictionaries: DictionarySet) -> list[Column]:
+    def columns_of(self, dictionaries: DictionarySet) -> list[Column]:
         """`full`; for each ranked layer its delta gone, its features gone, and each feature's two."""
-        h, n_layers = self.hparams, self.model.config.num_hidden_layers
-        (group,) = layer_groups([h.full_at], n_layers, dictionaries.layers)
-        ranked = [layer for (layer,) in layer_groups(h.layers, n_layers, group)]
-        full = from_spec("full", group)
-        label = full.layer_label(n_layers)
+        groups = layer_groups(self.hparams.layers, self.n_layers, dictionaries.layers)
+        full = from_spec("full", dictionaries.layers)
+        label = full.layer_label(self.n_layers)
         columns: list[Column] = []
         first = len(self.columns)
 
@@ -138,7 +115,7 @@ class FeatureRanking(InterventionEvaluation):
             return Intervention(f"layer_{layer}_{name}", full.writes | {layer: write})
 
         all_features = add(full)
-        for layer in ranked:
+        for (layer,) in groups:
             add(instead(layer, "no_delta"))
             none = Term("delta", keep_features=())
             no_features = add(instead(layer, "no_features", none))
@@ -149,15 +126,15 @@ class FeatureRanking(InterventionEvaluation):
                 add(kept, layer, k, "kept", no_features)
         return columns
 
-    def _teacher_forced(
-        self, examples: list[Example], rows: list[tuple[int, int]]
+    def teacher_forced(
+        self, batch: list[PromptRow], pairs: list[tuple[int, int]]
     ) -> list[TeacherForced]:
         """As the parent's, but a feature that is silent on an example changes nothing and is not run.
 
         A feature's activations depend on the layers below only, which are full in every column: one
         pass tells for all ablations where it is active.
         """
-        fires = self._firing(examples)
+        fires = self._firing(batch)
 
         def stands_for(c: int, i: int) -> tuple[int, int]:
             column = self.columns[c]
@@ -167,18 +144,18 @@ class FeatureRanking(InterventionEvaluation):
             )
             return (column.reference, i) if silent else (c, i)
 
-        run_as = [stands_for(c, i) for c, i in rows]
+        run_as = [stands_for(c, i) for c, i in pairs]
         distinct = sorted(set(run_as))
-        scores = dict(zip(distinct, super()._teacher_forced(examples, distinct), strict=True))
-        return [scores[row] for row in run_as]
+        scores = dict(zip(distinct, super().teacher_forced(batch, distinct), strict=True))
+        return [scores[pair] for pair in run_as]
 
     @torch.inference_mode()
-    def _firing(self, examples: list[Example]) -> dict[int, Tensor]:
+    def _firing(self, batch: list[PromptRow]) -> dict[int, Tensor]:
         """By layer, whether a feature is active on an example's text, bool [B, F] on the CPU; counts
         them too."""
         full = self.columns[1].intervention
-        tokens = target_batch(self.tokenizer, examples)
-        with self.engine.applied([full] * len(examples)):
+        tokens = target_batch([row.tokens for row in batch], self.tokenizer.pad_token_id)
+        with self.engine.applied([full] * len(batch)):
             captured = capture(
                 self.engine.bridge,
                 tokens["input_ids"],
@@ -188,14 +165,14 @@ class FeatureRanking(InterventionEvaluation):
             )
         rows_N = captured.rows
         subset_B = torch.tensor(
-            [self.subsets.index(e.subset) for e in examples], device=self.device
+            [self.subsets.index(row.example.subset) for row in batch], device=self.device
         )
         fires = {}
         for position, layer in enumerate(self.hparams.layers):
             x_ND, _ = captured.activations[layer]
             _, a_NF = self.dictionaries.sources["delta"][layer](x_ND, None)
             n_features = a_NF.shape[1]
-            fires_BF = torch.zeros(len(examples), n_features, device=self.device)
+            fires_BF = torch.zeros(len(batch), n_features, device=self.device)
             fires_BF.index_add_(0, rows_N, (a_NF > 0).float())
             fires[layer] = (fires_BF > 0).cpu()
             feature_F = position * n_features + torch.arange(n_features, device=self.device)
@@ -213,20 +190,21 @@ class FeatureRanking(InterventionEvaluation):
         }
         super().on_test_epoch_end()
 
-    def _log_row(self, row: dict[str, Any], column: Column) -> None:
+    def log_cells(self, column: int, subset: str, cells: dict[str, Any]) -> None:
         # Thousands of curves with one point each would bury the references.
-        if not isinstance(column, FeatureColumn):
-            super()._log_row(row, column)
+        if not isinstance(self.columns[column], FeatureColumn):
+            super().log_cells(column, subset, cells)
 
-    def _write(self, folder: Path, table: list[dict], records: list[dict]) -> None:
+    def write(self, folder: Path, table: list[dict], records: list[Record]) -> None:
+        super().write(folder, table, records)
         rows, effects = self._effects(records)
         write_ranking(folder, rows, effects, self.hparams.delta)
-        self._write_tables(folder, table, records)
-        self._write_figures(folder, {"ranking": effects_by_rank(rows)})
+        self.write_figures(folder, {"ranking": effects_by_rank(rows)})
 
-    def _effects(self, records: list[dict]) -> tuple[list[dict], list[dict]]:
+    def _effects(self, records: list[Record]) -> tuple[list[dict], list[dict]]:
         """The ranking's rows, and each row's change of every example."""
-        by_group = grouped(records)
+        by_group, measures = self.by_group(records), measures_of(records)
+        ranked_by = f"d_{self.opening}" if self.opening else "dce"
         rows, effects = [], []
         lists = defaultdict(list)
         for c, column in enumerate(self.columns):
@@ -241,16 +219,23 @@ class FeatureRanking(InterventionEvaluation):
                     "ablation": column.ablation,
                     "subset": subset,
                 }
-                row = where | {"n_examples": len(ablated)} | effect(ablated, reference)
+                row = where | {"n_examples": len(ablated)}
+                row |= effect_cells(ablated, reference, measures, self.opening)
                 for name, values in self.activity.items():
                     row[name] = float(values[position, column.feature, s])
                 rows.append(row)
                 lists[column.feature_layer, column.ablation, subset].append(row)
                 pairs = zip(ablated, reference, strict=True)
-                changes = [ours["call_logprob"] - theirs["call_logprob"] for ours, theirs in pairs]
-                effects.append(where | {"d_call_logprob": changes})
+                changes = [self._score(ours) - self._score(theirs) for ours, theirs in pairs]
+                effects.append(where | {ranked_by: changes})
         for members in lists.values():
-            order = ranks([row["d_call_logprob"] for row in members])
+            order = ranks([row[ranked_by] for row in members])
             for row, rank in zip(members, order, strict=True):
                 row["rank"] = rank
         return rows, effects
+
+    def _score(self, record: Record) -> float:
+        """What an example adds to the effect that features are ranked by."""
+        if self.opening:
+            return record[self.opening]
+        return record["nll"] / record["n_tokens"] if record["n_tokens"] else 0.0

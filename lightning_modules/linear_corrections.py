@@ -18,7 +18,6 @@ from delta_transcoders.dictionaries.corrections import (
 )
 from delta_transcoders.dictionaries.delta import load_delta
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
-from delta_transcoders.tasks.examples import SUBSETS
 from lightning_modules.outputs import check_finite, stage_output
 
 KINDS = ("bias", "low_rank", "ridge", "steering")
@@ -45,13 +44,11 @@ class LinearCorrections(LightningModule):
         output: str,
         deltas: str,
         penalty: float = 1e-4,
-        towards: str = "tool",
-        away: str = "copy",
+        *,
+        towards: str,
+        away: str,
     ) -> None:
         super().__init__()
-        for subset in (towards, away):
-            if subset not in SUBSETS:
-                raise ValueError(f"subset is {subset!r}, expected one of {', '.join(SUBSETS)}")
         self.save_hyperparameters()
         self.automatic_optimization = False
 
@@ -74,8 +71,15 @@ class LinearCorrections(LightningModule):
                 )
             self.deltas.append(delta.to(self.device))
         meta = data.cache.meta
+        for option in ("towards", "away"):
+            if self.hparams[option] not in meta.subsets:
+                raise ValueError(
+                    f"--model.{option} is {self.hparams[option]!r}, expected a subset of {data.cache.folder}: "
+                    f"{', '.join(meta.subsets)}"
+                )
+        self.directions = [meta.subsets.index(self.hparams[o]) for o in ("towards", "away")]
         self.moments = [
-            Moments(meta.d_in, meta.d_out, len(SUBSETS), self.device) for _ in data.layers
+            Moments(meta.d_in, meta.d_out, len(meta.subsets), self.device) for _ in data.layers
         ]
         self.subset_ids = data.cache.index("train")["subset_ids"].long().to(self.device)
 
@@ -98,7 +102,7 @@ class LinearCorrections(LightningModule):
             "bias": moments.bias(),
             "low_rank": moments.ridge(h.penalty, rank),
             "ridge": moments.ridge(h.penalty),
-            "steering": moments.steering(SUBSETS.index(h.towards), SUBSETS.index(h.away)),
+            "steering": moments.steering(*self.directions),
         }
 
     def on_validation_epoch_start(self) -> None:

@@ -18,21 +18,20 @@ from delta_transcoders.activations.hook_sites import (
     hook_site_check,
 )
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
-from delta_transcoders.language_models import encode, pad
-from delta_transcoders.tasks.examples import Example
+from delta_transcoders.language_models import pad
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
 def _activations(
-    bridge: TransformerBridge, examples: Sequence[Example], layer: int, batch_size: int
+    bridge: TransformerBridge, prompts: Sequence[Sequence[int]], layer: int, batch_size: int
 ) -> dict[str, Tensor]:
     """Tensors [n, d_model] at the layer's hook points, over all kept tokens of the prompts."""
     names = hook_names(layer)
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
-    for start in range(0, len(examples), batch_size):
-        rows = [encode(bridge.tokenizer, e)[0] for e in examples[start : start + batch_size]]
+    for start in range(0, len(prompts), batch_size):
+        rows = prompts[start : start + batch_size]
         input_ids = pad(rows, bridge.tokenizer.pad_token_id, "right")
         mask = pad([[1] * len(row) for row in rows], 0, "right")
         found = capture_hooks(bridge, input_ids, mask, names, stop_at_layer=layer + 1)
@@ -45,7 +44,7 @@ def base_model_fits(
     bridge: TransformerBridge,
     layer: int,
     bases: Mapping[str, JumpReLUTranscoder],
-    examples: Sequence[Example],
+    prompts: Sequence[Sequence[int]],
     site: HookSite,
     batch_size: int = 32,
 ) -> tuple[list[SiteFit], dict[str, ReconstructionFit]]:
@@ -54,13 +53,13 @@ def base_model_fits(
     Args:
         bridge: the un-finetuned model.
         bases: by key, on the model's device; the first is tried at every candidate site.
-        examples: whose prompts are read; a base model would not have written the targets.
+        prompts: token ids; without targets, which a base model would not have written.
         site: where the fits are measured.
 
     Returns:
         The table of `hook_site_check`, and by key the fit at `site`.
     """
-    activations = _activations(bridge, examples, layer, batch_size)
+    activations = _activations(bridge, prompts, layer, batch_size)
     table = hook_site_check(activations, next(iter(bases.values())), layer)
     x, y = (activations[name].float() for name in site.names(layer))
     factor = site.factor(x.shape[1])

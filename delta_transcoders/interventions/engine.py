@@ -1,7 +1,9 @@
 """Batches whose rows carry different interventions: teacher-forced scores and greedy text.
 
     engine = InterventionEngine(boot_bridge(model, tokenizer), tokenizer, bank)
-    engine.generate(prompts, interventions, max_new_tokens=64)
+    rows = tokenize(tokenizer, task, examples)
+    engine.teacher_forced(rows, interventions)
+    engine.generate([row.prompt_ids for row in rows], interventions, 64, AnswerReader(tokenizer, task))
 
 Shapes: B rows of one forward pass, N supervised tokens (target and EOS), V vocabulary.
 """
@@ -17,19 +19,15 @@ import torch
 from torch import Tensor
 
 from delta_transcoders.activations.hook_sites import HOOK_SITES, HookSite
-from delta_transcoders.generation import greedy_texts
+from delta_transcoders.generation import AnswerReader, greedy_texts
 from delta_transcoders.interventions.application import Application, hooked
 from delta_transcoders.interventions.intervention import RAW, Intervention
 from delta_transcoders.interventions.sources import MLPSource, SourceBank, check_sources
 from delta_transcoders.language_models import (
-    IGNORE,
-    call_tokens,
-    encode,
+    TokenizedExample,
     supervised_logits,
     target_batch,
 )
-from delta_transcoders.tasks.calculator.grammar import OPEN
-from delta_transcoders.tasks.examples import Example
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -43,11 +41,11 @@ class TeacherForced:
     nll: float
     """−Σ log p(label) over the target and EOS."""
     n_tokens: int
-    """Tokens of the target, EOS included."""
+    """Tokens of the target, EOS included; 0 where there is none."""
     kl: float
     """Σ KL(raw ‖ this row) over the same tokens; 0 for raw."""
-    call_logprob: float
-    """log p(first token of a tool call) where the target starts; the target's own first where it calls."""
+    opening_logprob: float | None
+    """log p(`TokenizedExample.opening_id`) where the target starts."""
     n_replaced: int
     """Replaced positions, summed over layers: what the sums below are to be divided by."""
     activation_sums: dict[str, float]
@@ -71,7 +69,6 @@ class InterventionEngine:
             pass and of every distinct example of the call: at 256,000 entries 1 MB a token.
         prompt_only: replace nothing in decoding steps. The original study kept index 0 of every forward
             pass; with a KV cache that is each newly written token, so that only prompts were replaced.
-        bare_text: teacher-force the prompt without BOS and newline, as the original study did.
 
     Raises:
         ValueError: the tokenizer adds no BOS, or MLPs are to be put back at a site whose input is
@@ -86,7 +83,6 @@ class InterventionEngine:
         site: HookSite = HOOK_SITES["gemma_scope"],
         rows_per_pass: int = 256,
         prompt_only: bool = False,
-        bare_text: bool = False,
     ) -> None:
         if tokenizer("").input_ids != [tokenizer.bos_token_id]:
             raise ValueError("the tokenizer adds no BOS token before a text, or something else too")
@@ -108,8 +104,6 @@ class InterventionEngine:
         self.site = site
         self.rows_per_pass = rows_per_pass
         self.prompt_only = prompt_only
-        self.bare_text = bare_text
-        (self._call_token,) = call_tokens(tokenizer)
 
     @property
     def n_layers(self) -> int:
@@ -160,19 +154,22 @@ class InterventionEngine:
             yield application
 
     def generate(
-        self, prompts: Sequence[str], interventions: Sequence[Intervention], max_new_tokens: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        interventions: Sequence[Intervention],
+        max_new_tokens: int,
+        reader: AnswerReader,
     ) -> list[str]:
-        """Greedy continuations, row by row; each ends at EOS or after `</tool_call>`."""
+        """Greedy continuations of prompts' token ids, row by row; `reader` says where each ends."""
         self._check_rows(prompts, interventions)
-        lengths = [len(ids) for ids in self.tokenizer(list(prompts)).input_ids]
         texts = [""] * len(prompts)
-        for rows in self._passes(interventions, lengths):
+        for rows in self._passes(interventions, list(map(len, prompts))):
             with self.applied([interventions[row] for row in rows]) as application:
                 answers = greedy_texts(
                     self.model,
-                    self.tokenizer,
                     [prompts[row] for row in rows],
                     max_new_tokens,
+                    reader,
                     rows_kept=application.select,
                 )
             for row, text in zip(rows, answers, strict=True):
@@ -181,7 +178,7 @@ class InterventionEngine:
 
     @torch.inference_mode()
     def teacher_forced(
-        self, examples: Sequence[Example], interventions: Sequence[Intervention]
+        self, examples: Sequence[TokenizedExample], interventions: Sequence[Intervention]
     ) -> list[TeacherForced]:
         """Scores of the targets, row by row, on the token ids that generation sees.
 
@@ -189,10 +186,9 @@ class InterventionEngine:
         """
         self._check_rows(examples, interventions)
         distinct = list(dict.fromkeys(examples))
-        lengths = {e: sum(map(len, encode(self.tokenizer, e))) for e in distinct}
-        raw_logprobs: dict[Example, Tensor] = {}
-        raw_scores: dict[Example, TeacherForced] = {}
-        for rows in self._passes([RAW] * len(distinct), list(lengths.values())):
+        raw_logprobs: dict[TokenizedExample, Tensor] = {}
+        raw_scores: dict[TokenizedExample, TeacherForced] = {}
+        for rows in self._passes([RAW] * len(distinct), list(map(len, distinct))):
             chosen = [distinct[row] for row in rows]
             logits, labels, counts = self._supervised(chosen, [RAW] * len(rows))
             logprobs = [logits_NV.log_softmax(-1) for logits_NV in logits]
@@ -203,7 +199,7 @@ class InterventionEngine:
         scores = [raw_scores[example] for example in examples]
         replaced = [row for row, intervention in enumerate(interventions) if intervention.writes]
         for part in self._passes(
-            [interventions[row] for row in replaced], [lengths[examples[row]] for row in replaced]
+            [interventions[row] for row in replaced], [len(examples[row]) for row in replaced]
         ):
             rows = [replaced[index] for index in part]
             chosen = [examples[row] for row in rows]
@@ -221,26 +217,27 @@ class InterventionEngine:
         self.check(interventions)
 
     def _supervised(
-        self, examples: Sequence[Example], interventions: Sequence[Intervention]
+        self, examples: Sequence[TokenizedExample], interventions: Sequence[Intervention]
     ) -> tuple[Sequence[Tensor], Sequence[Tensor], Application]:
         """Logits [N, V] and labels [N] of each row, and what was replaced on the way."""
-        tokens = {
-            k: v.to(self.model.device)
-            for k, v in target_batch(self.tokenizer, examples, self.bare_text).items()
-        }
-        labels_BT = tokens["labels"]
+        tokens = target_batch(examples, self.tokenizer.pad_token_id)
+        tokens = {name: tensor.to(self.model.device) for name, tensor in tokens.items()}
+        mask_BT, has_target_B = tokens["attention_mask"], [bool(e.target_ids) for e in examples]
         # EOS is predicted and never read, in generation too: to the model and the hooks it is padding.
-        mask_BT = torch.nn.functional.pad(tokens["attention_mask"][:, 1:], (0, 1))
+        read_BT = torch.nn.functional.pad(mask_BT[:, 1:], (0, 1))
+        mask_BT = torch.where(
+            torch.tensor(has_target_B, device=mask_BT.device)[:, None], read_BT, mask_BT
+        )
         with self.applied(interventions, count_features=True) as application:
             logits_NV, labels_N = supervised_logits(
-                self.model, tokens["input_ids"], mask_BT, labels_BT
+                self.model, tokens["input_ids"], mask_BT, tokens["labels"]
             )
-        n_tokens = (labels_BT != IGNORE).sum(1).tolist()
+        n_tokens = [len(example.target_ids) for example in examples]
         return logits_NV.split(n_tokens), labels_N.split(n_tokens), application
 
     def _scores(
         self,
-        examples: Sequence[Example],
+        examples: Sequence[TokenizedExample],
         logprobs: Iterable[Tensor],
         raw_logprobs: Sequence[Tensor],
         labels: Sequence[Tensor],
@@ -253,8 +250,10 @@ class InterventionEngine:
         ):
             nll = -logprobs_NV.gather(1, labels_N[:, None]).double().sum()
             kl = (raw_NV.exp() * (raw_NV - logprobs_NV)).sum(-1).double().sum()
-            call = labels_N[0] if example.target.startswith(OPEN) else self._call_token
-            sums.append(torch.stack([nll, kl, logprobs_NV[0, call].double()]))
+            opening = nll.new_zeros(())
+            if example.opening_id is not None:
+                opening = logprobs_NV[0, example.opening_id].double()
+            sums.append(torch.stack([nll, kl, opening]))
         n_replaced = counts.replaced_LR.sum(0).tolist()
         activations, active = (
             counts.by_row(counts.activation_sums),
@@ -263,14 +262,16 @@ class InterventionEngine:
         return [
             TeacherForced(
                 nll=nll,
-                n_tokens=len(labels[row]),
+                n_tokens=len(example.target_ids),
                 kl=kl,
-                call_logprob=call_logprob,
+                opening_logprob=None if example.opening_id is None else opening,
                 n_replaced=n_replaced[row],
                 activation_sums=activations[row],
                 active_sums=active[row],
             )
-            for row, (nll, kl, call_logprob) in enumerate(torch.stack(sums).tolist())
+            for row, (example, (nll, kl, opening)) in enumerate(
+                zip(examples, torch.stack(sums).tolist(), strict=True)
+            )
         ]
 
     def _passes(

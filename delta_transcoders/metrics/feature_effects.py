@@ -1,52 +1,12 @@
-"""What single features do: effects on behaviour, their ranks, and how far a ranking can be trusted.
+"""The ranks of what single features do, and how far a ranking can be trusted.
 
 Shapes: F and G features, E examples, D d_model, S splits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike
-
-from delta_transcoders.metrics import RATES
-from delta_transcoders.metrics.intervals import paired_bootstrap, paired_bootstrap_ratio
-
-
-def effect(ablated: Sequence[dict], reference: Sequence[dict]) -> dict[str, float | bool]:
-    """Ablated minus reference: mean changes over the same examples in the same order.
-
-    Args:
-        ablated, reference: `Answer.record`s with `call_logprob` beside.
-
-    Returns:
-        `d_call_logprob` (nats), `dce` (nats per target token) and, where text was generated, `d_<rate>`;
-        each with its paired bootstrap interval `…_ci_low`, `…_ci_high` and `…_distinct`: whether the
-        interval leaves out 0. A measure that no example has (math on copies) is nan and not distinct.
-    """
-
-    def column(records: Sequence[dict], name: str) -> list:
-        return [record[name] for record in records]
-
-    estimates = {
-        "d_call_logprob": paired_bootstrap(
-            column(ablated, "call_logprob"), column(reference, "call_logprob")
-        ),
-        "dce": paired_bootstrap_ratio(
-            *(column(side, name) for side in (ablated, reference) for name in ("nll", "n_tokens"))
-        ),
-    }
-    for rate in RATES if "text" in ablated[0] else ():
-        verdict = rate.removesuffix("_rate")
-        pairs = zip(column(ablated, verdict), column(reference, verdict), strict=True)
-        judged = [(ours, theirs) for ours, theirs in pairs if theirs is not None]
-        estimates[f"d_{rate}"] = paired_bootstrap([a for a, _ in judged], [b for _, b in judged])
-    cells: dict[str, float | bool] = {}
-    for name, (estimate, low, high) in estimates.items():
-        cells |= {name: estimate, f"{name}_ci_low": low, f"{name}_ci_high": high}
-        cells[f"{name}_distinct"] = low > 0 or high < 0
-    return cells
 
 
 def ranks(effects_F: ArrayLike) -> list[int]:

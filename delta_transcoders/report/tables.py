@@ -81,10 +81,8 @@ def write_metrics(folder: str | Path, rows: Sequence[dict]) -> None:
     Raises:
         ValueError: a row holds a column that `COLUMNS` does not name.
     """
-    unknown = sorted({key for row in rows for key in row} - set(COLUMNS))
-    if unknown:
-        raise ValueError(f"unknown columns {unknown}")
-    write_table(Path(folder) / "metrics.csv", COLUMNS, rows)
+    columns = dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)])
+    write_table(Path(folder) / "metrics.csv", list(columns), rows)
     cleaned = [
         {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
         for row in rows

@@ -1,142 +1,148 @@
-"""Prompt–target examples: the JSONL file format, subsets and splits.
-
-One JSON object a line with the fields `input`, `target` and `label`, as in the original study's data.
-"""
+"""A task that needs no code: a file of examples and a ready judge."""
 
 from __future__ import annotations
 
+import difflib
 import json
-import random
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Hashable, Iterable
 from pathlib import Path
+from typing import Any, Literal
 
 from delta_transcoders.files import replace_file
-from delta_transcoders.foreign_text import parse_json, text_lines
-from delta_transcoders.tasks.calculator.grammar import asked, letters
+from delta_transcoders.foreign_text import check_whole, letters, numbered, parse_json
+from delta_transcoders.tasks import judges
+from delta_transcoders.tasks.task import Example, Message, Task
 
-SUBSET_OF_LABEL = {
-    "positive": "tool",
-    "negative": "copy",
-    "tool_ood": "tool_ood",
-    "tool_ood_numbers": "tool_ood_numbers",
-}
-SUBSETS = tuple(SUBSET_OF_LABEL.values())
-LABEL_OF_SUBSET = {subset: label for label, subset in SUBSET_OF_LABEL.items()}
+FIELDS = ("prompt", "messages", "target", "subset", "group")
+NEEDS_TARGET = ("exact", "contains")
 
 
-@dataclass(frozen=True)
-class Example:
-    """A prompt, what should be written after it, and the kind of example it is."""
+class Examples(Task):
+    """Examples of a JSONL file, judged by one of `tasks.judges`.
 
-    input: str
-    target: str
-    label: str
+    A line is a JSON object with `prompt` (text) or `messages` (a list of `{"role": …, "content": …}`, made a
+    text of by the tokenizer's chat template); `target`, the answer to learn and to measure cross-entropy on;
+    `subset`, which the tables tell apart (default `examples`); and `group`, which stays in one split.
 
-    @property
-    def subset(self) -> str:
-        return SUBSET_OF_LABEL[self.label]
-
-    @property
-    def prompt(self) -> str:
-        """The text that generation sees, before BOS is added: the input and the separating newline."""
-        return self.input + "\n"
-
-    @property
-    def identity(self) -> tuple[str, str]:
-        """Input and target, each the same however it is spelt: no two splits may share either."""
-        return letters(self.input), (letters if self.label == "negative" else asked)(self.target)
-
-
-def read_jsonl(path: str | Path) -> list[Example]:
-    """Read examples.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a malformed line, an unknown label or an empty file; names the file and the line.
+    Args:
+        jsonl: the file.
+        judge: `exact` (the answer is the target), `contains` (the target is in it), `regex` (`pattern` is
+            found in it), `json` (it is a JSON object with `fields`) or `refusal`.
+        pattern: regular expression, for `regex`; for `refusal` instead of common English ones.
+        fields: that the JSON object must have.
+        end: see `Task`.
+        opening: see `Task`.
+        held_out: see `Task`.
+        evaluation_only: subsets that are never trained on.
+        title: of the task, for model cards.
+        description: likewise, a sentence or two.
     """
-    return list(read_numbered_jsonl(path).values())
 
+    def __init__(
+        self,
+        jsonl: str,
+        judge: Literal["exact", "contains", "regex", "json", "refusal"],
+        pattern: str | None = None,
+        fields: tuple[str, ...] = (),
+        end: str | None = None,
+        opening: str | None = None,
+        held_out: float = 0.15,
+        evaluation_only: tuple[str, ...] = (),
+        title: str = "",
+        description: str = "",
+    ) -> None:
+        if judge == "regex" and pattern is None:
+            raise ValueError("judge: regex needs a pattern")
+        if pattern is not None and judge not in ("regex", "refusal"):
+            raise ValueError(f"pattern is for the judges regex and refusal, not for {judge}")
+        if fields and judge != "json":
+            raise ValueError(f"fields are for the judge json, not for {judge}")
+        if not 0 < held_out < 0.5:
+            raise ValueError(f"held_out is {held_out}, expected a share between 0 and 0.5")
+        self.jsonl = jsonl
+        self.kind = judge
+        self.end = end
+        self.opening = opening
+        self.held_out = held_out
+        self.evaluation_only = evaluation_only
+        self.title = title
+        self.description = description
+        self._judge: judges.Judge = {
+            "exact": lambda: judges.exact,
+            "contains": lambda: judges.contains,
+            "regex": lambda: judges.matches(pattern),
+            "json": lambda: judges.is_json(fields),
+            "refusal": lambda: judges.refuses(pattern),
+        }[judge]()
 
-def read_numbered_jsonl(path: str | Path) -> dict[int, Example]:
-    """Examples by the number of their line, from 1; raises what `read_jsonl` does."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"examples: no file {path}")
-    examples = {number: _parse(line, f"{path}, line {number}") for number, line in text_lines(path)}
-    if not examples:
-        raise ValueError(f"{path}: no examples in the file")
-    return examples
+    def judge(self, text: str, example: Example) -> judges.Verdicts:
+        return self._judge(text, example.target)
 
+    def problem(self, example: Example) -> str | None:
+        # A refusal is right or wrong by its subset alone.
+        return None if self.kind == "refusal" else super().problem(example)
 
-def _parse(line: str, where: str) -> Example:
-    row = parse_json(line, where)
-    fields = ("input", "target", "label")
-    if not isinstance(row, dict) or any(not isinstance(row.get(f), str) for f in fields):
-        raise ValueError(f"{where}: needs the text fields {', '.join(fields)}: {line[:60]!r}")
-    if row["label"] not in SUBSET_OF_LABEL:
-        known = ", ".join(SUBSET_OF_LABEL)
-        raise ValueError(f"{where}: unknown label {row['label'][:60]!r} (known: {known})")
-    for field in ("input", "target"):
-        if not row[field].strip():
-            raise ValueError(f"{where}: empty input or target")
-        try:
-            row[field].encode()
-        except UnicodeEncodeError as error:
-            half = row[field][error.start]
-            raise ValueError(f"{where}: {field} holds half a character, {half!r}") from None
-    return Example(*(row[field] for field in fields))
+    def is_trained(self, example: Example) -> bool:
+        return example.subset not in self.evaluation_only
 
+    def identities(self, example: Example) -> tuple[Hashable, ...]:
+        if example.group:
+            return (("group", example.group),)
+        return (("prompt", letters(json.dumps(example.prompt_record, ensure_ascii=False))),)
 
-def write_jsonl(path: str | Path, examples: Iterable[Example]) -> None:
-    """Write examples, replacing the file in one step."""
-    with replace_file(path) as handle:
-        for example in examples:
-            handle.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
+    def read(self, path: str | Path) -> dict[int, Example]:
+        return numbered(path, self._example)
 
+    def _example(self, line: str, where: str) -> Example:
+        row = parse_json(line, where)
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: expected a JSON object: {line[:60]!r}")
+        for key in row.keys() - FIELDS:
+            if near := difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.75):
+                raise ValueError(f"{where}: unknown field {key!r}, did you mean {near[0]!r}?")
+        if ("prompt" in row) == ("messages" in row):
+            raise ValueError(f"{where}: needs either prompt or messages: {line[:60]!r}")
+        for key in ("prompt", "target", "subset", "group"):
+            self._check_text(row, key, where)
+        if self.kind in NEEDS_TARGET and row.get("target") is None:
+            raise ValueError(f"{where}: judge {self.kind} needs a target: {line[:60]!r}")
+        prompt = row["prompt"] if "prompt" in row else self._messages(row["messages"], where)
+        return Example(prompt, row.get("target"), row.get("subset", "examples"), row.get("group"))
 
-def split_examples(
-    examples: Sequence[Example], fractions: Sequence[float], seed: int
-) -> list[list[Example]]:
-    """Split into `len(fractions) + 1` parts, the rest last, with no prompt or expression in two parts.
+    @staticmethod
+    def _check_text(row: dict[str, Any], key: str, where: str) -> None:
+        value = row.get(key)
+        if key not in row or (value is None and key in ("target", "group")):
+            return
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"{where}: {key} must be a text that is not empty, not {value!r}")
+        check_whole(value, f"{where}: {key}")
 
-    Examples that share an input or a target (a call's target is its expression, a copied line's its
-    prompt) in whatever spelling (`Example.identity`) stay together, directly or through others; each label
-    is split in the given proportions.
+    def _messages(self, value: Any, where: str) -> tuple[Message, ...]:
+        is_list = isinstance(value, list) and value != []
+        if not is_list or not all(
+            isinstance(m, dict) and m.keys() == {"role", "content"} for m in value
+        ):
+            raise ValueError(
+                f'{where}: messages must be a list of {{"role": …, "content": …}}, not {str(value)[:60]}'
+            )
+        for message in value:
+            for key in ("role", "content"):
+                self._check_text(message, key, where)
+        return tuple(Message(**message) for message in value)
 
-    >>> rows = [Example(f"What is {i}+1?", f"<tool_call>calculator({i}+1)</tool_call>", "positive")
-    ...         for i in range(10)]
-    >>> [len(part) for part in split_examples(rows + rows, [0.2, 0.1], seed=0)]
-    [4, 2, 14]
-    """
-    if any(f < 0 for f in fractions) or sum(fractions) >= 1:
-        raise ValueError(
-            f"fractions must be positive and sum to less than 1, got {list(fractions)}"
-        )
-    parent: dict[tuple[str, str], tuple[str, str]] = {}  # a forest of inputs and targets
+    def write(self, path: str | Path, examples: Iterable[Example]) -> None:
+        with replace_file(path) as handle:
+            for example in examples:
+                key = "prompt" if isinstance(example.prompt, str) else "messages"
+                row = {key: example.prompt_record, "target": example.target}
+                row |= {"subset": example.subset, "group": example.group}
+                row = {name: value for name, value in row.items() if value is not None}
+                handle.write(json.dumps(row, ensure_ascii=False) + "\n")
 
-    def root(kind: str, text: str) -> tuple[str, str]:
-        node = (kind, text)
-        while parent.setdefault(node, node) != node:
-            node = parent[node]
-        return node
-
-    identities = [example.identity for example in examples]
-    for prompt, target in identities:
-        parent[root("input", prompt)] = root("target", target)
-    groups: dict[tuple[str, str], list[Example]] = {}
-    for example, (_, target) in zip(examples, identities, strict=True):
-        groups.setdefault(root("target", target), []).append(example)
-    parts: list[list[Example]] = [[] for _ in range(len(fractions) + 1)]
-    by_label: dict[str, list[tuple[str, str]]] = {}
-    for key, group in groups.items():
-        by_label.setdefault(group[0].label, []).append(key)
-    for label, keys in sorted(by_label.items()):
-        random.Random(f"split {label} {seed}").shuffle(keys)
-        start = 0
-        for part, fraction in zip(parts, fractions, strict=False):
-            stop = start + round(fraction * len(keys))
-            part.extend(e for key in keys[start:stop] for e in groups[key])
-            start = stop
-        parts[-1].extend(e for key in keys[start:] for e in groups[key])
-    return parts
+    def describe(self) -> dict[str, Any]:
+        return {
+            "title": self.title or "Finetuned on examples",
+            "description": self.description,
+            "tags": [],
+        }

@@ -8,6 +8,7 @@ import unicodedata
 from dataclasses import dataclass
 from itertools import pairwise
 
+from delta_transcoders.foreign_text import letters
 from delta_transcoders.tasks.calculator.arithmetic import (
     CalculatorError,
     calculate,
@@ -129,17 +130,6 @@ def judge(text: str, target: str) -> Verdict:
         wanted = find_tool_call(target).expression
         correct = call is not None and call.tool == TOOL and same_value(call.expression, wanted)
     return Verdict(called=OPEN in text, valid_format=call is not None, math_correct=correct)
-
-
-def letters(text: str) -> str:
-    """One text for all its spellings: without white space and other marks that are not seen, and in one
-    Unicode normal form.
-
-    >>> letters("Room 7  is open.") == letters("Room\\u00a07 is open.")
-    True
-    """
-    seen = filter(str.isprintable, unicodedata.normalize("NFKC", text))
-    return "".join(seen).replace(" ", "")
 
 
 def asked(target: str) -> str:

@@ -6,9 +6,16 @@ import random
 from collections.abc import Callable, Iterator
 
 from delta_transcoders.tasks.calculator.arithmetic import canonical
+from delta_transcoders.tasks.calculator.examples import (
+    COPY,
+    LABEL_OF_SUBSET,
+    SUBSETS,
+    identities,
+    make_example,
+)
 from delta_transcoders.tasks.calculator.grammar import format_tool_call
 from delta_transcoders.tasks.calculator.phrasings import CONTEXTS, REQUESTS, UNSEEN_REQUESTS
-from delta_transcoders.tasks.examples import LABEL_OF_SUBSET, SUBSETS, Example
+from delta_transcoders.tasks.task import Example, Splits
 
 OPERATIONS = "+-*/"
 
@@ -76,12 +83,12 @@ def tool_examples(subset: str, seed: int) -> Iterator[Example]:
             text = rng.choice(REQUESTS).format(expr=spaced)
             if rng.random() < 0.5:
                 text = f"{rng.choice(CONTEXTS)} {text}"
-        yield Example(text, format_tool_call(plain), LABEL_OF_SUBSET[subset])
+        yield make_example(text, format_tool_call(plain), LABEL_OF_SUBSET[subset])
 
 
 def generate_splits(
     n_train: int, n_validation: int, n_evaluation: int, copy_lines: Iterator[str], seed: int
-) -> dict[str, list[Example]]:
+) -> Splits:
     """`train` and `validation` (half `tool`, half `copy`) and `evaluation` (n of each subset).
 
     No prompt and no expression occurs in two splits, nor twice in one, in whatever spelling.
@@ -91,9 +98,9 @@ def generate_splits(
     """
     targets: set[str] = set()
     streams: dict[str, Iterator[Example]] = {
-        s: tool_examples(s, seed) for s in SUBSETS if s != "copy"
+        s: tool_examples(s, seed) for s in SUBSETS if s != COPY
     }
-    streams["copy"] = (Example(line, line, LABEL_OF_SUBSET["copy"]) for line in copy_lines)
+    streams[COPY] = (make_example(line, line, LABEL_OF_SUBSET[COPY]) for line in copy_lines)
 
     def take(subset: str, n: int) -> list[Example]:
         taken: list[Example] = []
@@ -101,14 +108,14 @@ def generate_splits(
             example = next(streams[subset], None)
             if example is None:
                 raise ValueError(f"the copy lines ran out: {n} wanted, {len(taken)} left")
-            _, target = example.identity
+            _, target = identities(example)
             if target not in targets:
                 targets.add(target)
                 taken.append(example)
         return taken
 
     splits = {
-        name: take("tool", n // 2) + take("copy", n - n // 2)
+        name: take("tool", n // 2) + take(COPY, n - n // 2)
         for name, n in (("train", n_train), ("validation", n_validation))
     }
     splits["evaluation"] = [e for subset in SUBSETS for e in take(subset, n_evaluation)]

@@ -1,8 +1,7 @@
-"""Teach a causal language model to call the calculator, by LoRA or in full."""
+"""Teach a causal language model a task, by LoRA or in full."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,16 +11,16 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryF1Score, BinaryPrecision, BinaryRecall
 
-from datamodules.tool_calls import OUTPUT_KIND
+from datamodules.finetune_data import OUTPUT_KIND
 from delta_transcoders import files
 from delta_transcoders.language_models import (
     IGNORE,
-    call_tokens,
     check_context,
     check_model_source,
     load_model,
     load_tokenizer,
     on_cpu,
+    opening_tokens,
     supervised_logits,
 )
 from lightning_modules.language_model import LanguageModelTraining
@@ -62,11 +61,12 @@ def check_target_modules(model: nn.Module, names: Sequence[str]) -> None:
             )
 
 
-class ToolFinetune(LanguageModelTraining):
-    """Finetune on `ToolCallData` and write `output/adapter` (LoRA only) and `output/merged`.
+class Finetune(LanguageModelTraining):
+    """Finetune on `FinetuneData` and write `output/adapter` (LoRA only) and `output/merged`.
 
-    Validation logs the loss and precision, recall and F1 of "the target's first token is one that calls
-    begin with", positives against negatives. Checkpoints hold trainable weights only.
+    Validation logs the loss and, where the task has an opening, precision, recall and F1 of "the target's first
+    token is one that the behaviour begins with", positives against negatives. Checkpoints hold trainable
+    weights only.
 
     Args:
         model: folder or hub id of the base model.
@@ -106,7 +106,7 @@ class ToolFinetune(LanguageModelTraining):
         check_model_source(model)
         self.save_hyperparameters()
         self.model = None
-        self.call_metrics = MetricCollection(
+        self.opening_metrics = MetricCollection(
             {"precision": BinaryPrecision(), "recall": BinaryRecall(), "f1": BinaryF1Score()},
             prefix="val/",
         )
@@ -129,7 +129,6 @@ class ToolFinetune(LanguageModelTraining):
     def configure_model(self) -> None:
         if self.model is None:
             self.tokenizer = load_tokenizer(self.hparams.model)
-            self.call_tokens = call_tokens(self.tokenizer)
             self.model = self._build()
 
     def _build(self) -> PreTrainedModel | PeftModel:
@@ -162,19 +161,21 @@ class ToolFinetune(LanguageModelTraining):
             self.causal_model(), batch["input_ids"], batch["attention_mask"], labels_BT
         )
         self.update_loss(torch.nn.functional.cross_entropy(logits_NV, labels_N, reduction="none"))
+        if not self.opening_tokens:
+            return
         # Row of `logits_NV` that predicts each example's first target token.
         supervised = labels_BT[:, 1:] != IGNORE
         row_of = (supervised.flatten().cumsum(0) - 1).view_as(supervised)
         first_B = row_of.gather(1, batch["target_start"][:, None] - 1).squeeze(1)
-        called_B = torch.isin(
-            logits_NV[first_B].argmax(-1), torch.tensor(self.call_tokens, device=logits_NV.device)
-        )
-        self.call_metrics.update(called_B.long(), batch["positive"].long())
+        tokens = torch.tensor(self.opening_tokens, device=logits_NV.device)
+        opened_B = torch.isin(logits_NV[first_B].argmax(-1), tokens)
+        self.opening_metrics.update(opened_B.long(), batch["positive"].long())
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
-        self.log_dict(self.call_metrics.compute(), prog_bar=True)
-        self.call_metrics.reset()
+        if self.opening_tokens:
+            self.log_dict(self.opening_metrics.compute(), prog_bar=True)
+            self.opening_metrics.reset()
 
     def trainable_keys(self) -> set[str]:
         return {
@@ -208,11 +209,14 @@ class ToolFinetune(LanguageModelTraining):
 
     def on_fit_start(self) -> None:
         check_finite(self.named_parameters(), f"the weights of {self.hparams.model} are no numbers")
-        context = self.model.config.max_position_embeddings
-        examples = list(itertools.chain(*self.trainer.datamodule.splits.values()))
-        check_context(self.tokenizer, examples, context, 0)
-        positives = [e.target for e in examples if e.label == "positive"]
-        self.call_tokens = call_tokens(self.tokenizer, positives)
+        context, data = self.model.config.max_position_embeddings, self.trainer.datamodule
+        for name, examples in data.splits.items():
+            check_context(examples, data.tokens[name], context)
+        positives = [e.target for e in data.splits["train"] if data.task.is_positive(e)]
+        positives += [e.target for e in data.splits["validation"] if data.task.is_positive(e)]
+        self.opening_tokens = []
+        if data.task.opening:
+            self.opening_tokens = opening_tokens(self.tokenizer, positives)
 
     def on_fit_end(self) -> None:
         # Of all processes: each may hold a part only.
@@ -234,7 +238,7 @@ class ToolFinetune(LanguageModelTraining):
         return best["state_dict"]
 
     def _export(self, model: PreTrainedModel | PeftModel) -> None:
-        """Adapter and merged model beside the data that `ToolCallData` has staged, all of it at once."""
+        """Adapter and merged model beside the data that `FinetuneData` has staged, all of it at once."""
         output, merged = self.hparams.output, model
         folder = files.staged_output(output)
         if not folder.is_dir():  # the data are of another kind, or kept elsewhere

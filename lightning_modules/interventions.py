@@ -1,0 +1,214 @@
+"""One model under interventions on its MLPs, crossed with evaluation prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from datamodules.evaluation_prompts import PromptRow
+from delta_transcoders.activations.capture import boot_bridge
+from delta_transcoders.interventions.engine import InterventionEngine, TeacherForced
+from delta_transcoders.interventions.intervention import RAW, Intervention
+from delta_transcoders.interventions.loading import (
+    DictionarySet,
+    ModelMLPs,
+    load_delta_sets,
+    load_mlps,
+)
+from delta_transcoders.interventions.sources import Source
+from delta_transcoders.language_models import load_model, load_tokenizer
+from delta_transcoders.metrics.pooling import Record, intervention_cells
+from lightning_modules.evaluation import Evaluation
+from lightning_modules.loggers import tensorboards
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Column:
+    """One intervention of the experiment and the dictionaries it uses (none for raw)."""
+
+    layer: str
+    intervention: Intervention
+    dictionaries: DictionarySet | None
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        return {
+            "layer": self.layer,
+            "condition": self.intervention.condition,
+            "alpha": self.intervention.alpha,
+            "d_new": self.dictionaries.d_new if self.dictionaries else None,
+            "percentile": self.dictionaries.percentile if self.dictionaries else None,
+            "target": self.dictionaries.target if self.dictionaries else None,
+        }
+
+
+class InterventionModule(Evaluation):
+    """What experiments and rankings share: dictionaries, engine, records.
+
+    A subclass says which dictionaries there are (`load_sets`) and what is done with them (`columns_of`). Its
+    options are `experiment`, `model`, `base_transcoders`, `base_model`, `output`, `generate`,
+    `max_new_tokens`, `rows_per_pass` and `dtype`, see `InterventionEvaluation`.
+
+    Attributes:
+        columns: the interventions in the order of the table, raw first.
+        bank: all sources, by name and layer.
+    """
+
+    prompt_only = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loaded_mlps: dict[str, ModelMLPs] = {}
+
+    def load_sets(self) -> list[DictionarySet]:
+        """The dictionaries, all of one hook site."""
+        raise NotImplementedError
+
+    def columns_of(self, dictionaries: DictionarySet) -> list[Column]:
+        """The interventions with one set, raw apart."""
+        raise NotImplementedError
+
+    def layers(self) -> list[int] | None:
+        """The layers that any column may replace: what is loaded for others would be of no use. None: all."""
+        return None
+
+    def more_sources(self) -> Mapping[str, Mapping[int, Source]]:
+        """Sources that are of no set."""
+        return {}
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        h, data = self.hparams, self.trainer.datamodule
+        self.tokenizer = load_tokenizer(h.model, data.hparams.model)
+        self.model = load_model(h.model, h.dtype)
+        self.n_layers = self.model.config.num_hidden_layers
+        data.check_context(self.model.config.max_position_embeddings, h.max_new_tokens)
+        if h.generate:
+            data.warn_of_impossible_answers(h.max_new_tokens)
+        self.sets = self.load_sets()
+        if len({s.site for s in self.sets}) > 1:
+            raise ValueError("deltas of different hook sites cannot share an experiment")
+        self.columns = [Column("", RAW, None)]
+        for dictionaries in self.sets:
+            self.columns += self.columns_of(dictionaries)
+        self.labels = [{"experiment": h.experiment, **column.labels} for column in self.columns]
+        keys = [tuple(labels.values()) for labels in self.labels]
+        for key, labels in zip(keys, self.labels, strict=True):
+            if keys.count(key) > 1:
+                raise ValueError(
+                    f"layer {labels['layer']!r}, condition {labels['condition']!r} is asked for twice"
+                )
+        self.bank = {
+            f"{name}@{dictionaries.label}": by_layer
+            for dictionaries in self.sets
+            for name, by_layer in dictionaries.sources.items()
+        }
+        self.bank |= self.more_sources()
+        used = {name for column in self.columns for name in column.intervention.sources}
+        for name, of in (("base_mlp", "base_model"), ("finetuned_mlp", "finetuned_model")):
+            if name in used:
+                self.bank[name] = self.mlps(of).sources
+        # Registered, so that Lightning moves them to the device.
+        self.sources = nn.ModuleList(
+            s for by_layer in self.bank.values() for s in by_layer.values()
+        )
+
+    def load_deltas(self, folders: Collection[str]) -> list[DictionarySet]:
+        """Trained deltas and what they correct."""
+        h = self.hparams
+        base_mlps = (lambda: self.mlps("base_model")) if h.base_model else None
+        return load_delta_sets(folders, h.base_transcoders, self.model, base_mlps, self.layers())
+
+    def mlps(self, of: str) -> ModelMLPs:
+        """The MLPs of `base_model` or `finetuned_model`, loaded once."""
+        if of not in self._loaded_mlps:
+            if self.hparams[of] is None:
+                raise ValueError(f"these conditions need {of}, a folder or hub id")
+            load_tokenizer(self.hparams.model, self.hparams[of])  # refuses another than the model's
+            self._loaded_mlps[of] = load_mlps(self.hparams[of], self.hparams.dtype, self.layers())
+        return self._loaded_mlps[of]
+
+    def on_test_start(self) -> None:
+        # The bridge must find the weights on the device where Lightning has put them.
+        self.engine = InterventionEngine(
+            boot_bridge(self.model, self.tokenizer),
+            self.tokenizer,
+            self.bank,
+            self.sets[0].site,
+            self.hparams.rows_per_pass,
+            self.prompt_only,
+        )
+        self.engine.check([column.intervention for column in self.columns])
+
+    def test_step(self, batch: list[PromptRow], batch_idx: int) -> None:
+        pairs = [(c, i) for c in range(len(self.columns)) for i in range(len(batch))]
+        scores = self.teacher_forced(batch, pairs)
+        texts = [None] * len(pairs)
+        if self.hparams.generate:
+            texts = self.engine.generate(
+                [batch[i].tokens.prompt_ids for _, i in pairs],
+                [self.columns[c].intervention for c, _ in pairs],
+                self.hparams.max_new_tokens,
+                self.reader,
+            )
+        more = self.measure_more(batch)
+        rows = zip(pairs, texts, scores, strict=True)
+        self.records.update(
+            [
+                self._record(c, batch[i], text, score) | more.get((c, i), {})
+                for (c, i), text, score in rows
+            ]
+        )
+
+    def teacher_forced(
+        self, batch: list[PromptRow], pairs: list[tuple[int, int]]
+    ) -> list[TeacherForced]:
+        """Scores of pairs of a column and a row of the batch."""
+        return self.engine.teacher_forced(
+            [batch[i].tokens for _, i in pairs], [self.columns[c].intervention for c, _ in pairs]
+        )
+
+    def measure_more(self, batch: list[PromptRow]) -> dict[tuple[int, int], Record]:
+        """More for the record of a column and a row of the batch."""
+        return {}
+
+    def _record(
+        self, column: int, row: PromptRow, text: str | None, score: TeacherForced
+    ) -> Record:
+        dictionaries = self.columns[column].dictionaries
+        active = {}
+        for kind in ("base", "delta") if dictionaries else ():
+            source = f"{kind}@{dictionaries.label}"
+            if source in score.activation_sums:
+                active[kind] = (score.activation_sums[source], score.active_sums[source])
+        scores: dict[str, Any] = {"kl": score.kl}
+        if self.opening:
+            scores[self.opening] = score.opening_logprob
+        scores |= {"active": active, "n_replaced": score.n_replaced}
+        return self.record(column, row, text, score.nll, **scores)
+
+    def cells(
+        self, column: int, subset: str, records: list[Record], raw: list[Record]
+    ) -> dict[str, Any]:
+        cells = super().cells(column, subset, records, raw)
+        return cells | intervention_cells(records, raw, self.opening)
+
+    def tags(self, column: int) -> list[str]:
+        label, dictionaries = self.columns[column].layer, self.columns[column].dictionaries
+        tags = [*super().tags(column), *([f"layer_{label}"] if label else [])]
+        return [*tags, dictionaries.label] if dictionaries and len(self.sets) > 1 else tags
+
+    def write_figures(self, folder: Path, figures: dict[str, Figure]) -> None:
+        plots = folder / "plots"
+        plots.mkdir()
+        for name, figure in figures.items():
+            figure.savefig(plots / f"{name}.png", dpi=120)
+            for tensorboard in tensorboards(self.trainer):
+                tensorboard.add_figure(f"test/{name}", figure)
