@@ -20,7 +20,7 @@ from delta_transcoders.interventions.loading import (
     load_control,
     relabel,
 )
-from delta_transcoders.interventions.sources import Source
+from delta_transcoders.interventions.sources import LayerSources, Source
 from delta_transcoders.language_models import check_model_source, target_batch, tokenize
 from delta_transcoders.metrics.pooling import Record
 from delta_transcoders.metrics.reconstruction import GroupedReconstruction
@@ -49,8 +49,8 @@ class InterventionEvaluation(InterventionModule):
         percentile: which base dictionaries, where there are no deltas to say it.
         base_model: folder or hub id of the un-finetuned model, for the source `base_mlp`.
         finetuned_model: folder or hub id of the finetuned model, for the source `finetuned_mlp`.
-        controls: more sources for conditions to name, each with its folder: deltas of any model (or
-            their hub id), or corrections without features.
+        controls: more sources for conditions to name. Each is a folder (deltas of any model, or their hub id,
+            or corrections without features) or the `class_path` of a `LayerSources`.
         prompt_only: replace nothing in decoding steps, as the original study did by mistake.
         bare_text: cross-entropy without BOS and the newline at a prompt's end, likewise.
         dtype: of the models' weights.
@@ -68,7 +68,7 @@ class InterventionEvaluation(InterventionModule):
         percentile: float | None = None,
         base_model: str | None = None,
         finetuned_model: str | None = None,
-        controls: dict[str, str] = {},  # noqa: B006
+        controls: dict[str, str | LayerSources] = {},  # noqa: B006
         generate: bool = True,
         reconstruction: bool = False,
         max_new_tokens: PositiveInt = 64,
@@ -86,7 +86,8 @@ class InterventionEvaluation(InterventionModule):
                 "give either deltas, folders of trained deltas, or a percentile, for base "
                 f"dictionaries alone; got {list(deltas)} and {percentile}"
             )
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["controls"])
+        self.controls = controls
         self.prompt_only = prompt_only
 
     def setup(self, stage: str) -> None:
@@ -123,10 +124,13 @@ class InterventionEvaluation(InterventionModule):
     def more_sources(self) -> Mapping[str, Mapping[int, Source]]:
         first, width = self.sets[0], self.model.config.hidden_size
         sources = {}
-        for name, folder in self.hparams.controls.items():
+        for name, control in self.controls.items():
             if name in (*first.sources, "base_mlp", "finetuned_mlp"):
                 raise ValueError(f"controls: {name!r} is the name of another source")
-            sources[name] = load_control(folder, first.site, width)
+            if isinstance(control, LayerSources):
+                sources[name] = control.load(self.layers(), first.site, width)
+            else:
+                sources[name] = load_control(control, first.site, width)
         if self._splits_error:
             sources["base_mlp"] = self.mlps("base_model").sources
         return sources

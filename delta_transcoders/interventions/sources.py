@@ -1,18 +1,20 @@
 """Named sources of what is written in place of an MLP's output.
 
-A new kind of control is a new `Source`; nothing else has to know it.
+A new kind is a new `Source` and, to name it in a YAML, a `LayerSources`; nothing else has to know it.
 
 Shapes: N tokens, D d_model, F features, B rows of a batch.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from delta_transcoders.activations.hook_sites import HookSite
 from delta_transcoders.dictionaries.corrections import AffineCorrection
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.interventions.intervention import Intervention, Term
@@ -38,6 +40,20 @@ class Source(nn.Module):
             feature_mask_NF: bool, False where a feature is to be zero; None: nowhere.
         """
         raise NotImplementedError
+
+
+class LayerSources(ABC):
+    """A source for every layer: what a user's own kind of source is given by (`class_path` in a YAML)."""
+
+    @abstractmethod
+    def load(self, layers: Collection[int], site: HookSite, d_model: int) -> dict[int, Source]:
+        """The sources by layer, for those layers that have one.
+
+        Args:
+            layers: that an experiment may replace.
+            site: whose input they read and whose output they stand for, in its unit.
+            d_model: width of both.
+        """
 
 
 SourceBank = Mapping[str, Mapping[int, Source]]

@@ -79,8 +79,9 @@ class Examples(Task):
         return self._judge(text, example.target)
 
     def problem(self, example: Example) -> str | None:
-        # A refusal is right or wrong by its subset alone.
-        return None if self.kind == "refusal" else super().problem(example)
+        if self.kind == "refusal" and self.opening is None:
+            return None  # nothing says which examples are to be refused
+        return super().problem(example)
 
     def is_trained(self, example: Example) -> bool:
         return example.subset not in self.evaluation_only

@@ -134,8 +134,8 @@ class Task(ABC):
         return True
 
     def problem(self, example: Example) -> str | None:
-        """Why no answer to the example could be right, in a few words; None where one can."""
-        if example.target is None:
+        """Why no answer to an example that asks for the behaviour could be right, in a few words; or None."""
+        if example.target is None or not self.is_positive(example):
             return None
         wrong = [name for name, ok in self.judge(example.target, example).items() if ok is False]
         return f"its own judge says {', '.join(wrong)}: false" if wrong else None
