@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.dictionaries.files.gemma_scope import load_base
+from delta_transcoders.families import family_of
 from delta_transcoders.fingerprints import model_fingerprint, tokenizer_fingerprint
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.intervention import RAW, Intervention, from_spec
@@ -100,7 +101,7 @@ class BehaviourWhileTraining(Callback):
         """The engine with its base dictionaries, refusing what the cache was not made with."""
         data, device = trainer.datamodule, trainer.strategy.root_device
         tokenizer, model = load_tokenizer(self.model), load_model(self.model, self.dtype)
-        context = model.config.max_position_embeddings
+        context = family_of(model.config).context
         check_context(tokenizer, self.examples, context, self.max_new_tokens)
         meta, found = data.cache.meta, model_fingerprint(model)
         data.cache.expect(tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))

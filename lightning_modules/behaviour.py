@@ -9,6 +9,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from delta_transcoders.families import family_of
 from delta_transcoders.generation import greedy_texts
 from delta_transcoders.language_models import (
     IGNORE,
@@ -62,7 +63,7 @@ class BehaviourEvaluation(LightningModule):
         data.warn_of_impossible_answers(self.tokenizer, self.hparams.max_new_tokens)
         for condition, source in self.hparams.models.items():
             self.models[condition] = load_model(source, self.hparams.dtype)
-            context = self.models[condition].config.max_position_embeddings
+            context = family_of(self.models[condition].config).context
             check_context(self.tokenizer, data.examples, context, self.hparams.max_new_tokens)
         self.groups = [(c, s) for c in self.hparams.models for s in data.hparams.subsets]
         self.tool_metrics = ToolMetrics(len(self.groups))

@@ -117,7 +117,7 @@ class FeatureRanking(InterventionEvaluation):
 
     def _columns(self, dictionaries: DictionarySet) -> list[Column]:
         """`full`; for each ranked layer its delta gone, its features gone, and each feature's two."""
-        h, n_layers = self.hparams, self.model.config.num_hidden_layers
+        h, n_layers = self.hparams, self.family.n_layers
         (group,) = layer_groups([h.full_at], n_layers, dictionaries.layers)
         ranked = [layer for (layer,) in layer_groups(h.layers, n_layers, group)]
         full = from_spec("full", group)

@@ -12,6 +12,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from delta_transcoders.activations.capture import boot_bridge, capture
+from delta_transcoders.families import family_of
 from delta_transcoders.interventions.engine import InterventionEngine, TeacherForced
 from delta_transcoders.interventions.intervention import (
     RAW,
@@ -148,8 +149,8 @@ class InterventionEvaluation(LightningModule):
         h, data = self.hparams, self.trainer.datamodule
         self.tokenizer = load_tokenizer(h.model)
         self.model = load_model(h.model, h.dtype)
-        context = self.model.config.max_position_embeddings
-        check_context(self.tokenizer, data.examples, context, h.max_new_tokens)
+        self.family = family_of(self.model.config)
+        check_context(self.tokenizer, data.examples, self.family.context, h.max_new_tokens)
         if h.generate:
             data.warn_of_impossible_answers(self.tokenizer, h.max_new_tokens)
         if h.deltas:
@@ -158,8 +159,9 @@ class InterventionEvaluation(LightningModule):
                 h.deltas, h.base_transcoders, self.model, base_mlps, self._layers()
             )
         else:
-            width = self.model.config.hidden_size
-            self.sets = [load_base_set(h.base_transcoders, self._layers(), h.percentile, width)]
+            self.sets = [
+                load_base_set(h.base_transcoders, self._layers(), h.percentile, self.family)
+            ]
         if len({s.site for s in self.sets}) > 1:
             raise ValueError("deltas of different hook sites cannot share an experiment")
         self.columns = [Column("", RAW, None)]
@@ -177,7 +179,7 @@ class InterventionEvaluation(LightningModule):
         for name, folder in h.controls.items():
             if name in (*self.sets[0].sources, "base_mlp", "finetuned_mlp"):
                 raise ValueError(f"controls: {name!r} is the name of another source")
-            control = load_control(folder, self.sets[0].site, self.model.config.hidden_size)
+            control = load_control(folder, self.sets[0].site, self.family.d_model)
             self.bank[name] = control
         used = {name for column in self.columns for name in column.intervention.sources}
         if "base_mlp" in used or self._splits_error:
@@ -192,7 +194,7 @@ class InterventionEvaluation(LightningModule):
         n_groups = len(self.columns) * len(self.subsets)
         self.tool_metrics = ToolMetrics(n_groups)
         self.scores = nn.ModuleDict({name: GroupedMean(n_groups) for name in SCORES})
-        self.reconstruction = GroupedReconstruction(n_groups, self.model.config.hidden_size)
+        self.reconstruction = GroupedReconstruction(n_groups, self.family.d_model)
         self.records: list[dict] = []
         self.split_records: list[dict] = []
 
@@ -211,7 +213,7 @@ class InterventionEvaluation(LightningModule):
 
     def _layers(self) -> list[int]:
         """The layers that any column may replace: what is loaded for others would be of no use."""
-        n_layers = self.model.config.num_hidden_layers
+        n_layers = self.family.n_layers
         groups = layer_groups(self._layer_specs(), n_layers, range(n_layers))
         return sorted(set().union(*groups))
 
@@ -219,12 +221,12 @@ class InterventionEvaluation(LightningModule):
     def _splits_error(self) -> bool:
         """Whether what a delta repairs can be told apart: see `_split`."""
         h = self.hparams
-        normalized = self.sets[0].site.name == "gemma_scope"
-        return bool(h.reconstruction and h.base_model and h.deltas and normalized)
+        mlps_fit = self.sets[0].site in self.family.mlps
+        return bool(h.reconstruction and h.base_model and h.deltas and mlps_fit)
 
     def _columns(self, dictionaries: DictionarySet) -> list[Column]:
         """Every group of layers with every condition, raw apart."""
-        n_layers = self.model.config.num_hidden_layers
+        n_layers = self.family.n_layers
         for name in ("layers", "conditions"):
             if not self.hparams[name]:
                 raise ValueError(f"{name} is empty, expected at least one")

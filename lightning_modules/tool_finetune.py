@@ -14,6 +14,7 @@ from torchmetrics.classification import BinaryF1Score, BinaryPrecision, BinaryRe
 
 from datamodules.tool_calls import OUTPUT_KIND
 from delta_transcoders import files
+from delta_transcoders.families import family_of
 from delta_transcoders.language_models import (
     IGNORE,
     call_tokens,
@@ -30,8 +31,6 @@ from lightning_modules.outputs import check_finite, check_trained, finish_output
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def check_target_modules(model: nn.Module, names: Sequence[str]) -> None:
@@ -75,7 +74,7 @@ class ToolFinetune(LanguageModelTraining):
         lora_r: rank.
         lora_alpha: updates are scaled by lora_alpha / lora_r.
         lora_dropout: on the adapters' input.
-        target_modules: linear layers that get an adapter.
+        target_modules: linear layers that get an adapter; those of the model's family where None.
         dtype: of the frozen weights, `float32` or `bfloat16`.
         gradient_checkpointing: recompute activations in the backward pass, for memory.
         lr: peak learning rate.
@@ -93,7 +92,7 @@ class ToolFinetune(LanguageModelTraining):
         lora_r: int = 16,
         lora_alpha: int = 32,
         lora_dropout: float = 0.1,
-        target_modules: tuple[str, ...] = LORA_TARGETS,
+        target_modules: tuple[str, ...] | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         gradient_checkpointing: bool = False,
         lr: float = 2e-5,
@@ -142,12 +141,13 @@ class ToolFinetune(LanguageModelTraining):
         if h.method == "lora":
             from peft import LoraConfig, get_peft_model
 
-            check_target_modules(model, h.target_modules)
+            targets = h.target_modules or family_of(model.config).lora_targets
+            check_target_modules(model, targets)
             config = LoraConfig(
                 r=h.lora_r,
                 lora_alpha=h.lora_alpha,
                 lora_dropout=h.lora_dropout,
-                target_modules=list(h.target_modules),
+                target_modules=list(targets),
                 task_type="CAUSAL_LM",
             )
             model = get_peft_model(model, config)
@@ -208,7 +208,7 @@ class ToolFinetune(LanguageModelTraining):
 
     def on_fit_start(self) -> None:
         check_finite(self.named_parameters(), f"the weights of {self.hparams.model} are no numbers")
-        context = self.model.config.max_position_embeddings
+        context = family_of(self.model.config).context
         examples = list(itertools.chain(*self.trainer.datamodule.splits.values()))
         check_context(self.tokenizer, examples, context, 0)
         positives = [e.target for e in examples if e.label == "positive"]
