@@ -32,7 +32,7 @@ def write_cache(folder: str, tokens: int) -> None:
 
     from delta_transcoders.activations.layout import CacheMeta
     from delta_transcoders.activations.writing import CacheWriter, finish_cache
-    from delta_transcoders.families.sites import HOOK_SITES
+    from delta_transcoders.families.sites import GEMMA_SCOPE
 
     examples = tokens // BATCH_TOKENS
     meta = CacheMeta(
@@ -40,7 +40,7 @@ def write_cache(folder: str, tokens: int) -> None:
         d_in=WIDTH,
         d_out=WIDTH,
         dtype="float32",
-        hook_site=HOOK_SITES["gemma_scope"],
+        hook_site=GEMMA_SCOPE,
         text_policy="prompt_target_eos",
         model_fingerprint="random",
         model_dtype="float32",
