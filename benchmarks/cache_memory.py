@@ -30,9 +30,9 @@ def anonymous_bytes() -> int:
 def write_cache(folder: str, tokens: int) -> None:
     import torch
 
-    from delta_transcoders.activations.hook_sites import HOOK_SITES
     from delta_transcoders.activations.layout import CacheMeta
     from delta_transcoders.activations.writing import CacheWriter, finish_cache
+    from delta_transcoders.families.sites import GEMMA_SCOPE
 
     examples = tokens // BATCH_TOKENS
     meta = CacheMeta(
@@ -40,7 +40,7 @@ def write_cache(folder: str, tokens: int) -> None:
         d_in=WIDTH,
         d_out=WIDTH,
         dtype="float32",
-        hook_site=HOOK_SITES["gemma_scope"],
+        hook_site=GEMMA_SCOPE,
         text_policy="prompt_target_eos",
         model_fingerprint="random",
         model_dtype="float32",
@@ -48,6 +48,7 @@ def write_cache(folder: str, tokens: int) -> None:
         subsets=("tool",),
         n_examples={"train": examples, "validation": 0},
         texts_sha256={"train": "random", "validation": "none"},
+        token_policy="all",
     )
     shutil.rmtree(folder, ignore_errors=True)
     writer = CacheWriter(folder, meta)

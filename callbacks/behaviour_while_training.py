@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.dictionaries.files.gemma_scope import load_base
+from delta_transcoders.families import family_of
 from delta_transcoders.fingerprints import model_fingerprint, tokenizer_fingerprint
 from delta_transcoders.generation import AnswerReader
 from delta_transcoders.interventions.engine import InterventionEngine
@@ -105,7 +106,7 @@ class BehaviourWhileTraining(Callback):
         """The engine with its base dictionaries, refusing what the cache was not made with."""
         data, device = trainer.datamodule, trainer.strategy.root_device
         tokenizer, model = load_tokenizer(self.model), load_model(self.model, self.dtype)
-        context = model.config.max_position_embeddings
+        context = family_of(model.config).context
         self.tokens = tokenize(tokenizer, self.task, self.examples)
         self.reader = AnswerReader(tokenizer, self.task, self.examples)
         check_context(self.examples, self.tokens, context, self.max_new_tokens)

@@ -26,8 +26,8 @@ class ActivationTexts(LightningDataModule):
     Args:
         model: folder or hub id of the tokenizer.
         task: reads the examples, or generates a base model's text.
-        examples: folder with `train.jsonl` and `validation.jsonl`, as the finetune writes it; the base model's
-            text where None.
+        examples: folder with `train.jsonl` and `validation.jsonl`, as the finetune writes it; the base
+            model's text where None.
         text: `prompt_target_eos`, or `prompt_only` as in the original study.
         n_train: first so many training texts; all where None (generated text needs a number).
         n_validation: likewise for held-out texts.

@@ -14,11 +14,13 @@ from datamodules.activations import ActivationData, TokenStream
 from datamodules.batching import ResumableDataLoader
 from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.capture import boot_bridge
-from delta_transcoders.activations.hook_sites import ReconstructionFit, require_site
-from delta_transcoders.activations.site_check import base_model_fits
+from delta_transcoders.activations.hook_sites import ReconstructionFit
+from delta_transcoders.activations.site_check import base_model_fits, require_site
 from delta_transcoders.activations.targets import add_residuals
 from delta_transcoders.console import StudyWarning
 from delta_transcoders.dictionaries.files.gemma_scope import BaseId, load_base
+from delta_transcoders.families import family_of
+from delta_transcoders.families.sites import HookSite
 from delta_transcoders.files import write_text
 from delta_transcoders.language_models import (
     check_model_source,
@@ -123,14 +125,15 @@ class DeltaData(ActivationData):
         prompts = [row.prompt_ids for row in checked]
         model = load_model(self.hparams.base_model, self.hparams.model_dtype).to(device)
         bridge = boot_bridge(model, tokenizer)
+        site, expected = cache.meta.hook_site, family_of(model.config).site
         rows = []
         for number, layer in enumerate(layers, start=1):
             bases, ids = {}, {}
             for key in self.base_keys:
                 base, ids[key] = self._load_base(layer, key, cache.meta.d_in)
                 bases[key] = base.to(device)
-            table, fits = base_model_fits(bridge, layer, bases, prompts, cache.meta.hook_site)
-            self._require(table, cache)
+            table, fits = base_model_fits(bridge, layer, bases, prompts, site)
+            self._require(table, site, expected)
             for key, base in bases.items():
                 add_residuals(cache, layer, self._source_key(key), base, asdict(ids[key]), device)
             logging.getLogger("delta_transcoders").info(
@@ -151,11 +154,11 @@ class DeltaData(ActivationData):
         gc.collect()  # the two refer to each other: the model would stay in memory while deltas are trained
 
     @staticmethod
-    def _require(table, cache: ActivationCache) -> None:
+    def _require(table, site: HookSite, expected: HookSite) -> None:
         try:
-            require_site(table, cache.meta.hook_site)
+            require_site(table, site)
         except ValueError as error:
-            if cache.meta.hook_site.name == "gemma_scope":
+            if site == expected:
                 raise
             warnings.warn(str(error), StudyWarning, stacklevel=2)
 

@@ -11,6 +11,7 @@ from datamodules.activations import ActivationData
 from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.hook_sites import ReconstructionFit
 from delta_transcoders.activations.targets import add_target
+from delta_transcoders.families.sites import HookSite
 from delta_transcoders.interventions.loading import load_mlps
 from delta_transcoders.interventions.sources import MLPSource, mlp_sources
 from delta_transcoders.language_models import check_model_source, load_tokenizer
@@ -36,7 +37,7 @@ class MLPDifferenceData(ActivationData):
     the finetune left alone is refused: its target is zero.
 
     Args:
-        cache: folder that `ActivationWriter` wrote, of the hook site `gemma_scope`.
+        cache: folder that `ActivationWriter` wrote, of a hook site where the model's MLPs can be put back.
         model: folder or hub id of the finetuned model.
         base_model: folder or hub id of the un-finetuned model.
         model_dtype, layers, batch_tokens, buffer_tokens, passes, seed: see `ActivationData`.
@@ -70,18 +71,13 @@ class MLPDifferenceData(ActivationData):
     def prepare_data(self) -> None:
         super().prepare_data()
         h, cache = self.hparams, ActivationCache(self.hparams.cache)
-        if cache.meta.hook_site.name != "gemma_scope":
-            raise ValueError(
-                f"{h.cache} holds the hook site {cache.meta.hook_site.name!r}; an MLP reads that of "
-                "'gemma_scope'"
-            )
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         load_tokenizer(h.model, h.base_model)  # refuses two that differ
         layers = cache.meta.layers if h.layers is None else h.layers
         cache.check_layers(layers)
-        mlps = load_mlps(h.base_model, h.model_dtype, layers)
+        mlps = load_mlps(h.base_model, h.model_dtype, layers, cache.meta.hook_site)
         identity = {"path": h.base_model, "hash": mlps.fingerprint}
-        self._check_changed(mlps.sources)
+        self._check_changed(mlps.sources, cache.meta.hook_site)
         for layer in layers:
             mlp = mlps.sources[layer].to(device)
             fits = add_target(
@@ -97,9 +93,9 @@ class MLPDifferenceData(ActivationData):
                 "finetuned one's output"
             )
 
-    def _check_changed(self, base_mlps: dict[int, MLPSource]) -> None:
+    def _check_changed(self, base_mlps: dict[int, MLPSource], site: HookSite) -> None:
         weights = StoredWeights(self.hparams.model, self.hparams.model_dtype)
-        finetuned = mlp_sources(weights.with_layers(base_mlps), base_mlps)
+        finetuned = mlp_sources(weights.with_layers(base_mlps), base_mlps, site)
         for layer, mlp in base_mlps.items():
             pairs = zip(mlp.parameters(), finetuned[layer].parameters(), strict=True)
             if all(torch.equal(ours, theirs) for ours, theirs in pairs):

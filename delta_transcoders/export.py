@@ -148,9 +148,10 @@ def _write_dictionaries(folder: Path, format: str, assembly: Assembly, model: st
     from delta_transcoders.dictionaries.files import circuit_tracer, saelens
     from delta_transcoders.dictionaries.files.exported import ExportCard, save_card
     from delta_transcoders.dictionaries.files.gemma_scope import save_base
+    from delta_transcoders.families.sites import GEMMA_SCOPE
 
     config = assembly.config
-    if format == "gemma_scope" and config.hook_site != "gemma_scope":
+    if format == "gemma_scope" and assembly.site != GEMMA_SCOPE:
         raise ValueError(
             f"the deltas are for hook site {config.hook_site!r}, and Gemma Scope's files name none: theirs "
             "is understood; the other formats name it"
@@ -192,6 +193,7 @@ def _write_dictionaries(folder: Path, format: str, assembly: Assembly, model: st
 
 def _all_layers(model: Path, fingerprint: str) -> range:
     """The layers of the model in a folder, which must be the one with this fingerprint."""
+    from delta_transcoders.families import family_of
     from delta_transcoders.language_models import check_model_source
     from delta_transcoders.weights import StoredWeights
 
@@ -205,9 +207,10 @@ def _all_layers(model: Path, fingerprint: str) -> range:
     found = []
     # A delta records the dtype that the activations were captured in, a folder the one it was saved in.
     for dtype in dict.fromkeys((config.get("dtype", "float32"), "float32", "bfloat16")):
-        found.append(StoredWeights(str(model), dtype).fingerprint())
+        weights = StoredWeights(str(model), dtype)
+        found.append(weights.fingerprint())
         if found[-1] == fingerprint:
-            return range(config["num_hidden_layers"])
+            return range(family_of(weights.config).n_layers)
     raise ValueError(
         f"the deltas were trained on another model than {model}: fingerprint {fingerprint[:12]}…, this "
         f"one's is {found[0][:12]}…"

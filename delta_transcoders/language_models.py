@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
+from delta_transcoders.families import family_by_type, family_of
 from delta_transcoders.fingerprints import tokenizer_fingerprint
 from delta_transcoders.hub import check_hub_id
 from delta_transcoders.tasks.task import Example, Task
@@ -44,7 +45,8 @@ def check_model_source(source: str) -> None:
 
     Raises:
         FileNotFoundError: names the folder and what is missing from it. A hub id passes.
-        ValueError: not a Gemma 2 model, or one with an adapter beside it; names what it is.
+        ValueError: a model of a family that is not supported, or one with an adapter beside it; names what
+            it is.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -63,14 +65,35 @@ def check_model_source(source: str) -> None:
             "`tokenizer.save_pretrained`"
         )
     try:
-        architecture = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+        model_type = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from error
-    if architecture != "gemma2":
-        raise ValueError(
-            f"{folder / 'config.json'} has model_type {architecture!r}; hook points and norms are those of "
-            "Gemma 2 (gemma2)"
-        )
+    _check_family(source, model_type)
+
+
+def _check_family(source: str, model_type: str | None) -> None:
+    try:
+        family_by_type(model_type)
+    except ValueError as error:
+        raise ValueError(f"the model {source!r} is of an unknown family: {error}") from error
+
+
+def load_config(source: str) -> PretrainedConfig:
+    """The configuration of a model of a folder or hub id.
+
+    Raises:
+        FileNotFoundError, ConnectionError: no such folder, or a hub id that cannot be had.
+        ValueError: a damaged configuration, or of a family that is not supported.
+    """
+    from transformers import AutoConfig
+
+    check_model_source(source)
+    try:
+        config = AutoConfig.from_pretrained(os.path.expanduser(source))
+    except Exception as error:  # damaged files end in a dozen kinds of them
+        raise _unusable(source, error) from error
+    _check_family(source, config.model_type)
+    return config
 
 
 def _unusable(source: str, error: Exception) -> Exception:
@@ -101,16 +124,16 @@ def load_tokenizer(source: str, *others: str) -> PreTrainedTokenizerBase:
         ValueError: a tokenizer that does not fit its model, lacks a token or does not put BOS before a text,
             or two that differ; names the source.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    check_model_source(source)
+    config = load_config(source)
     source = os.path.expanduser(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-        config = AutoConfig.from_pretrained(source).get_text_config()
-    except Exception as error:  # damaged files end in a dozen kinds of them
+    except Exception as error:  # as above
         raise _unusable(source, error) from error
-    _check_tokenizer(tokenizer, config, source)
+    _check_tokenizer(tokenizer, config.get_text_config(), source)
+    family_of(config).tokens.check_tokenizer(tokenizer)
     for other in dict.fromkeys(others):
         if tokenizer_fingerprint(load_tokenizer(other)) != tokenizer_fingerprint(tokenizer):
             raise ValueError(
@@ -138,11 +161,6 @@ def _check_tokenizer(
         raise ValueError(
             f"the config.json of {source!r} has pad_token_id {config.pad_token_id}, but vocab_size {rows}"
         )
-    if tokenizer("").input_ids != [tokenizer.bos_token_id]:
-        raise ValueError(
-            f"the tokenizer of {source!r} does not put BOS ({tokenizer.bos_token}), and nothing else, before "
-            "a text: dictionaries are trained, and layers replaced, on what comes after it"
-        )
 
 
 @on_cpu()
@@ -159,7 +177,7 @@ def load_model(source: str, dtype: str = "float32") -> PreTrainedModel:
     """
     from transformers import AutoModelForCausalLM
 
-    check_model_source(source)
+    load_config(source)  # refuses other families
     source = os.path.expanduser(source)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -241,8 +259,8 @@ def _prompt_ids(
         return tokenizer(text, add_special_tokens=not bare).input_ids
     if tokenizer.chat_template is None:
         raise ValueError(
-            f"examples hold messages, and the tokenizer {tokenizer.name_or_path!r} has no chat template to make "
-            "a prompt of them: give `prompt` instead, or a tokenizer with a chat_template"
+            f"examples hold messages, and the tokenizer {tokenizer.name_or_path!r} has no chat template to "
+            "make a prompt of them: give `prompt` instead, or a tokenizer with a chat_template"
         )
     messages = [message._asdict() for message in example.prompt]
     try:
@@ -287,17 +305,15 @@ def supervised_logits(
     The vocabulary projection runs at these positions alone: at Gemma's 256,000 entries it would otherwise
     be the largest tensor of the step. Rows come in order, positions within a row in order.
     """
-    hidden_BTD = model.model(
+    family = family_of(model.config)
+    hidden_BTD = family.decoder(model)(
         input_ids=input_ids_BT,
         attention_mask=attention_mask_BT,
         position_ids=position_ids(attention_mask_BT),
         use_cache=False,
     ).last_hidden_state
     supervised = labels_BT[:, 1:] != IGNORE
-    logits_NV = model.get_output_embeddings()(hidden_BTD[:, :-1][supervised]).float()
-    softcap = getattr(model.config, "final_logit_softcapping", None)
-    if softcap is not None:
-        logits_NV = torch.tanh(logits_NV / softcap) * softcap
+    logits_NV = family.logits(model, hidden_BTD[:, :-1][supervised])
     return logits_NV, labels_BT[:, 1:][supervised]
 
 

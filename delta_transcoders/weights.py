@@ -11,9 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from delta_transcoders.families import family_of
 from delta_transcoders.fingerprints import hash_tensors
 from delta_transcoders.hub import local_folder
-from delta_transcoders.language_models import check_model_source, load_model
+from delta_transcoders.language_models import check_model_source, load_config, load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,13 +39,13 @@ class StoredWeights(Mapping[str, Tensor]):
     """
 
     def __init__(self, source: str, dtype: str = "float32") -> None:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
         check_model_source(source)
         folder = local_folder(source, patterns=["*.json", "*.safetensors"])
         self._dtype = getattr(torch, dtype)
         with torch.device("meta"):
-            self._model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+            self._model = AutoModelForCausalLM.from_config(load_config(str(folder)))
         self._files = _files_of_weights(folder)
         if any(name not in self._files for name, _ in self._model.named_parameters()):
             self._files, self._model = {}, load_model(source, dtype)
@@ -71,8 +72,9 @@ class StoredWeights(Mapping[str, Tensor]):
     def with_layers(self, layers: Collection[int]) -> PreTrainedModel:
         """The model in evaluation mode with the weights of these decoder layers; others may have none."""
         for layer in layers if self._files else ():
-            module = self._model.model.layers[layer]
-            weights = {n: self[f"model.layers.{layer}.{n}"] for n, _ in module.named_parameters()}
+            path = f"{family_of(self.config).blocks_path}.{layer}"
+            module = self._model.get_submodule(path)
+            weights = {n: self[f"{path}.{n}"] for n, _ in module.named_parameters()}
             module.load_state_dict(weights, assign=True)
         return self._model.eval()
 

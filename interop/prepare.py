@@ -17,11 +17,11 @@ from torch import Tensor
 
 from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.capture import boot_bridge, capture
-from delta_transcoders.activations.hook_sites import HOOK_SITES
 from delta_transcoders.activations.layout import save_tensors
 from delta_transcoders.dictionaries.files import TOOL_FORMATS
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.export import export
+from delta_transcoders.families.sites import GEMMA_SCOPE
 from delta_transcoders.interventions.loading import load_base_of, load_deltas
 from delta_transcoders.language_models import encode, load_model, load_tokenizer
 from delta_transcoders.tasks.examples import read_jsonl
@@ -72,7 +72,7 @@ def prompt(study: Path, dictionaries: Dictionaries) -> dict[str, Tensor]:
         logits = load_model(folder)(ids).logits[0, -1]
     bridge = boot_bridge(load_model(folder), tokenizer)
     layers = list(dictionaries)
-    captured = capture(bridge, ids, torch.ones_like(ids), layers, HOOK_SITES["gemma_scope"])
+    captured = capture(bridge, ids, torch.ones_like(ids), layers, GEMMA_SCOPE)
     tensors = {"ids": ids[0], "logits": logits}
     for layer, pair in dictionaries.items():
         a, tie = activations(captured.activations[layer][0], *pair)

@@ -8,7 +8,8 @@ from lightning import LightningModule
 from torch import Tensor
 
 from delta_transcoders.activations.capture import Captured, boot_bridge, capture
-from delta_transcoders.activations.hook_sites import HOOK_SITES, SiteName
+from delta_transcoders.families import family_of
+from delta_transcoders.families.sites import HOOK_SITES, SiteName
 from delta_transcoders.fingerprints import model_fingerprint
 from delta_transcoders.language_models import check_model_source, load_model, load_tokenizer
 
@@ -19,8 +20,8 @@ class ActivationCapture(LightningModule):
     Args:
         model: folder or hub id of the model, adapters merged.
         layers: block numbers; all where None.
-        hook_site: `gemma_scope`, or `original` to reproduce that study's numbers (`residual`: its input
-            without its scale).
+        hook_site: where the public dictionaries of the model's family read and write if None; `original` to
+            reproduce that study's numbers (`residual`: its input without its scale).
         dtype: of the weights.
     """
 
@@ -28,7 +29,7 @@ class ActivationCapture(LightningModule):
         self,
         model: str,
         layers: list[int] | None = None,
-        hook_site: SiteName = "gemma_scope",
+        hook_site: SiteName | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
@@ -36,7 +37,6 @@ class ActivationCapture(LightningModule):
         if layers is not None and (not layers or len(set(layers)) < len(layers)):
             raise ValueError(f"layers are {layers}, expected different ones, or null for all")
         self.save_hyperparameters()
-        self.site = HOOK_SITES[hook_site]
         self.model = None
 
     def configure_model(self) -> None:
@@ -44,7 +44,9 @@ class ActivationCapture(LightningModule):
             h = self.hparams
             self.model = load_model(h.model, h.dtype)
             self.fingerprint = model_fingerprint(self.model)
-            n_layers = self.model.config.num_hidden_layers
+            self.family = family_of(self.model.config)
+            self.site = HOOK_SITES[h.hook_site] if h.hook_site else self.family.site
+            n_layers = self.family.n_layers
             self.layers = list(range(n_layers)) if h.layers is None else sorted(h.layers)
             for layer in self.layers:
                 if not 0 <= layer < n_layers:

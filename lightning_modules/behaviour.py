@@ -57,7 +57,7 @@ class BehaviourEvaluation(Evaluation):
         data.warn_of_impossible_answers(h.max_new_tokens)
         for condition, source in h.models.items():
             self.models[condition] = load_model(source, h.dtype)
-            context = self.models[condition].config.max_position_embeddings
+            context = family_of(self.models[condition].config).context
             data.check_context(context, h.max_new_tokens)
 
     def test_step(self, batch: list[PromptRow], batch_idx: int) -> None:

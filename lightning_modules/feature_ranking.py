@@ -45,9 +45,9 @@ class FeatureColumn(Column):
 class FeatureRanking(InterventionModule):
     """Every delta feature of the ranked layers dropped alone and kept alone, all else in place.
 
-    Every layer around the ablated one has base + delta. A dropped feature is compared with all features there;
-    one kept alone with none of its layer, where the delta's bias, which has no feature, stays on both sides.
-    What is ranked is the change of the log-probability of the behaviour's first token where the target
+    Every layer around the ablated one has base + delta. A dropped feature is compared with all features
+    there; one kept alone with none of its layer, where the delta's bias, which has no feature, stays on both
+    sides. What is ranked is the change of the log-probability of the behaviour's first token where the target
     starts, or of the cross-entropy where the task has no such token.
 
     Writes to `output`, beside what an experiment writes: `ranking.csv`, a row for each (layer, feature,
@@ -96,9 +96,9 @@ class FeatureRanking(InterventionModule):
 
     def columns_of(self, dictionaries: DictionarySet) -> list[Column]:
         """`full`; for each ranked layer its delta gone, its features gone, and each feature's two."""
-        groups = layer_groups(self.hparams.layers, self.n_layers, dictionaries.layers)
+        groups = layer_groups(self.hparams.layers, self.family.n_layers, dictionaries.layers)
         full = from_spec("full", dictionaries.layers)
-        label = full.layer_label(self.n_layers)
+        label = full.layer_label(self.family.n_layers)
         columns: list[Column] = []
         first = len(self.columns)
 

@@ -13,6 +13,7 @@ from torchmetrics.classification import BinaryF1Score, BinaryPrecision, BinaryRe
 
 from datamodules.finetune_data import OUTPUT_KIND
 from delta_transcoders import files
+from delta_transcoders.families import family_of
 from delta_transcoders.language_models import (
     IGNORE,
     check_context,
@@ -29,8 +30,6 @@ from lightning_modules.outputs import check_finite, check_trained, finish_output
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def check_target_modules(model: nn.Module, names: Sequence[str]) -> None:
@@ -64,9 +63,9 @@ def check_target_modules(model: nn.Module, names: Sequence[str]) -> None:
 class Finetune(LanguageModelTraining):
     """Finetune on `FinetuneData` and write `output/adapter` (LoRA only) and `output/merged`.
 
-    Validation logs the loss and, where the task has an opening, precision, recall and F1 of "the target's first
-    token is one that the behaviour begins with", positives against negatives. Checkpoints hold trainable
-    weights only.
+    Validation logs the loss and, where the task has an opening, precision, recall and F1 of "the target's
+    first token is one that the behaviour begins with", positives against negatives. Checkpoints hold
+    trainable weights only.
 
     Args:
         model: folder or hub id of the base model.
@@ -75,7 +74,7 @@ class Finetune(LanguageModelTraining):
         lora_r: rank.
         lora_alpha: updates are scaled by lora_alpha / lora_r.
         lora_dropout: on the adapters' input.
-        target_modules: linear layers that get an adapter.
+        target_modules: linear layers that get an adapter; those of the model's family where None.
         dtype: of the frozen weights, `float32` or `bfloat16`.
         gradient_checkpointing: recompute activations in the backward pass, for memory.
         lr: peak learning rate.
@@ -93,7 +92,7 @@ class Finetune(LanguageModelTraining):
         lora_r: int = 16,
         lora_alpha: int = 32,
         lora_dropout: float = 0.1,
-        target_modules: tuple[str, ...] = LORA_TARGETS,
+        target_modules: tuple[str, ...] | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         gradient_checkpointing: bool = False,
         lr: float = 2e-5,
@@ -141,12 +140,13 @@ class Finetune(LanguageModelTraining):
         if h.method == "lora":
             from peft import LoraConfig, get_peft_model
 
-            check_target_modules(model, h.target_modules)
+            targets = h.target_modules or family_of(model.config).lora_targets
+            check_target_modules(model, targets)
             config = LoraConfig(
                 r=h.lora_r,
                 lora_alpha=h.lora_alpha,
                 lora_dropout=h.lora_dropout,
-                target_modules=list(h.target_modules),
+                target_modules=list(targets),
                 task_type="CAUSAL_LM",
             )
             model = get_peft_model(model, config)
@@ -209,7 +209,7 @@ class Finetune(LanguageModelTraining):
 
     def on_fit_start(self) -> None:
         check_finite(self.named_parameters(), f"the weights of {self.hparams.model} are no numbers")
-        context, data = self.model.config.max_position_embeddings, self.trainer.datamodule
+        context, data = family_of(self.model.config).context, self.trainer.datamodule
         for name, examples in data.splits.items():
             check_context(examples, data.tokens[name], context)
         positives = [e.target for e in data.splits["train"] if data.task.is_positive(e)]

@@ -93,18 +93,19 @@ class InterventionEvaluation(InterventionModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         n_groups = len(self.columns) * len(self.subsets)
-        self.reconstruction = GroupedReconstruction(n_groups, self.model.config.hidden_size)
+        self.reconstruction = GroupedReconstruction(n_groups, self.family.d_model)
 
     def layers(self) -> list[int]:
-        groups = layer_groups(self.hparams.layers, self.n_layers, range(self.n_layers))
+        groups = layer_groups(
+            self.hparams.layers, self.family.n_layers, range(self.family.n_layers)
+        )
         return sorted(set().union(*groups))
 
     def load_sets(self) -> list[DictionarySet]:
         h = self.hparams
         if h.deltas:
             return self.load_deltas(h.deltas)
-        width = self.model.config.hidden_size
-        return [load_base_set(h.base_transcoders, self.layers(), h.percentile, width)]
+        return [load_base_set(h.base_transcoders, self.layers(), h.percentile, self.family)]
 
     def columns_of(self, dictionaries: DictionarySet) -> list[Column]:
         """Every group of layers with every condition."""
@@ -112,17 +113,17 @@ class InterventionEvaluation(InterventionModule):
             if not self.hparams[name]:
                 raise ValueError(f"{name} is empty, expected at least one")
         columns = []
-        for group in layer_groups(self.hparams.layers, self.n_layers, dictionaries.layers):
+        for group in layer_groups(self.hparams.layers, self.family.n_layers, dictionaries.layers):
             for spec in self.hparams.conditions:
                 intervention = from_spec(spec, group)
                 if intervention.writes:
                     ours = relabel(intervention, dictionaries.label, set(dictionaries.sources))
-                    label = intervention.layer_label(self.n_layers)
+                    label = intervention.layer_label(self.family.n_layers)
                     columns.append(Column(label, ours, dictionaries))
         return columns
 
     def more_sources(self) -> Mapping[str, Mapping[int, Source]]:
-        first, width = self.sets[0], self.model.config.hidden_size
+        first, width = self.sets[0], self.family.d_model
         sources = {}
         for name, control in self.controls.items():
             if name in (*first.sources, "base_mlp", "finetuned_mlp"):
@@ -139,8 +140,8 @@ class InterventionEvaluation(InterventionModule):
     def _splits_error(self) -> bool:
         """Whether what a delta repairs can be told apart: see `_split`."""
         h = self.hparams
-        normalized = self.sets[0].site.name == "gemma_scope"
-        return bool(h.reconstruction and h.base_model and h.deltas and normalized)
+        mlps_fit = self.sets[0].site in self.family.mlps
+        return bool(h.reconstruction and h.base_model and h.deltas and mlps_fit)
 
     def teacher_forced(
         self, batch: list[PromptRow], pairs: list[tuple[int, int]]

@@ -11,6 +11,7 @@ from torch import nn
 
 from datamodules.evaluation_prompts import PromptRow
 from delta_transcoders.activations.capture import boot_bridge
+from delta_transcoders.families import family_of
 from delta_transcoders.interventions.engine import InterventionEngine, TeacherForced
 from delta_transcoders.interventions.intervention import RAW, Intervention
 from delta_transcoders.interventions.loading import (
@@ -88,8 +89,8 @@ class InterventionModule(Evaluation):
         h, data = self.hparams, self.trainer.datamodule
         self.tokenizer = load_tokenizer(h.model, data.hparams.model)
         self.model = load_model(h.model, h.dtype)
-        self.n_layers = self.model.config.num_hidden_layers
-        data.check_context(self.model.config.max_position_embeddings, h.max_new_tokens)
+        self.family = family_of(self.model.config)
+        data.check_context(self.family.context, h.max_new_tokens)
         if h.generate:
             data.warn_of_impossible_answers(h.max_new_tokens)
         self.sets = self.load_sets()

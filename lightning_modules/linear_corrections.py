@@ -74,8 +74,8 @@ class LinearCorrections(LightningModule):
         for option in ("towards", "away"):
             if self.hparams[option] not in meta.subsets:
                 raise ValueError(
-                    f"--model.{option} is {self.hparams[option]!r}, expected a subset of {data.cache.folder}: "
-                    f"{', '.join(meta.subsets)}"
+                    f"--model.{option} is {self.hparams[option]!r}, expected a subset of "
+                    f"{data.cache.folder}: {', '.join(meta.subsets)}"
                 )
         self.directions = [meta.subsets.index(self.hparams[o]) for o in ("towards", "away")]
         self.moments = [

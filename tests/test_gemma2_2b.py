@@ -20,9 +20,9 @@ import train
 from benchmarks.random_dictionaries import fitted_dictionary
 from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.capture import boot_bridge, capture
-from delta_transcoders.activations.hook_sites import HOOK_SITES
 from delta_transcoders.dictionaries.delta import load_delta
 from delta_transcoders.dictionaries.files.gemma_scope import save_base
+from delta_transcoders.families.sites import HOOK_SITES
 from delta_transcoders.language_models import load_model, load_tokenizer, target_batch
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.tasks.calculator import copy_lines

@@ -1,9 +1,8 @@
 """Inputs and outputs of a model's MLPs, read at TransformerLens hook points.
 
-Which tokens count is decided here and nowhere else (`kept_tokens`): BOS, EOS and padding are left
-out, as they were in the training of the public dictionaries.
+Which tokens are captured is for the model's family to say (`ModelFamily.tokens`).
 
-Shapes: B rows, T positions, n kept tokens (row by row, in order), d_model.
+Shapes: B rows, T positions, n captured tokens (row by row, in order), d_model.
 """
 
 from __future__ import annotations
@@ -14,18 +13,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from delta_transcoders.activations.hook_sites import HookSite
+from delta_transcoders.families import family_of
+from delta_transcoders.families.sites import HookSite
 from delta_transcoders.language_models import position_ids
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TOKEN_POLICY = "without BOS, EOS and padding"
-
 
 class Captured(NamedTuple):
-    """One batch's kept tokens: activations by layer, and where each token stood."""
+    """One batch's captured tokens: activations by layer, and where each token stood."""
 
     activations: dict[int, tuple[Tensor, Tensor]]
     """layer -> (x [n, d_in], y [n, d_out]), in the site's unit and the hook points' dtype."""
@@ -54,13 +52,9 @@ def boot_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> T
     )
 
 
-def kept_tokens(
-    tokenizer: PreTrainedTokenizerBase, input_ids_BT: Tensor, attention_mask_BT: Tensor
-) -> Tensor:
-    """Which tokens are captured, bool [B, T]: the real ones that are neither BOS nor EOS."""
-    special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    left_out = torch.tensor([id_ for id_ in special if id_ is not None], device=input_ids_BT.device)
-    return attention_mask_BT.bool() & ~torch.isin(input_ids_BT, left_out)
+def _captured_positions(bridge: TransformerBridge, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    family = family_of(bridge.original_model.config)
+    return family.tokens.captured(bridge.tokenizer, ids_BT, mask_BT)
 
 
 @torch.inference_mode()
@@ -71,7 +65,7 @@ def capture_hooks(
     names: Sequence[str],
     stop_at_layer: int | None = None,
 ) -> dict[str, Tensor]:
-    """Tensors [n, d] at the named hook points, all from one forward pass, kept tokens only.
+    """Tensors [n, d] at the named hook points, all from one forward pass, captured tokens only.
 
     Args:
         stop_at_layer: blocks from here on are not computed.
@@ -79,11 +73,9 @@ def capture_hooks(
     Raises:
         RuntimeError: a hook point did not fire exactly once.
     """
-    if any(name.endswith("hook_mlp_in") for name in names):
-        bridge.set_use_hook_mlp_in(True)
     device = bridge.original_model.device
     input_ids_BT, attention_mask_BT = input_ids_BT.to(device), attention_mask_BT.to(device)
-    keep_BT = kept_tokens(bridge.tokenizer, input_ids_BT, attention_mask_BT)
+    keep_BT = _captured_positions(bridge, input_ids_BT, attention_mask_BT)
     fired: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def recorder(name: str):
@@ -127,7 +119,7 @@ def capture(
     for layer in layers:
         if not 0 <= layer < n_layers:
             raise ValueError(f"there is no layer {layer}: the model has {n_layers}, from 0")
-    names = {layer: site.names(layer) for layer in layers}
+    names = {layer: site.hook_points(layer) for layer in layers}
     device = bridge.original_model.device
     input_ids_BT, attention_mask_BT = input_ids_BT.to(device), attention_mask_BT.to(device)
     tensors = capture_hooks(
@@ -138,7 +130,7 @@ def capture(
         stop_at_layer=max(layers) + 1,
     )
     factor = site.factor(next(iter(tensors.values())).shape[1])
-    keep_BT = kept_tokens(bridge.tokenizer, input_ids_BT, attention_mask_BT)
+    keep_BT = _captured_positions(bridge, input_ids_BT, attention_mask_BT)
     return Captured(
         activations={
             # Popped, so that never more than one tensor is there in both units.

@@ -8,7 +8,7 @@
 
 Row i of a shard is the same token in all of its files. Shards are named after the process that
 wrote them (`r0-00003`), so several can write at once. x and y are in the unit of the hook site, all
-of them and the targets in the cache's dtype; which tokens there are is `capture.kept_tokens`.
+of them and the targets in the cache's dtype; which tokens there are is for the model's family to say.
 
 To write: each process has a `CacheWriter` for the same empty folder, to the end of `finish`; then one
 calls `finish_cache`, and `add_residuals` layer by layer. To read: `ActivationCache`.
@@ -26,8 +26,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from delta_transcoders.activations.capture import TOKEN_POLICY
-from delta_transcoders.activations.hook_sites import HookSite
+from delta_transcoders.families.sites import HookSite
 from delta_transcoders.files import partial_file, record
 
 FORMAT_VERSION = 2
@@ -65,7 +64,8 @@ class CacheMeta:
     """By split; `example_ids` run from 0."""
     texts_sha256: dict[str, str]
     """By split: `fingerprints.hash_texts` of the texts in order."""
-    token_policy: str = TOKEN_POLICY
+    token_policy: str
+    """`ModelFamily.tokens.name`"""
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "CacheMeta":

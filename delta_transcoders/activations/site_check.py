@@ -2,33 +2,104 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from delta_transcoders.activations.capture import capture_hooks
-from delta_transcoders.activations.hook_sites import (
-    FitAccumulator,
-    HookSite,
-    ReconstructionFit,
-    SiteFit,
-    hook_names,
-    hook_site_check,
-)
+from delta_transcoders.activations.hook_sites import FitAccumulator, ReconstructionFit
+from delta_transcoders.console import StudyWarning
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.families import family_of
+from delta_transcoders.families.sites import HookSite
 from delta_transcoders.language_models import pad
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+class SiteFit(NamedTuple):
+    """How well one layer's base dictionary reconstructs at one candidate site."""
+
+    site: HookSite
+    layer: int
+    fvu: float
+    cosine: float
+
+
+def hook_names(candidates: Sequence[HookSite], layer: int) -> list[str]:
+    """The hook points of a layer that `hook_site_check` needs."""
+    return sorted({name for site in candidates for name in site.hook_points(layer)})
+
+
+@torch.inference_mode()
+def hook_site_check(
+    activations: Mapping[str, Tensor],
+    base: JumpReLUTranscoder,
+    layer: int,
+    candidates: Sequence[HookSite],
+) -> list[SiteFit]:
+    """Fit of a base dictionary at every candidate site, the best first.
+
+    Args:
+        activations: [n, d_model] by hook point (`hook_names`), of the *base* model, unscaled: what
+            `capture.capture_hooks` returns.
+        base: the dictionary of that layer.
+        candidates: the model family's.
+    """
+    table = []
+    for site in candidates:
+        x, y = (activations[name].to(base.W_enc) for name in site.hook_points(layer))
+        x, y = x * site.factor(x.shape[1]), y * site.factor(y.shape[1])
+        accumulator = FitAccumulator()
+        for x_ND, y_ND in zip(x.split(1024), y.split(1024), strict=True):
+            accumulator.update(y_ND, base(x_ND), 0)
+        fit = accumulator.compute()
+        table.append(SiteFit(site, layer, fit.fvu, fit.cosine))
+    return sorted(table, key=lambda row: (math.isnan(row.fvu), row.fvu))
+
+
+def require_site(table: Sequence[SiteFit], configured: HookSite) -> SiteFit:
+    """The configured site's fit, if no candidate of the table fits better.
+
+    Bounds on the fit itself only warn: how well a dictionary does is the dictionary's affair.
+
+    Raises:
+        ValueError: another site fits better; names it and both fits.
+    """
+    best = min(table, key=lambda row: (math.isnan(row.fvu), row.fvu))
+    ours = next(row for row in table if row.site == configured)
+    if not ours.fvu <= best.fvu:
+        raise ValueError(
+            f"hook site {configured.name!r} is not where the base dictionary of layer {ours.layer} "
+            f"belongs: FVU {ours.fvu:.3g} and cosine {ours.cosine:.2f} there, but FVU "
+            f"{best.fvu:.3g} and cosine {best.cosine:.2f} at {best.site.name!r} "
+            f"({' -> '.join(best.site.names(best.layer))}, times {best.site.scale})"
+        )
+    if ours.fvu > 0.7 or ours.cosine < 0.7:
+        warnings.warn(
+            f"layer {ours.layer}: at {configured.name!r}, the best of all sites, the base "
+            f"dictionary reconstructs the base model with FVU {ours.fvu:.2f} and cosine {ours.cosine:.2f} "
+            "(expected below .7 and above .7): does it belong to this model?",
+            StudyWarning,
+            stacklevel=2,
+        )
+    return ours
+
+
 def _activations(
-    bridge: TransformerBridge, prompts: Sequence[Sequence[int]], layer: int, batch_size: int
+    bridge: TransformerBridge,
+    prompts: Sequence[Sequence[int]],
+    layer: int,
+    candidates: Sequence[HookSite],
+    batch_size: int,
 ) -> dict[str, Tensor]:
-    """Tensors [n, d_model] at the layer's hook points, over all kept tokens of the prompts."""
-    names = hook_names(layer)
+    """Tensors [n, d_model] at the layer's hook points, over all captured tokens of the prompts."""
+    names = hook_names(candidates, layer)
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     for start in range(0, len(prompts), batch_size):
         rows = prompts[start : start + batch_size]
@@ -59,9 +130,10 @@ def base_model_fits(
     Returns:
         The table of `hook_site_check`, and by key the fit at `site`.
     """
-    activations = _activations(bridge, prompts, layer, batch_size)
-    table = hook_site_check(activations, next(iter(bases.values())), layer)
-    x, y = (activations[name].float() for name in site.names(layer))
+    candidates = family_of(bridge.original_model.config).candidates
+    activations = _activations(bridge, prompts, layer, candidates, batch_size)
+    table = hook_site_check(activations, next(iter(bases.values())), layer, candidates)
+    x, y = (activations[name].float() for name in site.hook_points(layer))
     factor = site.factor(x.shape[1])
     fits = {}
     for key, base in bases.items():

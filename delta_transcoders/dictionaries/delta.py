@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from delta_transcoders.activations.hook_sites import SiteName
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder, concatenate
+from delta_transcoders.families.sites import SiteName
 
 FORMAT_VERSION = 1
 TENSORS_NAME = "delta.safetensors"

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from delta_transcoders.activations.hook_sites import HookSite
+from delta_transcoders.families import family_of
+from delta_transcoders.families.sites import HookSite
+from delta_transcoders.families.tokens import AfterBOS
 from delta_transcoders.interventions.intervention import Intervention, Write
 from delta_transcoders.interventions.sources import Source, SourceBank, feature_masks
 
@@ -82,10 +84,9 @@ def _layer_rows(
 class Application:
     """One batch's interventions while they are applied, and what they did.
 
-    Which positions are replaced is decided here and nowhere else, at each forward pass, from its
-    attention mask and the length of its cache: every real token except a row's first, which is
-    BOS (with `prompt_only` nothing after the first pass). All others keep the model's own output bit
-    for bit.
+    Which positions are replaced is found at each forward pass, from its attention mask and the length
+    of its cache: those that the model's family names (with `prompt_only` nothing after the first
+    pass). All others keep the model's own output bit for bit.
 
     Attributes:
         calls: by layer, how often its output passed by.
@@ -99,12 +100,14 @@ class Application:
         interventions: Sequence[Intervention],
         bank: SourceBank,
         site: HookSite,
+        tokens: AfterBOS,
         device: torch.device,
         count_features: bool,
         prompt_only: bool,
     ) -> None:
         self._interventions = interventions
         self.site = site
+        self._tokens = tokens
         self.count_features = count_features
         self.prompt_only = prompt_only
         layers = sorted({layer for i in interventions for layer in i.layers})
@@ -136,7 +139,7 @@ class Application:
         """Pairs of hook point and function, for `bridge.hooks`."""
         hooks = []
         for layer in self._rows_by_layer:
-            name_in, name_out = self.site.names(layer)
+            name_in, name_out = self.site.hook_points(layer)
 
             # Bound by layer, not read from hook.name: hook_mlp_out is an alias of another point.
             def read(x_BTD: Tensor, hook: object, layer: int = layer) -> None:
@@ -174,8 +177,7 @@ class Application:
                 f"the attention mask must be [rows, positions with the cache's] = "
                 f"{[n_rows, n_positions]} to tell padding from tokens, not {shape}"
             )
-        is_first_BP = mask_BP.cumsum(-1) == 1
-        self._replaced_BT = (mask_BP.bool() & ~is_first_BP)[:, -n_new:]
+        self._replaced_BT = self._tokens.replaced(mask_BP)[:, -n_new:]
         if self.prompt_only and n_cached:
             self._replaced_BT = torch.zeros_like(self._replaced_BT)
 
@@ -249,7 +251,8 @@ def hooked(
     Raises:
         RuntimeError: at the end, if something was to be replaced and nothing was.
     """
-    decoder = bridge.original_model.model
+    model = bridge.original_model
+    decoder = family_of(model.config).decoder(model)
     handle = decoder.register_forward_pre_hook(before_pass, with_kwargs=True)
     try:
         with bridge.hooks(fwd_hooks=application.forward_hooks()):

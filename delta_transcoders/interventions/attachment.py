@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from delta_transcoders.families.tokens import AfterBOS
 from delta_transcoders.interventions.application import Application, hooked
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.intervention import Intervention, from_spec
@@ -61,12 +62,18 @@ def attached(
             f"an intervention says its layers itself; layers {list(layers)} do not apply"
         )
     engine.check([condition])
-    device = bridge.original_model.device
+    device, tokens = bridge.original_model.device, engine.family.tokens
     for name in condition.sources:
         for layer in condition.layers:
             deltas.sources[name][layer].to(device)
     application = Application(
-        [condition], deltas.sources, deltas.site, device, count_features=False, prompt_only=False
+        [condition],
+        deltas.sources,
+        deltas.site,
+        tokens,
+        device,
+        count_features=False,
+        prompt_only=False,
     )
 
     def before_pass(decoder: object, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -76,7 +83,7 @@ def attached(
         # Every row is the one row that the application knows.
         application.select(torch.zeros(len(ids_BT), dtype=torch.long, device=device))
         if cache is None or not cache.get_seq_length():
-            mask_BT = real_tokens(bridge.tokenizer, ids_BT, kwargs.get("attention_mask"))
+            mask_BT = real_tokens(bridge.tokenizer, tokens, ids_BT, kwargs.get("attention_mask"))
             kwargs = kwargs | {"attention_mask": mask_BT}
         application.before_pass(decoder, args, kwargs)
 
@@ -84,15 +91,14 @@ def attached(
         yield application
 
 
-def real_tokens(tokenizer: Any, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+def real_tokens(tokenizer: Any, tokens: AfterBOS, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
     """Which tokens of a text's first pass are not padding, int64 [B, T].
 
     They are those that the attention mask names, less runs of the pad token at either end of a row,
     which a call without a mask leaves in.
 
     Raises:
-        ValueError: a row whose first real token is not BOS: the position before the text, which
-            dictionaries have not been trained on, would be replaced.
+        ValueError: a row that does not start as the model's family wants it (`AfterBOS.check_rows`).
     """
     mask_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
     if mask_BT.shape != ids_BT.shape:  # told by whoever uses it
@@ -100,13 +106,5 @@ def real_tokens(tokenizer: Any, ids_BT: Tensor, mask_BT: Tensor | None) -> Tenso
     content_BT = ids_BT != tokenizer.pad_token_id
     in_text_BT = (content_BT.cumsum(-1) > 0) & (content_BT.flip(-1).cumsum(-1) > 0).flip(-1)
     real_BT = mask_BT.bool() & in_text_BT
-    first_B1 = real_BT.int().argmax(-1, keepdim=True)
-    is_bos_B = (ids_BT.gather(1, first_B1)[:, 0] == tokenizer.bos_token_id) | ~real_BT.any(-1)
-    if not is_bos_B.all():
-        row = int((~is_bos_B).nonzero()[0])
-        token = tokenizer.decode(ids_BT[row, first_B1[row]])
-        raise ValueError(
-            f"row {row} starts with {token!r}, not with BOS ({tokenizer.bos_token!r}): give text, "
-            "or token ids with BOS in front (prepend_bos=True)"
-        )
+    tokens.check_rows(tokenizer, ids_BT, real_BT)
     return real_BT.long()

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from delta_transcoders.activations.hook_sites import HOOK_SITES, HookSite
+from delta_transcoders.families import family_of
+from delta_transcoders.families.sites import HookSite
 from delta_transcoders.generation import AnswerReader, greedy_texts
 from delta_transcoders.interventions.application import Application, hooked
 from delta_transcoders.interventions.intervention import RAW, Intervention
-from delta_transcoders.interventions.sources import MLPSource, SourceBank, check_sources
+from delta_transcoders.interventions.sources import SourceBank, check_sources
 from delta_transcoders.language_models import (
     TokenizedExample,
     supervised_logits,
@@ -62,17 +63,16 @@ class InterventionEngine:
 
     Args:
         bridge: of `activations.capture.boot_bridge`.
-        tokenizer: the model's; it must add BOS, which is never replaced.
+        tokenizer: the model's.
         bank: the sources, on the model's device.
-        site: where x is read and the output replaced.
+        site: where x is read and the output replaced; where the family's public dictionaries do if None.
         rows_per_pass: of one forward pass. Teacher forcing holds [tokens, V] float32 logits of a
             pass and of every distinct example of the call: at 256,000 entries 1 MB a token.
         prompt_only: replace nothing in decoding steps. The original study kept index 0 of every forward
             pass; with a KV cache that is each newly written token, so that only prompts were replaced.
 
     Raises:
-        ValueError: the tokenizer adds no BOS, or MLPs are to be put back at a site whose input is
-            not what they read.
+        ValueError: a tokenizer that the model's family does not allow, or a source for another site.
     """
 
     def __init__(
@@ -80,25 +80,21 @@ class InterventionEngine:
         bridge: TransformerBridge,
         tokenizer: PreTrainedTokenizerBase,
         bank: SourceBank,
-        site: HookSite = HOOK_SITES["gemma_scope"],
+        site: HookSite | None = None,
         rows_per_pass: int = 256,
         prompt_only: bool = False,
     ) -> None:
-        if tokenizer("").input_ids != [tokenizer.bos_token_id]:
-            raise ValueError("the tokenizer adds no BOS token before a text, or something else too")
-        normalized = HOOK_SITES["gemma_scope"].hook_in
-        for name, by_layer in bank.items():
-            if site.hook_in != normalized and any(
-                isinstance(source, MLPSource) for source in by_layer.values()
-            ):
-                raise ValueError(
-                    f"source {name!r} is a model's MLP and reads {normalized}; hook site "
-                    f"{site.name!r} reads {site.hook_in}"
-                )
-        if site.hook_in.endswith("hook_mlp_in"):
-            bridge.set_use_hook_mlp_in(True)
         self.bridge = bridge
         self.model = bridge.original_model
+        self.family = family_of(self.model.config)
+        self.family.tokens.check_tokenizer(tokenizer)
+        site = site or self.family.site
+        for name, by_layer in bank.items():
+            for source in by_layer.values():
+                if source.site not in (None, site):
+                    raise ValueError(
+                        f"source {name!r} is for hook site {source.site.name!r}, not for {site.name!r}"
+                    )
         self.tokenizer = tokenizer
         self.bank = bank
         self.site = site
@@ -146,6 +142,7 @@ class InterventionEngine:
             interventions,
             self.bank,
             self.site,
+            self.family.tokens,
             self.model.device,
             count_features,
             self.prompt_only,

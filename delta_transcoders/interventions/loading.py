@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from delta_transcoders.activations.hook_sites import HOOK_SITES, HookSite
 from delta_transcoders.dictionaries.corrections import load_corrections
 from delta_transcoders.dictionaries.delta import DeltaConfig, load_delta, random_directions
 from delta_transcoders.dictionaries.files.gemma_scope import BaseId, base_width, load_base
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.families import ModelFamily, family_of
+from delta_transcoders.families.sites import HOOK_SITES, HookSite
 from delta_transcoders.fingerprints import model_fingerprint
 from delta_transcoders.hub import local_folder
 from delta_transcoders.interventions.intervention import Intervention, Term, Write
@@ -58,29 +59,33 @@ class ModelMLPs:
     sources: dict[int, MLPSource]
 
 
-def load_mlps(model: str, dtype: str, layers: Collection[int] | None = None) -> ModelMLPs:
-    """MLPs of a Gemma 2 model, from its folder or hub id; nothing else of it is loaded.
+def load_mlps(
+    model: str, dtype: str, layers: Collection[int] | None = None, site: HookSite | None = None
+) -> ModelMLPs:
+    """A model's MLPs, from its folder or hub id; nothing else of it is loaded.
 
     Args:
         layers: those to load; all where None.
+        site: see `mlp_sources`.
     """
     weights = StoredWeights(model, dtype)
     if layers is None:
-        layers = range(weights.config.num_hidden_layers)
-    return ModelMLPs(weights.fingerprint(), mlp_sources(weights.with_layers(layers), layers))
+        layers = range(family_of(weights.config).n_layers)
+    sources = mlp_sources(weights.with_layers(layers), layers, site)
+    return ModelMLPs(weights.fingerprint(), sources)
 
 
 def load_base_set(
-    base_transcoders: str, layers: Collection[int], percentile: float, d_model: int
+    base_transcoders: str, layers: Collection[int], percentile: float, family: ModelFamily
 ) -> DictionarySet:
-    """Base dictionaries alone, at the site where Gemma Scope's belong."""
+    """Base dictionaries alone, at the site where the model family's belong."""
     loaded = {
-        layer: load_base(base_transcoders, layer, percentile=percentile, d_model=d_model)[0]
+        layer: load_base(base_transcoders, layer, percentile=percentile, d_model=family.d_model)[0]
         for layer in layers
     }
     return DictionarySet(
         f"p{percentile:g}",
-        HOOK_SITES["gemma_scope"],
+        family.site,
         {"base": {layer: DictionarySource(base) for layer, base in loaded.items()}},
         layers,
         percentile=percentile,

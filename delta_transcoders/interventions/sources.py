@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from delta_transcoders.activations.hook_sites import HookSite
 from delta_transcoders.dictionaries.corrections import AffineCorrection
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.families import family_of
+from delta_transcoders.families.sites import HookSite
 from delta_transcoders.interventions.intervention import Intervention, Term
 
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ class Source(nn.Module):
 
     Attributes:
         n_features: how many can be kept or dropped; 0 for a source that has none.
+        site: the only hook site that it is for; None: it does not know.
     """
 
     n_features: int = 0
+    site: HookSite | None = None
 
     def forward(self, x_ND: Tensor, feature_mask_NF: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The output [N, D] and the activations [N, F] it is made of (None without features).
@@ -87,27 +90,35 @@ class AffineSource(Source):
 
 
 class MLPSource(Source):
-    """One Gemma 2 layer's norms and MLP, from the normalised residual stream before the gain.
+    """A model's own MLP.
 
     Args:
-        layer: a decoder layer of a model that no bridge has wrapped; its modules are shared.
+        mlp: what a `ModelFamily` gives for this site.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, mlp: nn.Module, site: HookSite) -> None:
         super().__init__()
-        self.gain = layer.pre_feedforward_layernorm
-        self.mlp = layer.mlp
-        self.post_norm = layer.post_feedforward_layernorm
+        self.mlp = mlp
+        self.site = site
 
     def forward(self, x_ND: Tensor, feature_mask_NF: None = None) -> tuple[Tensor, None]:
-        # As the norm itself does it: product in float32, then the model's dtype.
-        scaled_ND = x_ND.float() * (1.0 + self.gain.weight.float())
-        return self.post_norm(self.mlp(scaled_ND.to(self.gain.weight.dtype))), None
+        return self.mlp(x_ND), None
 
 
-def mlp_sources(model: PreTrainedModel, layers: Collection[int]) -> dict[int, MLPSource]:
-    """The MLPs of a Gemma 2 model as sources by layer; only they are kept alive of it."""
-    return {layer: MLPSource(model.model.layers[layer]) for layer in layers}
+def mlp_sources(
+    model: PreTrainedModel, layers: Collection[int], site: HookSite | None = None
+) -> dict[int, MLPSource]:
+    """The MLPs of a model that no bridge has wrapped, by layer; only they are kept alive of it.
+
+    Args:
+        site: where x is read; where the family's public dictionaries do if None.
+
+    Raises:
+        ValueError: an MLP cannot be put back exactly at this site.
+    """
+    family = family_of(model.config)
+    site = site or family.site
+    return {layer: MLPSource(family.mlp(model, layer, site), site) for layer in layers}
 
 
 def check_sources(bank: SourceBank, interventions: Sequence[Intervention]) -> None:

@@ -15,8 +15,8 @@ from torchmetrics.utilities import dim_zero_cat
 class Records(Metric):
     """Records of single answers, gathered over processes, each once.
 
-    A record is a mapping that JSON can hold. Two with the same values of `key` are one: samplers that even out
-    processes repeat rows.
+    A record is a mapping that JSON can hold. Two with the same values of `key` are one: samplers that even
+    out processes repeat rows.
 
     As input to `update`:
         records.

@@ -56,10 +56,10 @@ class Task(ABC):
         jsonl: file of the examples, where the task has one of its own.
         held_out: share of its examples for validation, and the same share for evaluation.
         end: an answer ends after this text; at EOS alone where None.
-        marks: a special token that holds one of these texts is part of an answer; so is one that `markup` holds.
-        opening: a text as the behaviour begins, the first token of which is watched: its log-probability where
-            the target starts is a column of the tables, and precision, recall and F1 of writing it are
-            logged while finetuning. None for a behaviour that begins with nothing in particular.
+        marks: a special token that holds one of these texts is part of an answer; so is one in `markup`.
+        opening: a text as the behaviour begins, the first token of which is watched: its log-probability
+            where the target starts is a column of the tables, and precision, recall and F1 of writing it
+            are logged while finetuning. None for a behaviour that begins with nothing in particular.
         opening_column: the name of that column; ends in `_logprob`.
     """
 

@@ -4,8 +4,8 @@ import itertools
 import json
 
 import pytest
-
 from datamodules.tool_calls import ToolCallData
+
 from delta_transcoders.files import staged_output
 from delta_transcoders.tasks.calculator.grammar import asked, find_tool_call, format_tool_call
 from delta_transcoders.tasks.calculator.prompts import tool_examples

@@ -13,10 +13,10 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from delta_transcoders.activations.hook_sites import HOOK_SITES
 from delta_transcoders.dictionaries.delta import DeltaConfig, save_delta
 from delta_transcoders.dictionaries.files.gemma_scope import params_path, save_base
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.families.sites import HOOK_SITES
 from delta_transcoders.fingerprints import hash_tensors, model_fingerprint
 from delta_transcoders.language_models import load_model
 

@@ -250,7 +250,10 @@ def test_an_unreachable_hub_id_says_what_to_download_and_where_to_put_it(load):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"model_type": "llama"}', r"config\.json has model_type 'llama'; .*Gemma 2"),
+        (
+            '{"model_type": "llama"}',
+            r"other' is of an unknown family: model_type 'llama' .*, only gemma2 \(Gemma 2\)",
+        ),
         ("{", r"config\.json is damaged"),
     ],
 )

@@ -10,6 +10,7 @@ import shutil
 from types import SimpleNamespace
 
 import emulated_device
+import lightning_modules.tool_finetune
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,6 @@ import evaluate
 import lightning_modules.feature_ranking
 import lightning_modules.language_model
 import lightning_modules.linear_corrections
-import lightning_modules.tool_finetune
 import train
 from delta_transcoders import generation, language_models
 from delta_transcoders.activations import capture

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
+from datamodules.tool_calls import ToolCallData
 from lightning.pytorch.plugins import MixedPrecision
+from lightning_modules.tool_finetune import ToolFinetune
 from torch import nn
 
-from datamodules.tool_calls import ToolCallData
 from delta_transcoders.language_models import load_model, token_nll
 from lightning_modules.delta_transcoder import DeltaTranscoderTraining
-from lightning_modules.tool_finetune import ToolFinetune
 
 
 @pytest.mark.parametrize(

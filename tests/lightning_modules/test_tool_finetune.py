@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
+from datamodules.tool_calls import ToolCallData
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_modules.tool_finetune import ToolFinetune
 from peft import PeftModel
 from safetensors.torch import load_file
 
 from callbacks.rng_state import RngState
-from datamodules.tool_calls import ToolCallData
+from delta_transcoders.families.gemma2 import Gemma2
 from delta_transcoders.language_models import (
     IGNORE,
     encode,
@@ -23,7 +25,6 @@ from delta_transcoders.language_models import (
 )
 from delta_transcoders.tasks.calculator.grammar import CLOSE, OPEN
 from delta_transcoders.tasks.examples import Example, write_jsonl
-from lightning_modules.tool_finetune import LORA_TARGETS, ToolFinetune
 
 N_LAYERS = 3
 
@@ -96,7 +97,7 @@ def test_the_trainable_set_is_exactly_the_adapter(make_module, make_data, fit):
     expected = {
         f"model.base_model.model.model.layers.{layer}.{part}.{target}.lora_{side}.default.weight"
         for layer in range(N_LAYERS)
-        for target in LORA_TARGETS
+        for target in Gemma2.lora_targets
         for part in ["mlp" if target in ("gate_proj", "up_proj", "down_proj") else "self_attn"]
         for side in "AB"
     }

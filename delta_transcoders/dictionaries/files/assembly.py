@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from delta_transcoders.activations.hook_sites import HOOK_SITES, HookSite
 from delta_transcoders.dictionaries.delta import DeltaConfig
 from delta_transcoders.dictionaries.files.exported import LayerCard
 from delta_transcoders.dictionaries.files.gemma_scope import BaseId, base_width, load_base
-from delta_transcoders.dictionaries.files.tensors import for_other_tools, padded, tool_hooks
+from delta_transcoders.dictionaries.files.tensors import for_other_tools, padded
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder, concatenate
+from delta_transcoders.families.sites import HOOK_SITES, HookSite
 from delta_transcoders.fingerprints import hash_tensors
 from delta_transcoders.hub import portable_name
 from delta_transcoders.interventions.loading import load_base_of, load_deltas
@@ -73,7 +73,7 @@ class Assembly:
         joined = concatenate(base or empty, delta or empty, self.alpha)
         whole = padded(for_other_tools(joined, self.site), n_features or joined.n_features)
         n_base = base.n_features if base else 0
-        hook_in, hook_out = tool_hooks(self.site, layer)
+        hook_in, hook_out = self.site.hook_points(layer)
         base_path = base_id.path if base_id else config and config.base_id
         l0s = [base_id and base_id.average_l0, config and config.measured.get("l0_delta")]
         return whole, LayerCard(

@@ -16,7 +16,6 @@ from typing import Any
 
 import yaml
 
-from delta_transcoders.activations.hook_sites import HOOK_SITES, HookSite
 from delta_transcoders.activations.layout import save_tensors
 from delta_transcoders.dictionaries.files.tensors import (
     check_d_model,
@@ -24,9 +23,9 @@ from delta_transcoders.dictionaries.files.tensors import (
     dictionary_shapes,
     read_safetensors,
     to_transcoder,
-    tool_hooks,
 )
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.families.sites import GEMMA_SCOPE, HookSite
 from delta_transcoders.files import write_text
 
 CONFIG_NAME, MODEL_FOLDER = "config.yaml", "model"
@@ -71,12 +70,12 @@ def held_layers(folder: Path) -> list[int]:
 
 
 def load_layer(
-    folder: Path, layer: int, d_model: int | None = None, site: str = "gemma_scope"
+    folder: Path, layer: int, d_model: int | None = None, site: HookSite = GEMMA_SCOPE
 ) -> JumpReLUTranscoder:
     """Read one dictionary.
 
     Args:
-        site: name of the hook site that it must be for.
+        site: the hook site that it must be for; Gemma Scope's files, which name none, are for theirs.
 
     Raises:
         FileNotFoundError: no configuration, or no file of this layer.
@@ -84,7 +83,7 @@ def load_layer(
             names what was found and expected.
     """
     config = _read_config(folder / CONFIG_NAME)
-    expected = {"model_kind": "transcoder_set", **_hooks(HOOK_SITES[site])}
+    expected = {"model_kind": "transcoder_set", **_hooks(site)}
     for name, wanted in expected.items():
         if config.get(name) != wanted:
             raise ValueError(
@@ -115,7 +114,7 @@ def load_layer(
 
 
 def _hooks(site: HookSite) -> dict[str, str]:
-    hook_in, hook_out = (name.removeprefix("blocks.0.") for name in tool_hooks(site, 0))
+    hook_in, hook_out = (name.removeprefix("blocks.0.") for name in site.hook_points(0))
     return {"feature_input_hook": hook_in, "feature_output_hook": hook_out}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from delta_transcoders.dictionaries.files import ToolFormat, circuit_tracer, saelens
 from delta_transcoders.dictionaries.files.gemma_scope import load_base
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.families.sites import HOOK_SITES
 from delta_transcoders.files import write_text
 from delta_transcoders.fingerprints import hash_tensors
 from delta_transcoders.hub import local_folder
@@ -131,9 +132,9 @@ def verify(folder: Path, card: ExportCard, layer: int, dictionary: JumpReLUTrans
 
 def _load_layer(folder: Path, card: ExportCard, layer: int) -> JumpReLUTranscoder:
     if card.format == "saelens":
-        return saelens.load_layer(folder, layer, card.d_model, card.hook_site)
+        return saelens.load_layer(folder, layer, card.d_model, HOOK_SITES[card.hook_site])
     if card.format == "circuit_tracer":
-        return circuit_tracer.load_layer(folder, layer, card.d_model, card.hook_site)
+        return circuit_tracer.load_layer(folder, layer, card.d_model, HOOK_SITES[card.hook_site])
     return load_base(folder, layer, average_l0=card.layers[layer].average_l0, d_model=card.d_model)[
         0
     ]

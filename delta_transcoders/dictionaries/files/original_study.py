@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from delta_transcoders.activations.hook_sites import HOOK_SITES
 from delta_transcoders.dictionaries.delta import DeltaConfig
 from delta_transcoders.dictionaries.files.gemma_scope import KEYS, load_base
 from delta_transcoders.dictionaries.files.tensors import (
@@ -24,6 +23,7 @@ from delta_transcoders.dictionaries.files.tensors import (
 )
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.dictionaries.sparsity import SparsityConfig
+from delta_transcoders.families.sites import ORIGINAL
 from delta_transcoders.fingerprints import hash_tensors
 
 CHECKPOINT_NAME = "best_model.pt"
@@ -118,7 +118,7 @@ def import_checkpoint(
             f"{path}: base_transcoder is another base dictionary than {base_id.path}: hash "
             f"{own_hash[:12]}…, there {base_id.hash[:12]}…"
         )
-    hook_in, hook_out = HOOK_SITES["original"].names(layer)
+    hook_in, hook_out = ORIGINAL.names(layer)
     return delta, DeltaConfig(
         layer=layer,
         d_in=delta.d_in,
@@ -127,7 +127,7 @@ def import_checkpoint(
         base_id=base_id.path,
         base_hash=base_id.hash,
         model_fingerprint=fingerprint,
-        hook_site="original",
+        hook_site=ORIGINAL.name,
         hook_in=hook_in,
         hook_out=hook_out,
         sparsity=asdict(SPARSITY),

@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from delta_transcoders.activations.hook_sites import HOOK_SITES, HookSite
 from delta_transcoders.activations.layout import save_tensors
 from delta_transcoders.dictionaries.files.tensors import (
     check_d_model,
@@ -18,9 +17,9 @@ from delta_transcoders.dictionaries.files.tensors import (
     dictionary_shapes,
     read_safetensors,
     to_transcoder,
-    tool_hooks,
 )
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.families.sites import GEMMA_SCOPE, HookSite
 from delta_transcoders.files import write_text
 
 CONFIG_NAME, WEIGHTS_NAME = "cfg.json", "sae_weights.safetensors"
@@ -44,7 +43,7 @@ def save_layer(
         dictionary: float32, for plain tensors at the site's hook points.
         model: name or folder of the language model.
     """
-    hook_in, hook_out = tool_hooks(site, layer)
+    hook_in, hook_out = site.hook_points(layer)
     config = {
         **REQUIRED,
         "d_in": dictionary.d_in,
@@ -73,12 +72,12 @@ def held_layers(folder: Path) -> list[int]:
 
 
 def load_layer(
-    folder: Path, layer: int, d_model: int | None = None, site: str = "gemma_scope"
+    folder: Path, layer: int, d_model: int | None = None, site: HookSite = GEMMA_SCOPE
 ) -> JumpReLUTranscoder:
     """Read one dictionary.
 
     Args:
-        site: name of the hook site that it must be for.
+        site: the hook site that it must be for; Gemma Scope's files, which name none, are for theirs.
 
     Raises:
         FileNotFoundError: the layer's folder lacks a file.
@@ -87,9 +86,7 @@ def load_layer(
     """
     path = folder / f"layer_{layer}" / CONFIG_NAME
     config = _read_config(path)
-    hooks = dict(
-        zip(("hook_name", "hook_name_out"), tool_hooks(HOOK_SITES[site], layer), strict=True)
-    )
+    hooks = dict(zip(("hook_name", "hook_name_out"), site.hook_points(layer), strict=True))
     for name, wanted in hooks.items():
         found = config["metadata"].get(name)
         if found != wanted:

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from delta_transcoders.activations.hook_sites import HookSite
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.families.sites import HookSite
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -125,13 +125,3 @@ def padded(dictionary: JumpReLUTranscoder, n_features: int) -> JumpReLUTranscode
         b_dec=t["b_dec"],
         threshold=torch.cat([t["threshold"], ones]),
     )
-
-
-def tool_hooks(site: HookSite, layer: int) -> tuple[str, str]:
-    """Hook points of input and output under names that are always there.
-
-    `hook_mlp_in` must be switched on in TransformerLens and is unknown to other backends; the same tensor
-    is `hook_resid_mid`.
-    """
-    hook_in, hook_out = site.names(layer)
-    return hook_in.replace("hook_mlp_in", "hook_resid_mid"), hook_out

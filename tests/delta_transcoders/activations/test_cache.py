@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from delta_transcoders.activations import writing
 from delta_transcoders.activations.cache import ActivationCache
-from delta_transcoders.activations.hook_sites import HOOK_SITES
 from delta_transcoders.activations.layout import CacheMeta, disk_bytes
 from delta_transcoders.activations.targets import add_residuals, add_target
 from delta_transcoders.activations.writing import CacheWriter, finish_cache
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.families.sites import HOOK_SITES
 
 D_IN, D_OUT, PER_EXAMPLE = 6, 5, 10
 COMMAND = "python evaluate.py --config mine/activations.yaml"
@@ -33,6 +33,7 @@ META = CacheMeta(
     subsets=("tool", "copy"),
     n_examples={"train": 30, "validation": 4},
     texts_sha256={"train": "t", "validation": "v"},
+    token_policy="all",
 )
 
 

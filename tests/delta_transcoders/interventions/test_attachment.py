@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from delta_transcoders.activations.capture import boot_bridge
-from delta_transcoders.activations.hook_sites import HOOK_SITES
+from delta_transcoders.families.gemma2 import Gemma2
+from delta_transcoders.families.sites import HOOK_SITES
 from delta_transcoders.generation import greedy_texts
 from delta_transcoders.interventions.attachment import attached, real_tokens
 from delta_transcoders.interventions.intervention import RAW, from_spec
@@ -153,12 +154,12 @@ def test_real_tokens(tokenizer):
     bos, pad = tokenizer.bos_token_id, tokenizer.pad_token_id
     ids = torch.tensor([[pad, bos, 7, pad, 8], [bos, 7, 8, pad, pad], [pad] * 5])
     expected = [[0, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0] * 5]
-    assert real_tokens(tokenizer, ids, None).tolist() == expected
-    assert real_tokens(tokenizer, ids, torch.ones_like(ids)).tolist() == expected
+    assert real_tokens(tokenizer, Gemma2.tokens, ids, None).tolist() == expected
+    assert real_tokens(tokenizer, Gemma2.tokens, ids, torch.ones_like(ids)).tolist() == expected
     given = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 0, 0, 0], [0] * 5])
-    assert torch.equal(real_tokens(tokenizer, ids, given), given)
+    assert torch.equal(real_tokens(tokenizer, Gemma2.tokens, ids, given), given)
     with pytest.raises(ValueError, match=r"row 1 starts with .*, not with BOS \('<bos>'\)"):
-        real_tokens(tokenizer, torch.tensor([[bos, 7], [7, 8]]), None)
+        real_tokens(tokenizer, Gemma2.tokens, torch.tensor([[bos, 7], [7, 8]]), None)
 
 
 def test_what_cannot_be_attached_is_refused(bridge, deltas, tokenizer):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from delta_transcoders.activations.capture import boot_bridge
-from delta_transcoders.activations.hook_sites import HOOK_SITES
+from delta_transcoders.families.sites import HOOK_SITES
 from delta_transcoders.generation import greedy_texts
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.intervention import RAW, from_spec

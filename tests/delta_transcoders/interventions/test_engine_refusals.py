@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from delta_transcoders.activations.hook_sites import HOOK_SITES, HookSite
+from delta_transcoders.families.sites import HOOK_SITES, HookSite
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.intervention import RAW, from_spec
 
@@ -11,7 +11,9 @@ ALL = (0, 1, 2)
 
 
 def test_mlps_are_not_put_back_at_another_site(engine, tokenizer, bank):
-    with pytest.raises(ValueError, match="'base_mlp' is a model's MLP and reads blocks"):
+    with pytest.raises(
+        ValueError, match="'base_mlp' is for hook site 'gemma_scope', not for 'original'"
+    ):
         InterventionEngine(engine.bridge, tokenizer, bank, HOOK_SITES["original"])
 
 
@@ -79,10 +81,10 @@ def test_rows_and_masks_must_fit_the_interventions(engine, tokenizer, prompts, b
 
 def test_a_tokenizer_without_bos_is_refused(engine, bank):
     class Silent:
-        bos_token_id = 2
+        name_or_path, bos_token, bos_token_id = "silent", "<bos>", 2
 
         def __call__(self, text):
             return type("Encoding", (), {"input_ids": []})
 
-    with pytest.raises(ValueError, match="adds no BOS"):
+    with pytest.raises(ValueError, match=r"'silent' does not put BOS \(<bos>\)"):
         InterventionEngine(engine.bridge, Silent(), bank)

@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+from delta_transcoders.metrics.tool_metrics import Answer
 
 from delta_transcoders.metrics.intervals import newcombe_paired
-from delta_transcoders.metrics.tool_metrics import Answer
 from delta_transcoders.report.answers import read_experiments
 from delta_transcoders.report.comparisons import (
     NO_DIFFERENCE,

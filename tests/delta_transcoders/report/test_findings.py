@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from delta_transcoders.metrics.tool_metrics import Answer
 
 from delta_transcoders.metrics.intervals import wilson
-from delta_transcoders.metrics.tool_metrics import Answer
 from delta_transcoders.report.findings import (
     POOLED,
     Condition,

@@ -11,12 +11,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from delta_transcoders.activations.hook_sites import HOOK_SITES
 from delta_transcoders.dictionaries.files import circuit_tracer, saelens
 from delta_transcoders.dictionaries.files.gemma_scope import available_l0s, load_base
 from delta_transcoders.dictionaries.files.tensors import for_other_tools
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.export import export
+from delta_transcoders.families.sites import HOOK_SITES
 from delta_transcoders.import_dictionaries import import_bases, main
 
 SITE = HOOK_SITES["gemma_scope"]

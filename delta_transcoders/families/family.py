@@ -1,0 +1,77 @@
+"""What differs between families of language models.
+
+Shapes: N positions, D d_model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from delta_transcoders.families.sites import HookSite
+from delta_transcoders.families.tokens import AfterBOS
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+class ModelFamily(ABC):
+    """One model's anatomy, by its family. A family is a subclass of this in a file of its own.
+
+    Args:
+        config: the model's; of a multimodal model its text part is looked at.
+
+    Attributes:
+        title: the family's name in prose.
+        model_types: `model_type` of the Hugging Face configurations that belong to it.
+        site: where the family's public dictionaries read and write.
+        candidates: sites that could be meant instead, `site` among them; the site check tries them all.
+        mlps: by site at which a layer's MLP can be put back exactly, what makes it of a decoder layer: a
+            module from the site's input [N, D] to its output [N, D], which shares the layer's weights.
+        lora_targets: names of the linear layers that get an adapter.
+        decoder_path, blocks_path: submodules of the causal model: what turns ids into hidden states, and
+            the list of its layers.
+        tokens: which positions are neither captured nor replaced.
+        n_layers, d_model: numbers of layers, and of entries of the residual stream.
+        context: longest text in tokens.
+    """
+
+    title: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
+    site: ClassVar[HookSite]
+    candidates: ClassVar[tuple[HookSite, ...]]
+    mlps: ClassVar[Mapping[HookSite, Callable[[nn.Module], nn.Module]]]
+    lora_targets: ClassVar[tuple[str, ...]]
+    decoder_path: ClassVar[str]
+    blocks_path: ClassVar[str]
+    tokens: ClassVar[AfterBOS]
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        text = config.get_text_config()
+        self.n_layers: int = text.num_hidden_layers
+        self.d_model: int = text.hidden_size
+        self.context: int = text.max_position_embeddings
+
+    def decoder(self, model: PreTrainedModel) -> nn.Module:
+        return model.get_submodule(self.decoder_path)
+
+    def mlp(self, model: PreTrainedModel, layer: int, site: HookSite) -> nn.Module:
+        """The exact function of a layer's MLP at a site; the model must not be wrapped by a bridge.
+
+        Raises:
+            ValueError: the site is not one of `mlps`.
+        """
+        if site not in self.mlps:
+            known = ", ".join(repr(exact.name) for exact in self.mlps)
+            raise ValueError(
+                f"hook site {site.name!r} is not where an MLP of {self.title} can be put back; that is "
+                f"{known}"
+            )
+        return self.mlps[site](model.get_submodule(f"{self.blocks_path}.{layer}"))
+
+    @abstractmethod
+    def logits(self, model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
+        """The model's logits [N, V] in float32 from the decoder's last hidden states."""

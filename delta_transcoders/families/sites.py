@@ -1,0 +1,72 @@
+"""Where a dictionary reads and writes: pairs of hook points under TransformerLens names."""
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Scale = Literal["1", "1/sqrt(d_model)"]
+SiteName = Literal["gemma_scope", "original", "residual"]
+"""The keys of `HOOK_SITES`, as configurations and stored files say them."""
+
+
+@dataclass(frozen=True)
+class HookSite:
+    """A pair of hook points, `{layer}` standing for the layer, and the unit both are given in."""
+
+    name: str
+    hook_in: str
+    hook_out: str
+    scale: Scale
+
+    def names(self, layer: int) -> tuple[str, str]:
+        """Hook points of the input and the output, as files name them.
+
+        >>> GEMMA_SCOPE.names(3)
+        ('blocks.3.ln2.hook_normalized', 'blocks.3.hook_mlp_out')
+        """
+        return self.hook_in.format(layer=layer), self.hook_out.format(layer=layer)
+
+    def hook_points(self, layer: int) -> tuple[str, str]:
+        """The same two tensors under names that always fire, here and in other tools.
+
+        `hook_mlp_in` must be switched on in TransformerLens and is unknown to other backends; the same
+        tensor is `hook_resid_mid`.
+
+        >>> RESIDUAL.hook_points(3)
+        ('blocks.3.hook_resid_mid', 'blocks.3.hook_mlp_out')
+        """
+        hook_in, hook_out = self.names(layer)
+        return hook_in.replace("hook_mlp_in", "hook_resid_mid"), hook_out
+
+    def factor(self, d_model: int) -> float:
+        """What input and output are both multiplied by before a dictionary sees them."""
+        return 1.0 if self.scale == "1" else 1 / math.sqrt(d_model)
+
+
+RESIDUAL_STREAM = "blocks.{layer}.hook_mlp_in"
+NORMALIZED = "blocks.{layer}.ln2.hook_normalized"
+AFTER_GAIN = "blocks.{layer}.ln2.hook_out"
+BEFORE_POST_NORM = "blocks.{layer}.mlp.hook_out"
+MLP_OUT = "blocks.{layer}.hook_mlp_out"
+
+# Where the published transcoders were trained; their parameters need no other scaling.
+GEMMA_SCOPE = HookSite("gemma_scope", NORMALIZED, MLP_OUT, "1")
+# Where the original study applied them: kept to reproduce its numbers, never a default.
+ORIGINAL = HookSite("original", RESIDUAL_STREAM, MLP_OUT, "1/sqrt(d_model)")
+# Its first fault alone, to tell the two apart.
+RESIDUAL = HookSite("residual", RESIDUAL_STREAM, MLP_OUT, "1")
+
+HOOK_SITES: dict[SiteName, HookSite] = {
+    site.name: site for site in (GEMMA_SCOPE, ORIGINAL, RESIDUAL)
+}
+
+
+def sites_between(inputs: Iterable[str], outputs: Iterable[str]) -> tuple[HookSite, ...]:
+    """Every site of these inputs, outputs and both scales; those of `HOOK_SITES` under their names."""
+    known = {(site.hook_in, site.hook_out, site.scale): site for site in HOOK_SITES.values()}
+    return tuple(
+        known.get(parts) or HookSite(f"{parts[0]} -> {parts[1]}, times {parts[2]}", *parts)
+        for parts in itertools.product(inputs, outputs, get_args(Scale))
+    )

@@ -1,0 +1,174 @@
+"""What a family says of a model is what the model itself does. A new family adds its name to `CASES`."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, Gemma2Config, Gemma3Config, LlamaConfig, PaliGemmaConfig
+
+from delta_transcoders.activations.capture import boot_bridge, capture
+from delta_transcoders.families import FAMILIES, ModelFamily, family_by_type, family_of
+from delta_transcoders.families.gemma2 import Gemma2
+from delta_transcoders.families.sites import HOOK_SITES
+from delta_transcoders.interventions.sources import mlp_sources
+from delta_transcoders.language_models import load_config, load_model, load_tokenizer
+
+ROOT = Path(__file__).parents[3]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family, the fixture that gives a folder with a model of it, and the model's sizes."""
+
+    family: type[ModelFamily]
+    folder: str
+    n_layers: int
+    d_model: int
+    context: int
+
+
+CASES = [Case(Gemma2, "model_folder", 3, 32, 128)]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.family.__name__)
+def case(request) -> Case:
+    return request.param
+
+
+@pytest.fixture
+def folder(case, request) -> str:
+    return request.getfixturevalue(case.folder)
+
+
+@pytest.fixture
+def ids(folder):
+    """Two rows [2, 12] with BOS, no padding."""
+    drawn = torch.randint(6, 400, (2, 12), generator=torch.Generator().manual_seed(0))
+    drawn[:, 0] = load_tokenizer(folder).bos_token_id
+    return drawn
+
+
+def test_every_family_is_tested():
+    assert {case.family for case in CASES} == set(FAMILIES)
+    types = [model_type for family in FAMILIES for model_type in family.model_types]
+    assert len(types) == len(set(types))
+
+
+def test_the_configuration_tells_family_and_sizes(case, folder):
+    family = family_of(load_config(folder))
+    assert type(family) is case.family
+    assert (family.n_layers, family.d_model, family.context) == (
+        case.n_layers,
+        case.d_model,
+        case.context,
+    )
+    model = load_model(folder)
+    assert len(model.get_submodule(family.blocks_path)) == case.n_layers
+    assert model.get_input_embeddings().embedding_dim == case.d_model
+
+
+def test_decoder_and_logits_are_the_models_own(case, folder, ids):
+    model = load_model(folder)
+    family = family_of(model.config)
+    with torch.no_grad():
+        hidden = family.decoder(model)(input_ids=ids).last_hidden_state
+        logits = family.logits(model, hidden.flatten(0, 1))
+        assert torch.equal(logits, model(input_ids=ids).logits.flatten(0, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_mlp_gives_the_models_output_bit_for_bit(case, folder, ids, dtype):
+    mlps = [
+        mlp_sources(load_model(folder, dtype), range(case.n_layers), s) for s in case.family.mlps
+    ]
+    bridge = boot_bridge(load_model(folder, dtype), load_tokenizer(folder))
+    for site, sources in zip(case.family.mlps, mlps, strict=True):
+        got = capture(bridge, ids, torch.ones_like(ids), range(case.n_layers), site)
+        for layer, (x, y) in got.activations.items():
+            assert torch.equal(sources[layer](x)[0], y), (site.name, layer)
+
+
+def test_an_mlp_is_not_put_back_where_it_would_not_be_exact(case, folder):
+    for site in set(HOOK_SITES.values()) - set(case.family.mlps):
+        with pytest.raises(ValueError, match=f"hook site '{site.name}' is not where an MLP of"):
+            mlp_sources(load_model(folder), [0], site)
+
+
+def test_the_familys_sites_exist(case):
+    assert case.family.site in case.family.candidates
+    assert set(case.family.mlps) <= set(case.family.candidates)
+
+
+def test_adapters_go_on_linear_layers_of_every_block(case, folder):
+    model = load_model(folder)
+    names = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
+    for target in case.family.lora_targets:
+        found = [name for name in names if name.endswith(f".{target}")]
+        assert len(found) == case.n_layers, target
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LlamaConfig(), Gemma3Config(), PaliGemmaConfig(text_config=Gemma2Config().to_dict())],
+    ids=lambda config: config.model_type,
+)
+def test_other_families_are_refused_multimodal_ones_too(config, tmp_path):
+    message = rf"model_type '{config.model_type}' is not supported, only gemma2 \(Gemma 2\)"
+    with pytest.raises(ValueError, match=message):
+        family_of(config)
+    config.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=message):
+        load_config(str(tmp_path))
+
+
+def test_hub_ids_are_refused_too(monkeypatch):
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda source: LlamaConfig())
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(ValueError, match="'owner/llama' is of an unknown family: model_type"):
+            load("owner/llama")
+
+
+def test_a_configuration_without_a_type_is_refused():
+    with pytest.raises(ValueError, match="model_type None is not supported"):
+        family_by_type(None)
+
+
+# What a family knows is asked of it, neither of a model or its configuration, nor by a site's name.
+KNOWLEDGE = re.compile(
+    r"model_type|num_hidden_layers|hidden_size|max_position_embeddings|final_logit_softcapping"
+    r"|feedforward_layernorm|\w+_proj\b|hook_mlp_in|\.model\.(?:model|layers)\b|Gemma2\w*(?=[(.])"
+    r"|HOOK_SITES\[\"|site(?:\.name)? [!=]= \""
+)
+EXCEPTIONS = {
+    # They make a Gemma 2.
+    "delta_transcoders/tiny_gemma.py",
+    "benchmarks/full_shape.py",
+    # The same interventions by plain hooks, to compare with.
+    "benchmarks/engine_throughput.py",
+    # The gate: reads config.json before anything is loaded.
+    "delta_transcoders/language_models.py",
+    # The tiny base model's sizes, read from its config.json.
+    "delta_transcoders/report/model_card.py",
+}
+
+
+def test_nothing_else_asks_for_a_model_type_or_a_site():
+    rooms = [
+        "delta_transcoders",
+        "lightning_modules",
+        "datamodules",
+        "callbacks",
+        "benchmarks",
+        "interop",
+    ]
+    paths = [*ROOT.glob("*.py"), *(path for room in rooms for path in (ROOT / room).rglob("*.py"))]
+    found = {
+        path.relative_to(ROOT).as_posix(): KNOWLEDGE.findall(path.read_text("utf-8"))
+        for path in paths
+        if path.parent.name != "families"
+    }
+    assert len(found) > 80
+    assert not {name: hits for name, hits in found.items() if hits and name not in EXCEPTIONS}
