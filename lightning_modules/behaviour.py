@@ -9,6 +9,7 @@ from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from datamodules.evaluation_prompts import PromptRow
+from delta_transcoders.families import family_of
 from delta_transcoders.generation import greedy_texts
 from delta_transcoders.language_models import (
     check_model_source,

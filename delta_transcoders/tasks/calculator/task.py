@@ -1,4 +1,4 @@
-"""The task of the original study: a calculation is answered with a call of a calculator, other lines copied."""
+"""The task of the original study: calculations are answered with calls of a calculator, lines copied."""
 
 from __future__ import annotations
 
