@@ -26,8 +26,8 @@ from typing import NamedTuple
 from delta_transcoders.command import run
 from delta_transcoders.files import write_text
 from delta_transcoders.metrics.intervals import wilson
-from delta_transcoders.report.answers import read_experiments, seed_labels
 from delta_transcoders.report.comparisons import POOLED, difference_rows, split_rows
+from delta_transcoders.report.records import read_experiments, seed_labels
 from delta_transcoders.report.summary import HOLDS_ZERO
 from delta_transcoders.report.tables import read_metrics, write_table
 

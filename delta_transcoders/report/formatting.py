@@ -1,0 +1,76 @@
+"""How numbers are written: six significant digits in CSV files, two or three decimals for readers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+NOT_APPLICABLE = "–"
+HOLDS_ZERO = "~0"
+"""Mark of a difference whose interval holds 0."""
+
+
+def cell_text(value: object) -> str:
+    """As CSV files hold it: numbers with six significant digits, nothing for None.
+
+    >>> [cell_text(value) for value in (0.12345678, 1.0, 12, float("nan"), None, True, "raw")]
+    ['0.123457', '1', '12', 'nan', '', 'true', 'raw']
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return "nan" if math.isnan(value) else f"{value:.6g}"
+    return str(value)
+
+
+def number(value: float | str | None, missing: str = "") -> str:
+    """For readers: three decimals below 1, two from there on; a dash for nan, which does not apply.
+
+    Args:
+        missing: what is written where there is no value (None or an empty cell).
+
+    >>> [number(value) for value in (0.12345, "36.4708", -0.0001, 1, float("nan"), None)]
+    ['0.123', '36.47', '0.000', '1.00', '–', '']
+    """
+    if value is None or value == "":
+        return missing
+    value = float(value)
+    if math.isnan(value):
+        return NOT_APPLICABLE
+    return f"{value:z.2f}" if abs(value) >= 1 else f"{value:z.3f}"
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """
+    >>> interval(0.9, 0.8389, 1.0)
+    '0.900 [0.839, 1.00]'
+    """
+    return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def difference(value: float, low: float, high: float) -> str:
+    """An interval, marked where it holds 0.
+
+    >>> difference(0.01, -0.002, 0.02)
+    '0.010 [-0.002, 0.020] ~0'
+    """
+    mark = f" {HOLDS_ZERO}" if low <= 0 <= high else ""
+    return interval(value, low, high) + mark
+
+
+def table_number(
+    row: Mapping[str, str], column: str, missing: str = "", is_difference: bool = False
+) -> str:
+    """A cell of a table's row, with its interval (`…_ci_low`, `…_ci_high`) where the row has one.
+
+    >>> table_number({"dce": "0.5", "dce_ci_low": "0.25", "dce_ci_high": "0.75"}, "dce")
+    '0.500 [0.250, 0.750]'
+    >>> table_number({"fvu": "nan"}, "fvu"), table_number({}, "fvu", missing="not measured")
+    ('–', 'not measured')
+    """
+    value, low, high = (row.get(f"{column}{end}") for end in ("", "_ci_low", "_ci_high"))
+    if not (value and low and high) or math.isnan(float(value)):
+        return number(value, missing)
+    return (difference if is_difference else interval)(float(value), float(low), float(high))
