@@ -23,7 +23,7 @@ def _table(rows: list[dict[str, str]]) -> str:
 
 def _one_line(text: str) -> str:
     """Prose that a template wraps, as one line: a table's row or a paragraph."""
-    return " ".join(text.split())
+    return " ".join(text.split()) + "\n"
 
 
 def environment(folder: Path = Path(__file__).parent) -> jinja2.Environment:
