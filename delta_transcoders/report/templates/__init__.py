@@ -7,18 +7,9 @@ from pathlib import Path
 
 import jinja2
 
-from delta_transcoders.report import formatting
-
 
 def _base64(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode("ascii")
-
-
-def _table(rows: list[dict[str, str]]) -> str:
-    """A Markdown table; columns are the keys of the first row that has the most of them."""
-    columns = list(max(rows, key=len))
-    lines = [columns, ["---"] * len(columns), *([row.get(c, "") for c in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _one_line(text: str) -> str:
@@ -36,10 +27,5 @@ def environment(folder: Path = Path(__file__).parent) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters |= {
-        "base64": _base64,
-        "markdown_table": _table,
-        "number": formatting.number,
-        "one_line": _one_line,
-    }
+    found.filters |= {"base64": _base64, "one_line": _one_line}
     return found
