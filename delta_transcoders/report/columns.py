@@ -121,8 +121,8 @@ def ranked_measures(names: Iterable[str]) -> list[str]:
 def title(name: str) -> str:
     """A column's name for readers.
 
-    >>> [title(n) for n in ("mean_ce", "exact_copy_rate", "call_logprob", "d_call_logprob")]
-    ['cross-entropy', 'exact copy rate', 'log p(call)', 'Δ log p(call)']
+    >>> [title(n) for n in ("mean_ce", "exact_match_rate", "answer_logprob", "d_answer_logprob")]
+    ['cross-entropy', 'exact match rate', 'log p(answer)', 'Δ log p(answer)']
     """
     if name.startswith("d_"):
         return f"Δ {title(name.removeprefix('d_'))}"

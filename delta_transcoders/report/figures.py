@@ -124,22 +124,10 @@ def effects_by_rank(rows: Sequence[Row]) -> Figure:
 
 def heat_map(rows: Sequence[Row], column: str, heading: str) -> Figure:
     """A column over d_new × percentile, for the summary of a sweep; nan where there is no row."""
-    widths = sorted({int(row["d_new"]) for row in rows})
-    percentiles = sorted({float(row["percentile"]) for row in rows})
-    grid = [
-        [
-            next(
-                (
-                    _number(r, column)
-                    for r in rows
-                    if int(r["d_new"]) == width and float(r["percentile"]) == percentile
-                ),
-                math.nan,
-            )
-            for percentile in percentiles
-        ]
-        for width in widths
-    ]
+    import pandas
+
+    table = pandas.DataFrame(rows).pivot(index="d_new", columns="percentile", values=column)
+    grid, widths, percentiles = table.to_numpy(), table.index, table.columns
     figure, panels = _new(1, 1)
     axes = panels[0][0]
     image = axes.imshow(grid, aspect="auto", cmap="viridis")

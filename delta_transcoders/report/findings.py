@@ -8,17 +8,16 @@ is `docs/findings.md.j2`; what its verdicts rest on is in `docs/findings_conditi
 being written. With `--check` nothing is written: the conditions are tried on the studies, except those about
 experiments that were not run, and one that does not hold ends with an error.
 
-A figure is named, never written, by five words: `exp2a all tool full tool_call_rate` is the folder of an
-experiment within a study, the layers (`-` for raw), the subset, the condition and the column of its
-`metrics.csv`. `full:raw` in place of a condition is a difference and `split:finetuning` a part of the gap
-from raw to no_delta, both as `report.comparisons` has them; `full@32_mlp_difference` tells an experiment's
-dictionaries apart by d_new and target.
+A figure is named by five words, and its number is never written by hand: `exp2a all SUBSET full mean_ce` is
+the folder of an experiment within a study, the layers (`-` for raw), the subset, the condition and the
+column of its `metrics.csv`. `full:raw` in place of a condition is a difference and `split:finetuning` a
+part of the gap from raw to no_delta, both as `report.comparisons` has them; `full@32_mlp_difference` tells
+an experiment's dictionaries apart by d_new and target.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -91,10 +90,10 @@ class Condition(NamedTuple):
 def read_conditions(docs: Path) -> list[Condition]:
     """
     Raises:
-        ValueError: a line with an unknown part, comparison or bound; names it.
+        ValueError: a line with an unknown part or comparison; names it.
     """
     path = docs / "findings_conditions.csv"
-    conditions = [Condition(*line) for line in csv.reader(path.read_text("utf-8").splitlines()[1:])]
+    conditions = [Condition(**row) for row in read_metrics(path)]
     for line, condition in enumerate(conditions, start=2):
         if condition.comparison not in COMPARISONS or condition.part not in Value._fields:
             raise ValueError(

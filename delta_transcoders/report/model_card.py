@@ -49,10 +49,10 @@ class TaskDescription:
     A card says nothing where a field is missing; other fields of the file are left alone.
 
     Attributes:
-        title: what the finetuned model does, to begin a title with: "Calls a calculator".
+        title: what the finetuned model does, to begin a title with: "Declines harmful requests".
         description: whole sentences on what it was finetuned to do.
         subsets: by subset, which examples it holds: "requests in unseen wordings".
-        measures: by measure, when its verdict is true: "the line is repeated to the letter".
+        measures: by measure, when its verdict is true: "the text holds the target".
         tags: the task's own tags for the hub.
         prompt: an example as the tokenizer gets it, with its newline or chat template.
         limitations: whole sentences.

@@ -190,7 +190,7 @@ def top_table(folder: str | Path, top: int) -> str:
     measures, shown = ranked_measures(rows[0]), []
     for row in chosen:
         line = {name: row[name] for name in ("subset", "ablation", "layer", "rank", "feature")}
-        line |= {name: table_number(row, name, is_difference=True) for name in measures}
+        line |= {name: table_number(row, name, is_difference=True, decimals=4) for name in measures}
         line |= {name: number(row[name]) for name in ("mean_activation", "density")}
         shown.append(line)
     return format_table(shown, list(shown[0]))

@@ -107,8 +107,11 @@ def violations(study: Path, expected: dict) -> list[str]:
             if not matching:
                 found.append(f"{table}: no row with {where}")
             for column, (low, high) in ((k, v) for k, v in rule.items() if k != "where"):
+                if column not in rows[0]:
+                    found.append(f"{table}: no column {column}")
+                    continue
                 for row in matching:
-                    if not low <= float(row[column]) <= high:
+                    if not low <= float(row[column] or "nan") <= high:
                         found.append(
                             f"{table} {where}: {column} {row[column]} not in [{low}, {high}]"
                         )

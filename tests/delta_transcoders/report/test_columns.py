@@ -144,5 +144,5 @@ def test_features_are_ranked_by_the_first_measure(tmp_path, ranked_by):
     (stability,) = halves(tmp_path)
     assert stability["n_distinct"] == 2 and stability["spearman"] == 1
     first, second = top_table(tmp_path, 2).splitlines()[1:]
-    assert "-2.00 [-2.30, -1.70]" in first and "0.125 [-0.175, 0.425] ~0" in second
+    assert "-2.000 [-2.300, -1.700]" in first and "0.1250 [-0.1750, 0.4250] ~0" in second
     assert len(effects_by_rank(rows).axes) == 1
