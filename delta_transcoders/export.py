@@ -31,8 +31,7 @@ from delta_transcoders.hub import (
     portable_name,
     push_folder,
 )
-from delta_transcoders.report.card_tables import read_study
-from delta_transcoders.report.model_card import model_card
+from delta_transcoders.report.model_card import model_card, read_study
 
 if TYPE_CHECKING:
     from delta_transcoders.dictionaries.files.assembly import Assembly

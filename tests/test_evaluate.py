@@ -11,7 +11,8 @@ from delta_transcoders.command import run
 from delta_transcoders.generation import greedy_texts
 from delta_transcoders.language_models import encode, load_model, load_tokenizer
 from delta_transcoders.metrics.intervals import wilson
-from delta_transcoders.report.tables import COLUMNS, read_metrics
+from delta_transcoders.report.columns import FIRST, LAST
+from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.tasks.calculator.grammar import find_tool_call, format_tool_call, judge
 from delta_transcoders.tasks.examples import SUBSETS, Example, read_jsonl, write_jsonl
 
@@ -53,7 +54,11 @@ def test_the_table_has_a_row_for_each_condition_and_subset(behaviour):
         "metrics.json",
     ]
     with (behaviour / "metrics.csv").open() as handle:
-        assert next(csv.reader(handle)) == list(COLUMNS)
+        header = next(csv.reader(handle))
+    rates = [f"{measure}_rate" for measure in RATES]
+    assert tuple(header[: len(FIRST) + len(RATES)]) == (*FIRST, *rates)
+    assert tuple(header[-len(LAST) :]) == LAST
+    assert {f"{rate}_ci_{end}" for rate in rates for end in ("low", "high")} < set(header)
     rows = read_metrics(behaviour / "metrics.csv")
     assert [(r["condition"], r["subset"]) for r in rows] == [
         (condition, subset) for condition in CONDITIONS for subset in SUBSETS

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import spearmanr
 
 
 def ranks(effects_F: ArrayLike) -> list[int]:
@@ -38,12 +40,7 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
         raise ValueError(f"need pairs of numbers, got shapes {list(a.shape)} and {list(b.shape)}")
     if len(np.unique(a)) < 2 or len(np.unique(b)) < 2:
         return float("nan")
-    return float(np.corrcoef(_mean_ranks(a), _mean_ranks(b))[0, 1])
-
-
-def _mean_ranks(values: np.ndarray) -> np.ndarray:
-    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts - 1) / 2)[index]
+    return float(spearmanr(a, b).statistic)
 
 
 def split_half(effects_FE: ArrayLike, n_splits: int = 200, seed: int = 0) -> np.ndarray:
@@ -83,20 +80,11 @@ def match_rows(a_FD: ArrayLike, b_GD: ArrayLike) -> tuple[np.ndarray, np.ndarray
     >>> [part.tolist() for part in match_rows([[1.0, 0.0], [0.0, 2.0]], [[0.0, 1.0], [3.0, 0.0]])]
     [[0, 1], [1, 0], [1.0, 1.0]]
     """
-    import networkx
-
     a_FD, b_GD = np.asarray(a_FD, dtype=np.float64), np.asarray(b_GD, dtype=np.float64)
     if a_FD.shape[1] != b_GD.shape[1]:
         raise ValueError(f"rows of width {a_FD.shape[1]} cannot match rows of {b_GD.shape[1]}")
     norms_FG = np.linalg.norm(a_FD, axis=1)[:, None] * np.linalg.norm(b_GD, axis=1)
     products_FG = a_FD @ b_GD.T
     cosine_FG = np.divide(products_FG, norms_FG, out=np.zeros_like(products_FG), where=norms_FG > 0)
-    graph = networkx.Graph()
-    n_a, n_b = cosine_FG.shape
-    graph.add_weighted_edges_from(
-        (a, n_a + b, cosine_FG[a, b]) for a in range(n_a) for b in range(n_b)
-    )
-    pairs = sorted(map(sorted, networkx.max_weight_matching(graph, maxcardinality=True)))
-    index_a = np.array([a for a, _ in pairs], dtype=int)
-    index_b = np.array([b - n_a for _, b in pairs], dtype=int)
+    index_a, index_b = linear_sum_assignment(cosine_FG, maximize=True)
     return index_a, index_b, cosine_FG[index_a, index_b]

@@ -108,9 +108,10 @@ def effect_cells(
         known = [pair for pair in both if None not in pair]
         return [a for a, _ in known], [b for _, b in known]
 
-    estimates = {"dce": _dce(ablated, reference)}
+    estimates = {}
     if opening:
         estimates[f"d_{opening}"] = paired_bootstrap(*pairs(lambda r: r[opening]))
+    estimates["dce"] = _dce(ablated, reference)
     for measure in measures:
         verdicts = pairs(lambda r, measure=measure: r["measures"][measure])
         estimates[f"d_{measure}_rate"] = paired_bootstrap(*verdicts)

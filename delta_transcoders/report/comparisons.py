@@ -17,15 +17,11 @@ from pathlib import Path
 
 from delta_transcoders.command import run
 from delta_transcoders.files import record, write_text
-from delta_transcoders.report.answers import (
-    MEASURES,
-    Column,
-    Experiment,
-    Group,
-    read_experiments,
-)
+from delta_transcoders.report.columns import rates
 from delta_transcoders.report.figures import control_dots, split_per_layer
+from delta_transcoders.report.formatting import interval, number
 from delta_transcoders.report.paired import Sample, pool, sample_contrasts, share
+from delta_transcoders.report.records import Column, Experiment, Group, read_experiments
 from delta_transcoders.report.tables import format_table, write_table
 
 REFERENCES = ("raw", "no_delta", "full")
@@ -56,13 +52,6 @@ DIFFERENCE_COLUMNS = (
     *ESTIMATE,
 )
 SPLIT_COLUMNS = (*Group._fields, "subset", "measure", "part", *ESTIMATE)
-SPLIT_FIGURE = {
-    "mean_ce": "cross-entropy",
-    "mean_kl": "KL to raw",
-    "call_logprob": "log p(call)",
-    "tool_call_rate": "tool call rate",
-}
-CONTROL_FIGURE = {k: SPLIT_FIGURE[k] for k in ("tool_call_rate", "mean_ce")}
 
 
 def difference_rows(experiments: Sequence[Experiment]) -> list[dict]:
@@ -154,7 +143,7 @@ def _estimate_rows(
     labels: dict[str, str], experiments: Sequence[Experiment], samples: Sequence[Sample | None]
 ) -> list[dict]:
     """A row for all seeds (the first sample) and, where there are several, one for each."""
-    m = list(MEASURES).index(labels["measure"])
+    m = experiments[0].measures.index(labels["measure"])
     counts = [int((e.weights[labels["subset"]][m] > 0).sum()) for e in experiments]
     seeds = [sample.estimate if sample else float("nan") for sample in samples[1:]]
     defined = None not in samples[1:]
@@ -214,11 +203,10 @@ def _cell(rows: Sequence[dict]) -> str:
     pooled, *seeds = rows
     text = UNDEFINED
     if pooled["verdict"] != UNDEFINED:
-        shown = (
-            NO_DIFFERENCE if pooled["verdict"] == NO_DIFFERENCE else f"{pooled['estimate']:z.3f}"
-        )
-        text = f"{shown} [{pooled['ci_low']:z.3f}, {pooled['ci_high']:z.3f}]"
-    singly = " ".join(f"{row['estimate']:z.3f}" for row in seeds)
+        text = interval(*(pooled[key] for key in ("estimate", "ci_low", "ci_high")))
+        if pooled["verdict"] == NO_DIFFERENCE:
+            text = f"{NO_DIFFERENCE} {text.partition(' ')[2]}"
+    singly = " ".join(number(row["estimate"]) for row in seeds)
     title = f"{DISAGREEMENT}:" if pooled["verdict"] == DISAGREEMENT else "seeds"
     return f"{text} ({title} {singly})" if seeds else text
 
@@ -240,7 +228,7 @@ def write_comparisons(folders: Sequence[str | Path], out: str | Path) -> str:
     """Compare the conditions of folders, one per seed; writes the files and returns what is printed.
 
     Raises:
-        FileNotFoundError, ValueError: see `answers.read_experiments`.
+        FileNotFoundError, ValueError: see `records.read_experiments`.
     """
     experiments = read_experiments(folders)
     out = Path(out)
@@ -248,13 +236,14 @@ def write_comparisons(folders: Sequence[str | Path], out: str | Path) -> str:
     split, skipped = split_rows(experiments)
     write_table(out / "differences.csv", DIFFERENCE_COLUMNS, differences)
     write_table(out / "split.csv", SPLIT_COLUMNS, split)
+    measures = experiments[0].measures
     dictionaries = ("d_new", "percentile", "target")
     figures = {}
     shown = [r for r in differences if (r["layer"], r["reference"]) == ("all", "no_delta")]
     for of, mine in _by(shown, dictionaries).items():
-        figures["controls", of] = control_dots(mine, CONTROL_FIGURE, POOLED)
+        figures["controls", of] = control_dots(mine, [*rates(measures), "mean_ce"], POOLED)
     for of, mine in _by(split, dictionaries).items():
-        figures["split_per_layer", of] = split_per_layer(mine, SPLIT_FIGURE, POOLED)
+        figures["split_per_layer", of] = split_per_layer(mine, measures, POOLED)
     several = len({of for _, of in figures}) > 1
     for (name, of), figure in figures.items():
         parts = [name, *filter(None, of)] if several else [name]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from delta_transcoders.metrics import RATES
+from delta_transcoders.report.columns import ranked_measures, rates, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RATE_TITLES = {rate: rate.replace("_", " ") for rate in RATES}
 Row = dict[str, object]
 
 
@@ -49,19 +48,19 @@ def _with_intervals(axes: Axes, x: Sequence[float], rows: Sequence[Row], column:
 
 
 def _off_where_empty(axes: Axes, rows: Sequence[Row], column: str) -> None:
-    """No frame where a column does not apply, as exact copies of requests."""
+    """No frame where a column does not apply to a subset."""
     if all(math.isnan(_number(row, column)) for row in rows):
         axes.set_axis_off()
 
 
-def per_layer(rows: Sequence[Row], columns: dict[str, str]) -> Figure:
+def per_layer(rows: Sequence[Row], columns: Sequence[str]) -> Figure:
     """Columns against the layers that were replaced, a panel per column and subset, a line per condition.
 
     A horizontal line is raw.
     """
     subsets = _ordered([row["subset"] for row in rows])
     figure, panels = _new(len(columns), len(subsets))
-    for (column, title), line in zip(columns.items(), panels, strict=True):
+    for column, line in zip(columns, panels, strict=True):
         for subset, axes in zip(subsets, line, strict=True):
             chosen = [row for row in rows if row["subset"] == subset]
             layers = _ordered([row["layer"] for row in chosen if row["layer"] != ""])
@@ -73,19 +72,19 @@ def per_layer(rows: Sequence[Row], columns: dict[str, str]) -> Figure:
                 x = [layers.index(row["layer"]) for row in points]
                 _with_intervals(axes, x, points, column, str(condition))
             axes.set_xticks(range(len(layers)), layers, fontsize=8)
-            axes.set_title(f"{subset}: {title}", fontsize=9)
+            axes.set_title(f"{subset}: {title(column)}", fontsize=9)
             axes.set_xlabel("layers replaced", fontsize=8)
             _off_where_empty(axes, chosen, column)
     panels[0][0].legend(fontsize=7)
     return figure
 
 
-def dose_response(rows: Sequence[Row], columns: dict[str, str]) -> Figure:
+def dose_response(rows: Sequence[Row], columns: Sequence[str]) -> Figure:
     """Columns against α, a panel per column and subset, a line per group of layers."""
     swept = [row for row in rows if row.get("alpha") not in (None, "")]
     subsets = _ordered([row["subset"] for row in swept])
     figure, panels = _new(len(columns), len(subsets))
-    for (column, title), line in zip(columns.items(), panels, strict=True):
+    for column, line in zip(columns, panels, strict=True):
         for subset, axes in zip(subsets, line, strict=True):
             chosen = [row for row in swept if row["subset"] == subset]
             for layer in _ordered([row["layer"] for row in chosen]):
@@ -95,7 +94,7 @@ def dose_response(rows: Sequence[Row], columns: dict[str, str]) -> Figure:
                 )
                 alphas = [float(row["alpha"]) for row in points]
                 _with_intervals(axes, alphas, points, column, f"layers {layer}")
-            axes.set_title(f"{subset}: {title}", fontsize=9)
+            axes.set_title(f"{subset}: {title(column)}", fontsize=9)
             axes.set_xlabel("α", fontsize=8)
             _off_where_empty(axes, chosen, column)
     panels[0][0].legend(fontsize=7)
@@ -103,7 +102,9 @@ def dose_response(rows: Sequence[Row], columns: dict[str, str]) -> Figure:
 
 
 def effects_by_rank(rows: Sequence[Row]) -> Figure:
-    """A feature ranking: change of log p(call) against rank, a line of panels per layer, one per subset."""
+    """A feature ranking: the change that features are ranked by against rank, a line of panels per layer, one
+    per subset."""
+    effect = ranked_measures(rows[0])[0]
     layers, subsets = (_ordered([row[name] for row in rows]) for name in ("layer", "subset"))
     figure, panels = _new(len(layers), len(subsets))
     for layer, line in zip(layers, panels, strict=True):
@@ -113,32 +114,20 @@ def effects_by_rank(rows: Sequence[Row]) -> Figure:
                 points = [row for row in chosen if row["ablation"] == ablation]
                 points.sort(key=lambda row: _number(row, "rank"))
                 x = [_number(row, "rank") for row in points]
-                _with_intervals(axes, x, points, "d_call_logprob", str(ablation))
+                _with_intervals(axes, x, points, effect, str(ablation))
             axes.axhline(0.0, color="gray", lw=0.8, ls="--")
-            axes.set_title(f"layer {layer}, {subset}: Δ log p(call)", fontsize=9)
+            axes.set_title(f"layer {layer}, {subset}: {title(effect)}", fontsize=9)
             axes.set_xlabel("rank of the feature", fontsize=8)
     panels[0][0].legend(fontsize=7)
     return figure
 
 
-def heat_map(rows: Sequence[Row], column: str, title: str) -> Figure:
+def heat_map(rows: Sequence[Row], column: str, heading: str) -> Figure:
     """A column over d_new × percentile, for the summary of a sweep; nan where there is no row."""
-    widths = sorted({int(row["d_new"]) for row in rows})
-    percentiles = sorted({float(row["percentile"]) for row in rows})
-    grid = [
-        [
-            next(
-                (
-                    _number(r, column)
-                    for r in rows
-                    if int(r["d_new"]) == width and float(r["percentile"]) == percentile
-                ),
-                math.nan,
-            )
-            for percentile in percentiles
-        ]
-        for width in widths
-    ]
+    import pandas
+
+    table = pandas.DataFrame(rows).pivot(index="d_new", columns="percentile", values=column)
+    grid, widths, percentiles = table.to_numpy(), table.index, table.columns
     figure, panels = _new(1, 1)
     axes = panels[0][0]
     image = axes.imshow(grid, aspect="auto", cmap="viridis")
@@ -149,12 +138,12 @@ def heat_map(rows: Sequence[Row], column: str, title: str) -> Figure:
     axes.set_yticks(range(len(widths)), widths)
     axes.set_xlabel("percentile")
     axes.set_ylabel("d_new")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(heading, fontsize=9)
     figure.colorbar(image)
     return figure
 
 
-def split_per_layer(rows: Sequence[Row], measures: dict[str, str], pooled: str) -> Figure:
+def split_per_layer(rows: Sequence[Row], measures: Sequence[str], pooled: str) -> Figure:
     """Finetuning's part and the dictionary's own error of the gap to raw, as `split.csv` has them.
 
     A panel per measure and subset, a pair of bars per group of layers, a diamond for the whole gap;
@@ -164,9 +153,12 @@ def split_per_layer(rows: Sequence[Row], measures: dict[str, str], pooled: str) 
     subsets = _ordered([row["subset"] for row in rows])
     layers = _ordered([row["layer"] for row in rows])
     figure, panels = _new(len(measures), len(subsets))
-    for (measure, title), line in zip(measures.items(), panels, strict=True):
+    for measure, line in zip(measures, panels, strict=True):
         for subset, axes in zip(subsets, line, strict=True):
             chosen = [r for r in rows if (r["subset"], r["measure"]) == (subset, measure)]
+            if not chosen:  # the measure does not apply to the subset
+                axes.set_axis_off()
+                continue
             for part, (shift, color) in (parts | {"total": (0.0, "black")}).items():
                 points = [r for r in chosen if (r["part"], r["seed"]) == (part, pooled)]
                 x = [layers.index(r["layer"]) + shift for r in points]
@@ -181,13 +173,13 @@ def split_per_layer(rows: Sequence[Row], measures: dict[str, str], pooled: str) 
                 axes.plot(x, [r["estimate"] for r in singly], ".", color="dimgray", ms=4)
             axes.axhline(0, color="gray", lw=0.8)
             axes.set_xticks(range(len(layers)), layers, fontsize=8)
-            axes.set_title(f"{subset}: Δ {title}, no_delta − raw", fontsize=9)
+            axes.set_title(f"{subset}: Δ {title(measure)}, no_delta − raw", fontsize=9)
             axes.set_xlabel("layers replaced", fontsize=8)
     panels[0][0].legend(fontsize=7)
     return figure
 
 
-def control_dots(rows: Sequence[Row], measures: dict[str, str], pooled: str) -> Figure:
+def control_dots(rows: Sequence[Row], measures: Sequence[str], pooled: str) -> Figure:
     """Differences to one reference for one group of layers, as `differences.csv` has them.
 
     A panel per measure and subset, a line per condition; whiskers for the rows whose seed is `pooled`,
@@ -196,9 +188,12 @@ def control_dots(rows: Sequence[Row], measures: dict[str, str], pooled: str) -> 
     subsets = _ordered([row["subset"] for row in rows])
     conditions = _ordered([row["condition"] for row in rows])
     figure, panels = _new(len(measures), len(subsets))
-    for (measure, title), line in zip(measures.items(), panels, strict=True):
+    for measure, line in zip(measures, panels, strict=True):
         for subset, axes in zip(subsets, line, strict=True):
             mine = [r for r in rows if (r["subset"], r["measure"]) == (subset, measure)]
+            if not mine:
+                axes.set_axis_off()
+                continue
             singly = [r for r in mine if r["seed"] != pooled]
             y = [conditions.index(r["condition"]) + 0.25 for r in singly]
             axes.plot([r["estimate"] for r in singly], y, ".", color="dimgray", ms=4)
@@ -210,7 +205,7 @@ def control_dots(rows: Sequence[Row], measures: dict[str, str], pooled: str) -> 
             axes.set_yticks(range(len(conditions)), conditions, fontsize=7)
             axes.invert_yaxis()
             axes.tick_params(axis="x", labelsize=7)
-            axes.set_title(f"{subset}: Δ {title} to {rows[0]['reference']}", fontsize=9)
+            axes.set_title(f"{subset}: Δ {title(measure)} to {rows[0]['reference']}", fontsize=9)
     return figure
 
 
@@ -223,26 +218,23 @@ def _whiskers(rows: Sequence[Row]) -> list[list[float]]:
 
 def experiment_figures(rows: Sequence[Row]) -> dict[str, Figure]:
     """The figures that an experiment's rows allow, by name."""
-    figures: dict[str, Callable[[], Figure]] = {}
-    swept = any(row.get("alpha") not in (None, "") for row in rows)
-    generated = any(not math.isnan(_number(row, "tool_call_rate")) for row in rows)
-    measures = {"mean_ce": "cross-entropy"} | (RATE_TITLES if generated else {})
-    if swept:
-        figures["dose_response"] = lambda: dose_response(rows, measures)
+    figures: dict[str, Figure] = {}
+    names = dict.fromkeys(name for row in rows for name in row)
+
+    def measured(name: str) -> list[Row]:
+        return [row for row in rows if not math.isnan(_number(row, name))]
+
+    of_rates = [rate for rate in rates(names) if measured(rate)]
+    if measured("alpha"):
+        figures["dose_response"] = dose_response(rows, ["mean_ce", *of_rates])
     else:
-        figures["dce_per_layer"] = lambda: per_layer(rows, {"dce": "ΔCE to raw"})
-        if generated:
-            figures["rates_per_layer"] = lambda: per_layer(rows, RATE_TITLES)
-        figures["activations_per_layer"] = lambda: per_layer(
-            rows, {"mean_abs_base_acts": "Σ|a| base", "mean_abs_delta_acts": "Σ|a| delta"}
-        )
-    if any(not math.isnan(_number(row, "fvu")) for row in rows):
-        figures["reconstruction_per_layer"] = lambda: per_layer(
-            rows, {"fvu": "FVU", "mean_cos": "cosine", "mean_l2": "relative L2"}
-        )
-    if any(not math.isnan(_number(row, "finetune_share")) for row in rows):
-        shares = [row for row in rows if not math.isnan(_number(row, "finetune_share"))]
-        figures["finetune_share_per_layer"] = lambda: per_layer(
-            shares, {"finetune_share": "finetuning's share of the repair"}
-        )
-    return {name: draw() for name, draw in figures.items()}
+        figures["dce_per_layer"] = per_layer(rows, ["dce"])
+        if of_rates:
+            figures["rates_per_layer"] = per_layer(rows, of_rates)
+        activations = ["mean_abs_base_acts", "mean_abs_delta_acts"]
+        figures["activations_per_layer"] = per_layer(rows, activations)
+    if measured("fvu"):
+        figures["reconstruction_per_layer"] = per_layer(rows, ["fvu", "mean_cos", "mean_l2"])
+    if shares := measured("finetune_share"):
+        figures["finetune_share_per_layer"] = per_layer(shares, ["finetune_share"])
+    return figures

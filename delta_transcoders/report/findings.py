@@ -1,24 +1,25 @@
-"""The original study's claims and our numbers: `python -m delta_transcoders.report.findings STUDY ...`.
+"""The original study's claims and our numbers: `python -m delta_transcoders.report.findings [STUDY ...]`.
 
-Reads `docs/findings.yaml`: claims, what is said of them, and the conditions that each verdict rests on. A
-figure in it is named, not written: `{exp2a all tool full tool_call_rate}` is the folder of an experiment
-within a study, the layers (`-` for raw), the subset, the condition and the column of its `metrics.csv`.
-`full:raw` in place of a condition is a difference and `split:finetuning` a part of the gap from raw to
-no_delta, both as `report.comparisons` has them; `full@32_mlp_difference` tells apart an experiment's
-dictionaries by d_new and target.
+Each STUDY is one seed of the pipeline: their figures are written to `docs/findings.csv`, each per seed and
+pooled. From that file alone `docs/FINDINGS.md` is rendered, also where no STUDY is given. The page's template
+is `docs/findings.md.j2`; what its verdicts rest on is in `docs/findings_conditions.csv`: a `figure`, its
+`part` (`value`, which must hold in every seed, or an end of the pooled interval, `low` or `high`), a
+`comparison` and a `bound`, a number or another figure. A condition that does not hold stops the page from
+being written. With `--check` nothing is written: the conditions are tried on the studies, except those about
+experiments that were not run, and one that does not hold ends with an error.
 
-Each STUDY is one seed of the pipeline. Writes `docs/findings.csv`, every figure per seed and pooled, and
-`docs/FINDINGS.md`. With `--check` nothing is written: the conditions are tried on the studies, those about
-experiments that were not run aside, and one that does not hold ends with an error.
+A figure is named by five words, and its number is never written by hand: `exp2a all SUBSET full mean_ce` is
+the folder of an experiment within a study, the layers (`-` for raw), the subset, the condition and the
+column of its `metrics.csv`. `full:raw` in place of a condition is a difference and `split:finetuning` a
+part of the gap from raw to no_delta, both as `report.comparisons` has them; `full@32_mlp_difference` tells
+an experiment's dictionaries apart by d_new and target.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import operator
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,15 +27,16 @@ from typing import NamedTuple
 from delta_transcoders.command import run
 from delta_transcoders.files import write_text
 from delta_transcoders.metrics.intervals import wilson
-from delta_transcoders.report.answers import read_experiments, seed_labels
+from delta_transcoders.report.columns import count, rates
 from delta_transcoders.report.comparisons import POOLED, difference_rows, split_rows
-from delta_transcoders.report.summary import HOLDS_ZERO
+from delta_transcoders.report.formatting import difference, interval, number
+from delta_transcoders.report.records import read_experiments, seed_labels
 from delta_transcoders.report.tables import read_metrics, write_table
+from delta_transcoders.report.templates import environment
 
 DOCS = Path("docs")
 CSV_COLUMNS = ("figure", "seed", "value", "low", "high")
-_FIGURE = re.compile(r"\{([^{}]+)\}")
-_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
     "<": operator.lt,
@@ -53,56 +55,52 @@ class Value(NamedTuple):
     low: float
     high: float
 
-    @property
-    def holds_zero(self) -> bool:
-        return self.low <= 0 <= self.high
-
 
 Figures = Mapping[str, Mapping[str, Value]]
 """By name, then by seed, `pooled` among them."""
 
 
-class _Name(NamedTuple):
-    """The parts of a figure's name."""
+class Condition(NamedTuple):
+    """A line of `findings_conditions.csv`; see the module."""
 
-    table: str
-    layer: str
-    subset: str
-    condition: str
-    against: str
-    """What the condition is compared with (of `split`: which part); empty for a plain figure."""
-    dictionaries: str
-    column: str
+    claim: str
+    figure: str
+    part: str
+    comparison: str
+    bound: str
 
-    @classmethod
-    def parse(cls, text: str) -> _Name:
-        parts = text.split()
-        if len(parts) != 5:
+    @property
+    def figures(self) -> list[str]:
+        return [self.figure, *([self.bound] if " " in self.bound else [])]
+
+    def broken(self, figures: Figures) -> list[str]:
+        """What was found instead, for each seed (or `pooled`) in which it does not hold."""
+        found = []
+        for seed in figures[self.figure] if self.part == "value" else [POOLED]:
+            value = getattr(figures[self.figure][seed], self.part)
+            bound = figures[self.bound][seed].value if " " in self.bound else float(self.bound)
+            if not COMPARISONS[self.comparison](value, bound):
+                found.append(
+                    f"claim {self.claim}: {self.figure} is {number(value)} ({self.part}, {seed}), not "
+                    f"{self.comparison} {self.bound}"
+                )
+        return found
+
+
+def read_conditions(docs: Path) -> list[Condition]:
+    """
+    Raises:
+        ValueError: a line with an unknown part or comparison; names it.
+    """
+    path = docs / "findings_conditions.csv"
+    conditions = [Condition(**row) for row in read_metrics(path)]
+    for line, condition in enumerate(conditions, start=2):
+        if condition.comparison not in COMPARISONS or condition.part not in Value._fields:
             raise ValueError(
-                f"figure {{{text}}}: expected experiment, layers, subset, condition and column"
+                f"{path}, line {line}: need a part of {', '.join(Value._fields)} and a comparison of "
+                f"{' '.join(COMPARISONS)}, got {condition.part!r} and {condition.comparison!r}"
             )
-        table, layer, subset, condition, column = parts
-        condition, _, dictionaries = condition.partition("@")
-        condition, _, against = condition.partition(":")
-        layer = "" if layer == "-" else layer
-        return cls(table, layer, subset, condition, against, dictionaries, column)
-
-    def chosen(self, rows: Iterable[dict], **where: str) -> dict:
-        """The only row of that name.
-
-        Raises:
-            ValueError: there is none, or more than one.
-        """
-        wanted = {"layer": self.layer, "subset": self.subset} | where
-        found = [
-            row
-            for row in rows
-            if all(row[key] == value for key, value in wanted.items())
-            and self.dictionaries in ("", f"{row['d_new']}_{row['target']}")
-        ]
-        if len(found) != 1:
-            raise ValueError(f"{len(found)} rows, not one, are {' '.join(filter(None, self))}")
-        return found[0]
+    return conditions
 
 
 class Studies:
@@ -114,202 +112,127 @@ class Studies:
         self._levels: dict[str, list[list[dict]]] = {}
         self._compared: dict[str, tuple[list[dict], list[dict]]] = {}
 
-    def has(self, table: str) -> bool:
+    def has(self, figure: str) -> bool:
+        table = figure.split()[0]
         return all((folder / table / "metrics.csv").is_file() for folder in self.folders)
 
-    def figure(self, text: str) -> dict[str, Value]:
+    def figure(self, name: str) -> dict[str, Value]:
         """By seed and pooled.
 
         Raises:
             FileNotFoundError: a study without that experiment.
             ValueError: a name that no row has, or several.
         """
-        name = _Name.parse(text)
-        return self._difference(name) if name.against else self._level(name)
-
-    def _level(self, name: _Name) -> dict[str, Value]:
-        if name.table not in self._levels:
-            self._levels[name.table] = [
-                read_metrics(folder / name.table / "metrics.csv") for folder in self.folders
-            ]
-        rows = [name.chosen(table, condition=name.condition) for table in self._levels[name.table]]
-        if name.column not in rows[0] or rows[0][name.column] == "":
-            raise ValueError(f"{name.table} has no {name.column} of {name.condition}")
-        values = [float(row[name.column]) for row in rows]
-        seeds = {
-            seed: Value(
-                value,
-                *(float(row.get(f"{name.column}_ci_{end}") or value) for end in ("low", "high")),
+        words = name.split()
+        if len(words) != 5:
+            raise ValueError(
+                f"figure {name!r}: expected experiment, layers, subset, condition and column"
             )
-            for seed, value, row in zip(self.seeds, values, rows, strict=True)
-        }
-        if len(rows) == 1:
-            (pooled,) = seeds.values()
-        elif name.column.endswith("_rate") and not math.isnan(sum(values)):
-            n = [int(row["n_examples"]) for row in rows]
-            hits = sum(round(v * k) for v, k in zip(values, n, strict=True))
-            pooled = Value(hits / sum(n), *wilson(hits, sum(n)))
-        else:
-            pooled = Value(sum(values) / len(values), min(values), max(values))
-        return {POOLED: pooled} | seeds
+        table, layer, subset, condition, column = words
+        condition, _, dictionaries = condition.partition("@")
+        condition, _, against = condition.partition(":")
 
-    def _difference(self, name: _Name) -> dict[str, Value]:
-        if name.table not in self._compared:
-            experiments = read_experiments([folder / name.table for folder in self.folders])
-            self._compared[name.table] = difference_rows(experiments), split_rows(experiments)[0]
-        differences, split = self._compared[name.table]
-        if name.condition == "split":
-            rows, where = split, {"part": name.against}
-        else:
-            rows, where = differences, {"condition": name.condition, "reference": name.against}
-        where["measure"] = name.column
-        found = {}
-        for seed in dict.fromkeys(row["seed"] for row in rows):
-            row = name.chosen(rows, seed=seed, **where)
-            found[seed] = Value(row["estimate"], row["ci_low"], row["ci_high"])
-        return found | ({self.seeds[0]: found[POOLED]} if len(self.seeds) == 1 else {})
+        def only(rows: Iterable[dict], **where: str) -> dict:
+            where |= {"layer": layer.replace("-", ""), "subset": subset}
+            found = [
+                row
+                for row in rows
+                if all(row[key] == value for key, value in where.items())
+                and dictionaries in ("", f"{row['d_new']}_{row['target']}")
+            ]
+            if len(found) != 1:
+                raise ValueError(f"{len(found)} rows, not one, are {name}")
+            return found[0]
 
+        if against:
+            differences, split = self._comparisons(table)
+            if condition == "split":
+                rows, where = split, {"part": against}
+            else:
+                rows, where = differences, {"condition": condition, "reference": against}
+            values = {}
+            for seed in dict.fromkeys(row["seed"] for row in rows):
+                row = only(rows, seed=seed, measure=column, **where)
+                values[seed] = Value(row["estimate"], row["ci_low"], row["ci_high"])
+            return values if len(self.seeds) > 1 else values | {self.seeds[0]: values[POOLED]}
+        rows = [only(rows, condition=condition) for rows in self._tables(table)]
+        if rows[0].get(column, "") == "":
+            raise ValueError(f"{table} has no {column} of {condition}")
+        values = {seed: _level(row, column) for seed, row in zip(self.seeds, rows, strict=True)}
+        return {POOLED: _pooled(rows, column, list(values.values()), name), **values}
 
-class Condition(NamedTuple):
-    """`FIGURE >= BOUND`, the bound a number or another figure; `FIGURE.low` is an end of its interval."""
+    def _tables(self, table: str) -> list[list[dict]]:
+        if table not in self._levels:
+            paths = [folder / table / "metrics.csv" for folder in self.folders]
+            self._levels[table] = [read_metrics(path) for path in paths]
+        return self._levels[table]
 
-    figure: str
-    part: str
-    comparison: str
-    bound: float | str
-
-    @classmethod
-    def parse(cls, text: str) -> Condition:
-        """
-        >>> Condition.parse("exp2a all tool full tool_call_rate.low >= 0.9")
-        Condition(figure='exp2a all tool full tool_call_rate', part='low', comparison='>=', bound=0.9)
-        """
-        words = text.split()
-        at = next((i for i, word in enumerate(words) if word in _COMPARISONS), None)
-        if at is None:
-            raise ValueError(f"condition {text!r}: expected one of {' '.join(_COMPARISONS)}")
-        figure, bound, part = " ".join(words[:at]), " ".join(words[at + 1 :]), "value"
-        if figure.endswith((".low", ".high")):
-            figure, _, part = figure.rpartition(".")
-        is_figure = len(bound.split()) > 1
-        return cls(figure, part, words[at], bound if is_figure else float(bound))
-
-    @property
-    def figures(self) -> list[str]:
-        return [self.figure, *([self.bound] if isinstance(self.bound, str) else [])]
-
-    def broken_in(self, figures: Figures) -> list[str]:
-        """The seeds (or `pooled`) in which it does not hold; an end of an interval is tried pooled alone."""
-        seeds = list(figures[self.figure]) if self.part == "value" else [POOLED]
-        broken = []
-        for seed in seeds:
-            value = getattr(figures[self.figure][seed], self.part)
-            bound = self.bound if isinstance(self.bound, float) else figures[self.bound][seed].value
-            if not _COMPARISONS[self.comparison](value, bound):
-                broken.append(seed)
-        return broken
+    def _comparisons(self, table: str) -> tuple[list[dict], list[dict]]:
+        if table not in self._compared:
+            experiments = read_experiments([folder / table for folder in self.folders])
+            self._compared[table] = difference_rows(experiments), split_rows(experiments)[0]
+        return self._compared[table]
 
 
-def read_document(path: Path) -> dict:
-    """`findings.yaml`: `title`, `introduction`, `claims` (`claim`, `right_site`, `original_site`,
-    `controls`, `verdict`, `conditions`) and `tables` (`title`, `text`, `header`, `each`, `row`). A
-    table gets `rows`: its `row` for every combination of the items of `each`'s lists, $1, $2, … being
-    the words of a combination.
-    """
-    import yaml
-
-    document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for table in document["tables"]:
-        words = [" ".join(map(str, items)).split() for items in itertools.product(*table["each"])]
-        table["rows"] = [[_substituted(cell, of_row) for cell in table["row"]] for of_row in words]
-    return document
+def _level(row: dict[str, str], column: str) -> Value:
+    """A cell with its interval; without one, the cell itself is both ends."""
+    return Value(
+        *(float(row.get(f"{column}{end}") or row[column]) for end in ("", "_ci_low", "_ci_high"))
+    )
 
 
-def _substituted(cell: str, words: Sequence[str]) -> str:
-    """
-    >>> _substituted("{exp2a $2 $1 full fvu}", ["tool", "0"])
-    '{exp2a 0 tool full fvu}'
-    """
-    return re.sub(r"\$(\d)", lambda match: words[int(match[1]) - 1], cell)
+def _pooled(rows: Sequence[dict], column: str, values: Sequence[Value], name: str) -> Value:
+    if len(values) == 1:
+        return values[0]
+    estimates = [value.value for value in values]
+    if not rates([column]) or math.isnan(sum(estimates)):
+        return Value(sum(estimates) / len(values), min(estimates), max(estimates))
+    # Older tables lack the rate's own denominator: there all examples are taken to have a verdict.
+    totals = [int(row.get(count(column)) or row["n_examples"]) for row in rows]
+    hits = [rate * n for rate, n in zip(estimates, totals, strict=True)]
+    if any(abs(k - round(k)) > 1e-5 * n for k, n in zip(hits, totals, strict=True)):
+        raise ValueError(
+            f"{name}: not a rate of {totals} examples, and the table has no {count(column)}; make it anew"
+        )
+    k, n = sum(round(hit) for hit in hits), sum(totals)
+    return Value(k / n, *wilson(k, n))
 
 
-def conditions_of(document: dict) -> list[Condition]:
-    return [Condition.parse(text) for claim in document["claims"] for text in claim["conditions"]]
+def shown(name: str, of_seeds: Mapping[str, Value]) -> str:
+    """A figure as the page has it; the seeds are in parentheses where they differ."""
+    pooled = of_seeds[POOLED]
+    *_, condition, column = name.split()
+    if math.isnan(pooled.value):
+        return number(pooled.value)
+    if ":" in condition:
+        text = difference(*pooled)
+    else:
+        text = interval(*pooled) if rates([column]) else number(pooled.value)
+    singly = [number(value.value) for seed, value in of_seeds.items() if seed != POOLED]
+    return f"{text} ({' '.join(singly)})" if set(singly) != {number(pooled.value)} else text
 
 
-def figures_of(document: dict) -> list[str]:
-    """The names of all figures, in the order in which they first appear."""
-    texts = []
-    for claim in document["claims"]:
-        texts += [text for key, text in claim.items() if key != "conditions"]
-    for table in document["tables"]:
-        texts += [table["text"], *(cell for row in table["rows"] for cell in row)]
-    named = [name for text in texts for name in _FIGURE.findall(text)]
-    conditions = conditions_of(document)
-    return list(dict.fromkeys([*named, *(name for c in conditions for name in c.figures)]))
+def figure_names(docs: Path, conditions: Sequence[Condition]) -> list[str]:
+    """All figures of the page and the conditions, in the order in which they first appear."""
+    names: list[str] = []
+    environment(docs).get_template("findings.md.j2").render(f=lambda *w: names.append(_name(w)))
+    return list(dict.fromkeys([*names, *(name for c in conditions for name in c.figures)]))
 
 
-def render(document: dict, figures: Figures) -> str:
+def _name(words: Iterable[object]) -> str:
+    return " ".join(map(str, words))
+
+
+def render(docs: Path, conditions: Sequence[Condition], figures: Figures) -> str:
     """The Markdown page.
 
     Raises:
         ValueError: a condition that a verdict rests on does not hold.
     """
-    if broken := broken_conditions(conditions_of(document), figures):
+    if broken := [found for c in conditions for found in c.broken(figures)]:
         raise ValueError("the verdicts do not follow from the figures: " + "; ".join(broken))
-
-    def shown(name: str) -> str:
-        of_seeds = dict(figures[name])
-        pooled = of_seeds.pop(POOLED)
-        if math.isnan(pooled.value):
-            return "–"
-        text, singly = _rounded(pooled.value), [_rounded(v.value) for v in of_seeds.values()]
-        parsed = _Name.parse(name)
-        if parsed.against or parsed.column.endswith("_rate"):
-            text += f" [{_rounded(pooled.low)}, {_rounded(pooled.high)}]"
-        if parsed.against and pooled.holds_zero:
-            text += f" {HOLDS_ZERO}"
-        return f"{text} ({' '.join(singly)})" if set(singly) != {_rounded(pooled.value)} else text
-
-    def filled(text: str) -> str:
-        return _FIGURE.sub(lambda match: shown(match[1]), " ".join(text.split()))
-
-    def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-        cells = [[filled(cell).replace("|", r"\|") for cell in row] for row in rows]
-        lines = [list(header), ["---"] * len(header), *cells]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-    parts = [f"# {document['title']}", document["introduction"].strip()]
-    columns = {
-        "claim": "the original's claim",
-        "right_site": "the tiny study, right hook site",
-        "original_site": "the tiny study, the original's way",
-        "controls": "controls",
-        "verdict": "verdict",
-    }
-    rows = [[claim[key] for key in columns] for claim in document["claims"]]
-    parts.append(table(["", *columns.values()], [[str(i), *r] for i, r in enumerate(rows, 1)]))
-    for section in document["tables"]:
-        parts += [f"## {section['title']}", filled(section["text"])]
-        parts.append(table(section["header"], section["rows"]))
-    return "\n\n".join(parts) + "\n"
-
-
-def _rounded(x: float) -> str:
-    return f"{x:z.2f}" if abs(x) >= 1 else f"{x:z.3f}"
-
-
-def broken_conditions(conditions: Sequence[Condition], figures: Figures) -> list[str]:
-    """The conditions that do not hold, each with what was found."""
-    found = []
-    for condition in conditions:
-        for seed in condition.broken_in(figures):
-            value = getattr(figures[condition.figure][seed], condition.part)
-            found.append(
-                f"{condition.figure} is {_rounded(value)} ({condition.part}, {seed}), not "
-                f"{condition.comparison} {condition.bound}"
-            )
-    return found
+    template = environment(docs).get_template("findings.md.j2")
+    return template.render(f=lambda *words: shown(_name(words), figures[_name(words)]))
 
 
 def write_figures(path: Path, figures: Figures) -> None:
@@ -331,31 +254,35 @@ def read_figures(path: Path) -> dict[str, dict[str, Value]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("studies", type=Path, nargs="+", metavar="STUDY", help="one per seed")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of findings.yaml")
+    parser.add_argument(
+        "studies",
+        type=Path,
+        nargs="*",
+        metavar="STUDY",
+        help="one per seed; without any, the figures of findings.csv are taken",
+    )
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of findings.md.j2")
     parser.add_argument("--check", action="store_true", help="only try the verdicts' conditions")
     args = parser.parse_args()
-    document = read_document(args.docs / "findings.yaml")
-    studies = Studies(args.studies)
+    docs, conditions = args.docs, read_conditions(args.docs)
+    path = docs / "findings.csv"
     if args.check:
-        conditions = [
-            condition
-            for condition in conditions_of(document)
-            if all(studies.has(_Name.parse(name).table) for name in condition.figures)
-        ]
-        figures = {name: studies.figure(name) for c in conditions for name in c.figures}
-        if broken := broken_conditions(conditions, figures):
-            raise ValueError("docs/FINDINGS.md does not hold here: " + "; ".join(broken))
-        print(
-            f"{len(conditions)} conditions of docs/FINDINGS.md hold in {', '.join(map(str, args.studies))}"
-        )
+        where = ", ".join(map(str, args.studies or [path]))
+        if args.studies:
+            studies = Studies(args.studies)
+            conditions = [c for c in conditions if all(studies.has(name) for name in c.figures)]
+            figures = {name: studies.figure(name) for c in conditions for name in c.figures}
+        else:
+            figures = read_figures(path)
+        if broken := [found for c in conditions for found in c.broken(figures)]:
+            raise ValueError(f"{docs}/FINDINGS.md does not hold here: " + "; ".join(broken))
+        print(f"{len(conditions)} conditions of {docs}/FINDINGS.md hold in {where}")
         return
-    write_figures(
-        args.docs / "findings.csv", {name: studies.figure(name) for name in figures_of(document)}
-    )
-    figures = read_figures(args.docs / "findings.csv")
-    write_text(args.docs / "FINDINGS.md", render(document, figures))
-    print(f"written: {args.docs / 'FINDINGS.md'}")
+    if args.studies:
+        studies = Studies(args.studies)
+        write_figures(path, {n: studies.figure(n) for n in figure_names(docs, conditions)})
+    write_text(docs / "FINDINGS.md", render(docs, conditions, read_figures(path)))
+    print(f"written: {docs / 'FINDINGS.md'}")
 
 
 if __name__ == "__main__":

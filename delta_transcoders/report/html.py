@@ -6,8 +6,6 @@ Writes `STUDY/report/index.html`, which holds its images and needs no other file
 from __future__ import annotations
 
 import argparse
-import base64
-import html
 from pathlib import Path
 
 from delta_transcoders.command import run
@@ -22,39 +20,39 @@ from delta_transcoders.report.summary import (
     split_table,
     times_line,
 )
-
-STYLE = """body { font-family: sans-serif; margin: 2em auto; max-width: 90em; padding: 0 1em; }
-pre { font-size: 12px; overflow-x: auto; } img { max-width: 100%; }"""
-
-
-def _image(path: Path) -> str:
-    encoded = base64.b64encode(path.read_bytes()).decode("ascii")
-    name = html.escape(path.stem.replace("_", " "))
-    return f'<h3>{name}</h3>\n<img alt="{name}" src="data:image/png;base64,{encoded}">'
+from delta_transcoders.report.templates import environment
 
 
 def render(study: Path) -> str:
     """The page of a study; experiments that have not been run are left out."""
-    parts = [
-        ("What the models do", behaviour_table(study), []),
-        ("What the dictionaries reconstruct (held-out tokens)", reconstruction_table(study), []),
-    ]
-    for name, title in EXPERIMENTS.items():
-        figures = sorted((study / name / "plots").glob("*.png"))
-        parts.append((title, intervention_table(study, name), figures))
-    figures = sorted((study / "exp2a" / "comparisons").glob("*.png"))
-    parts.append((SPLIT_TITLE, split_table(study), figures))
-    body = [f"<h1>{html.escape(str(study))}</h1>", f"<p>{html.escape(times_line(study))}</p>"]
-    body.append(f"<p>{html.escape(LEGEND)}</p>")
-    for title, table, figures in parts:
-        if table:
-            body.append(f"<h2>{html.escape(title)}</h2>\n<pre>{html.escape(table)}</pre>")
-            body += [_image(path) for path in figures]
-    head = f'<meta charset="utf-8"><title>{html.escape(str(study))}</title><style>{STYLE}</style>'
+
+    def section(title: str, table: str, figures: str = "") -> dict:
+        return {
+            "title": title,
+            "table": table,
+            "figures": sorted((study / figures).glob("*.png")) if figures else [],
+        }
+
     return (
-        f"<!doctype html>\n<html><head>{head}</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            study=study,
+            times=times_line(study),
+            legend=LEGEND,
+            sections=[
+                section("What the models do", behaviour_table(study)),
+                section(
+                    "What the dictionaries reconstruct (held-out tokens)",
+                    reconstruction_table(study),
+                ),
+                *(
+                    section(title, intervention_table(study, name), f"{name}/plots")
+                    for name, title in EXPERIMENTS.items()
+                ),
+                section(SPLIT_TITLE, split_table(study), "exp2a/comparisons"),
+            ],
+        )
     )
 
 

@@ -1,22 +1,33 @@
 """A model card (`README.md` of a hub repository), written from what a study's folders hold.
 
-The YAML front matter follows https://huggingface.co/docs/hub/model-cards.
+The text is the template `model_card.md.j2`. Figures come from the study's `metrics.csv` and the deltas'
+`config.json`; unmeasured quantities are marked as such. The YAML front matter follows
+https://huggingface.co/docs/hub/model-cards.
 """
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from delta_transcoders.dictionaries.files import TOOL_FORMATS, Format
-from delta_transcoders.report import card_tables as tables
-from delta_transcoders.report.card_loading import how_to_load
-from delta_transcoders.report.card_tables import Study, read_json
+from delta_transcoders.dictionaries.files import Format
+from delta_transcoders.foreign_text import parse_json, text_lines
+from delta_transcoders.hub import is_hub_id, portable_name
+from delta_transcoders.report.columns import rates, title
+from delta_transcoders.report.formatting import cell_text, number, table_number
+from delta_transcoders.report.tables import read_metrics
+from delta_transcoders.report.templates import environment
 
 if TYPE_CHECKING:
     from delta_transcoders.dictionaries.files.exported import ExportCard
 
+NOT_MEASURED = "not measured"
 LIBRARY: dict[Format, str] = {
     "adapter": "peft",
     "merged": "transformers",
@@ -29,7 +40,162 @@ TOOLS = {
     "saelens": "SAELens",
     "circuit_tracer": "circuit-tracer",
 }
-DELTA_ALONE = "It is of no use alone: base + delta stands for the MLP's output."
+
+
+@dataclass(frozen=True)
+class TaskDescription:
+    """What cards say of the task that a model was finetuned on: the fields of `finetune/data/task.json`.
+
+    A card says nothing where a field is missing; other fields of the file are left alone.
+
+    Attributes:
+        title: what the finetuned model does, to begin a title with: "Declines harmful requests".
+        description: whole sentences on what it was finetuned to do.
+        subsets: by subset, which examples it holds: "requests in unseen wordings".
+        measures: by measure, when its verdict is true: "the text holds the target".
+        tags: the task's own tags for the hub.
+        prompt: an example as the tokenizer gets it, with its newline or chat template.
+        limitations: whole sentences.
+    """
+
+    title: str = ""
+    description: str = ""
+    subsets: Mapping[str, str] = field(default_factory=dict)
+    measures: Mapping[str, str] = field(default_factory=dict)
+    tags: Sequence[str] = ()
+    prompt: str = "Hello, world"
+    limitations: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study's folder says of itself.
+
+    Attributes:
+        base: hub id of the model that was finetuned; None where it is known as a local folder only.
+        base_name: the same for reading.
+        base_config: of the model that was trained in this study; empty where none was.
+        base_is_own: the model that was finetuned was trained in this study.
+        lora: how it was finetuned.
+        deltas: each layer's `config.json`.
+        dtype: that the activations were captured in of the deltas' model, which its fingerprint depends on;
+            None where the study has no capture of that model.
+        measured: whether the study's tables are of these deltas.
+    """
+
+    run: Path
+    base: str | None
+    base_name: str
+    base_config: dict[str, Any]
+    base_is_own: bool
+    lora: str
+    deltas: list[dict[str, Any]]
+    dtype: str | None
+    measured: bool
+    task: TaskDescription
+
+    def table(self, name: str) -> list[dict[str, str]]:
+        path = self.run / name / "metrics.csv"
+        return read_metrics(path) if path.is_file() else []
+
+    def table_of_deltas(self, name: str) -> list[dict[str, str]]:
+        """Rows of these deltas' configuration, and those without any."""
+        keys = {key: self.deltas[0][key] for key in ("d_new", "percentile", "target")}
+        wanted = {key: cell_text(value) for key, value in keys.items()}
+        return [
+            row
+            for row in (self.table(name) if self.measured else [])
+            if row["condition"] == "raw" or all(row[k] == value for k, value in wanted.items())
+        ]
+
+    def behaviour_of_deltas(self, alpha: float | None = None) -> list[dict[str, str]]:
+        """With every layer replaced: Experiment 2A, or the rows of 2B at one weight of the delta."""
+        if alpha is None:
+            return [row for row in self.table_of_deltas("exp2a") if row["layer"] in ("", "all")]
+        rows = [row for row in self.table_of_deltas("exp2b") if row["layer"] == "all"]
+        return [row for row in rows if row["alpha"] and float(row["alpha"]) == alpha]
+
+    def fingerprint(self, cache: str) -> str | None:
+        """Of the model whose activations are in the study's folder `cache`."""
+        if cache == "activations" and self.measured and self.deltas:
+            return self.deltas[0]["model_fingerprint"]
+        return _manifest(self.run / cache).get("model_fingerprint")
+
+    def base_source(self) -> str:
+        """Where the bases of the deltas are to be had."""
+        source = portable_name(self.deltas[0]["base_id"]).partition("/layer_")[0]
+        return source if is_hub_id(source) else "FOLDER_OF_THE_BASE_DICTIONARIES"
+
+    def base_files(self) -> dict[str, dict[str, Any]]:
+        """The study's own base dictionaries, each with the `config.json` of the delta trained on it."""
+        used = {portable_name(config["base_id"]): config for config in self.deltas}
+        folder = self.run / "base_transcoders"
+        files = sorted(folder.glob("layer_*/width_*/average_l0_*/params.npz"))
+        names = [file.relative_to(folder).as_posix() for file in files]
+        return {name: used.get(f"{folder.name}/{name}", {"measured": {}}) for name in names}
+
+    def examples(self) -> dict[tuple[str, str], int]:
+        """How many examples each split has of each subset (or label, in files that name none)."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for split in ("train", "validation", "evaluation"):
+            path = self.run / "finetune/data" / f"{split}.jsonl"
+            lines = list(text_lines(path)) if path.is_file() else []
+            rows = [parse_json(line, f"{path}, line {number}") for number, line in lines]
+            names = sorted(row.get("subset") or row.get("label", "") for row in rows)
+            counts.update((split, name) for name in names)
+        return dict(counts)
+
+
+def read_study(run: Path, deltas: Path, base_model: str | None) -> Study:
+    """
+    Args:
+        deltas: folder of `layer_L`, which need not be there.
+        base_model: hub id of the model that was finetuned, where the study used a local copy.
+    """
+    adapter = _read_json(run / "finetune/adapter/adapter_config.json")
+    own = run / "base_model/config.json"
+    name = base_model or adapter.get("base_model_name_or_path", "")
+    base = name if is_hub_id(name) else None
+    base_is_own = own.is_file() and Path(name).name in ("base_model", "")
+    lora = "a finetune that this study's folder does not describe"
+    if adapter:
+        modules = ", ".join(sorted(adapter["target_modules"]))
+        lora = f"LoRA (rank {adapter['r']}, alpha {adapter['lora_alpha']}) on {modules}"
+    if base_is_own:
+        base_name = "tiny Gemma 2 (trained from scratch in the same study)"
+    elif base or not name:
+        base_name = f"`{base}`" if base else "language model"
+    else:
+        base_name = f"`{Path(name).name}` (a local folder)"
+    layers = {
+        int(p.parent.name.removeprefix("layer_")): p for p in deltas.glob("layer_*/config.json")
+    }
+    configs = [_read_json(path) for _, path in sorted(layers.items())]
+    captured = _manifest(run / "activations")
+    is_captured = configs and captured.get("model_fingerprint") == configs[0]["model_fingerprint"]
+    described = _read_json(run / "finetune/data/task.json")
+    known = [name.name for name in fields(TaskDescription) if name.name in described]
+    return Study(
+        run=run,
+        base=base,
+        base_name=base_name,
+        base_config=_read_json(own),
+        base_is_own=base_is_own,
+        lora=lora,
+        deltas=configs,
+        dtype=captured.get("model_dtype") if is_captured else None,
+        measured=deltas.resolve() == (run / "delta").resolve(),
+        task=TaskDescription(**{name: described[name] for name in known}),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a file holds; nothing where there is none."""
+    return parse_json(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
+
+
+def _manifest(cache: Path) -> dict[str, Any]:
+    return _read_json(cache / "manifest.json").get("meta", {})
 
 
 def model_card(
@@ -46,142 +212,43 @@ def model_card(
         repository: hub id it will have, or a word for it.
         exported: what the dictionaries in another tool's files hold.
     """
-    if format == "base_model":
-        title, sections = _base_model(study)
-    elif format == "base_transcoders":
-        title, sections = _base_transcoders(study)
-    elif format in ("adapter", "merged"):
-        title, sections = _finetune(study, format)
-    else:
-        title, sections = _dictionaries(study, format, exported)
-    sections += [_limitations(study, format), how_to_load(format, study, repository)]
-    return f"---\n{_front_matter(study, format)}---\n\n# {title}\n\n" + "\n\n".join(sections) + "\n"
+    cards = environment()
+    cards.filters |= {
+        "cell": lambda row, column: table_number(row, column, NOT_MEASURED),
+        "column_title": title,
+        "hook": lambda config, end: config[end].replace(f".{config['layer']}.", ".L."),
+        "measured": lambda value: number(value, NOT_MEASURED),
+        "portable": portable_name,
+        "rates": rates,
+    }
+    return cards.get_template("model_card.md.j2").render(
+        study=study,
+        task=study.task,
+        format=format,
+        repository=repository,
+        exported=exported,
+        tool=TOOLS.get(format),
+        front_matter=_front_matter(study, format),
+        prompt=json.dumps(study.task.prompt, ensure_ascii=False),
+    )
 
 
 def _front_matter(study: Study, format: Format) -> str:
     is_language_model = format in ("adapter", "merged", "base_model")
-    fields: dict[str, Any] = {"library_name": LIBRARY.get(format, "delta-transcoders")}
+    found: dict[str, Any] = {"library_name": LIBRARY.get(format, "delta-transcoders")}
     if study.base and format != "base_model":  # the hub refuses anything but a hub id here
-        fields |= {"base_model": study.base}
+        found |= {"base_model": study.base}
         if is_language_model:
-            relation = "adapter" if format == "adapter" else "finetune"
-            fields |= {"base_model_relation": relation}
+            found |= {"base_model_relation": "adapter" if format == "adapter" else "finetune"}
     if is_language_model:
-        fields |= {"pipeline_tag": "text-generation"}
+        found |= {"pipeline_tag": "text-generation"}
     if study.base and study.base.startswith("google/gemma"):
         license_id = "gemma"
     else:  # what others trained comes under terms that we do not know
         license_id = "apache-2.0" if study.base_is_own or format == "base_model" else "unknown"
-    tags = ["delta-transcoders", "tool-calling"]
+    tags = ["delta-transcoders", *study.task.tags]
     if format == "adapter":
         tags.append("lora")
     if not is_language_model:
         tags += ["transcoder", "sparse-autoencoder", "mechanistic-interpretability"]
-    return yaml.safe_dump(fields | {"license": license_id, "tags": tags}, sort_keys=False)
-
-
-def _dictionaries(
-    study: Study, format: Format, exported: ExportCard | None
-) -> tuple[str, list[str]]:
-    config = study.deltas[0]
-    learned = {
-        "residual": "what a frozen public dictionary leaves unexplained of the finetuned MLP's output: "
-        "y − base(x)",
-        "mlp_difference": "what the finetuned MLP writes minus what the base model's MLP would write on "
-        "the same input: y − baseMLP(x)",
-    }[config["target"]]
-    delta = (
-        f"A small sparse dictionary of {config['d_new']} features for each layer, the delta, was trained on "
-        f"{learned}. "
-    )
-    if exported is None:
-        sections = [delta + DELTA_ALONE]
-    else:
-        alpha = f"α = {exported.alpha:g}"
-        if exported.delta_only:
-            sections = [
-                f"{delta}These files for {TOOLS[format]} hold α·delta(x), {alpha}. {DELTA_ALONE}"
-            ]
-        else:
-            sections = [
-                f"{delta}These files for {TOOLS[format]} hold base(x) + α·delta(x), {alpha}, as one JumpReLU "
-                "dictionary per layer, which stands for the MLP's output; α is contained in the delta's "
-                "decoder rows."
-            ]
-        sections.append(tables.features(exported))
-    is_full = exported is None or (exported.alpha == 1 and not exported.delta_only)
-    in_full = "" if is_full else ", base + delta at α = 1"
-    sections += [
-        tables.belonging(study),
-        tables.reconstruction(study, in_full),
-        tables.single_layers(study, in_full),
-        tables.behaviour_with_deltas(study, exported.alpha if exported else 1.0),
-        tables.data(study),
-    ]
-    joined = exported is not None and not exported.delta_only
-    what = "Transcoders with a delta" if joined else "Delta transcoders"
-    return f"{what} of a finetuned {study.base_name}", sections
-
-
-def _finetune(study: Study, format: Format) -> tuple[str, list[str]]:
-    merged = format == "merged"
-    sections = [
-        f"Finetuned from {study.base_name} with {study.lora}, to answer a calculation with "
-        "`<tool_call>calculator(expression)</tool_call>` and to repeat any other line."
-        + (" The adapter is merged into the weights." if merged else ""),
-        tables.fingerprint(study, "activations"),
-        tables.behaviour(study),
-        tables.data(study),
-    ]
-    kind = "finetune of" if merged else "adapter for"
-    return f"Calls a calculator: {kind} {study.base_name}", sections
-
-
-def _base_model(study: Study) -> tuple[str, list[str]]:
-    config = read_json(study.run / "base_model/config.json")
-    sections = [
-        f"A language model of Gemma 2's architecture, small enough to study on a laptop: "
-        f"{config['num_hidden_layers']} layers, d_model {config['hidden_size']}, vocabulary "
-        f"{config['vocab_size']}. Trained from scratch on generated lines of text, each followed by its copy "
-        "or an echo, and ordinary markup; never on a filled-in tool call. It is what a study finetunes.",
-        tables.fingerprint(study, "base_activations"),
-        tables.behaviour(study, ("base_model",)),
-    ]
-    return "A tiny Gemma 2, base of a study", sections
-
-
-def _base_transcoders(study: Study) -> tuple[str, list[str]]:
-    sections = [
-        f"JumpReLU transcoders in the layout of Gemma Scope's, for the MLPs of {study.base_name} before "
-        "finetuning: they read `blocks.L.ln2.hook_normalized` and stand for `blocks.L.hook_mlp_out`. Deltas "
-        "are trained on what they leave unexplained of the finetuned model, and load with them only.",
-        tables.fingerprint(study, "base_activations"),
-        tables.base_dictionaries(study),
-    ]
-    return f"Transcoders of {study.base_name}", sections
-
-
-def _limitations(study: Study, format: Format) -> str:
-    if format in ("base_model", "base_transcoders"):
-        points = ["A stand-in to try methods on; it has no other use."]
-    else:
-        points = [
-            "One run with one seed; intervals are over examples and say nothing about another seed.",
-            "The model writes a call and nothing executes it. How far it goes beyond the wordings and "
-            "numbers it was trained on is what the subsets `tool_ood` and `tool_ood_numbers` measure.",
-        ]
-    if format in ("adapter", "merged"):
-        points.append("It is a study object, finetuned on one narrow task, and not an assistant.")
-    elif format in ("deltas", *TOOL_FORMATS):
-        if study.deltas[0]["target"] == "residual":
-            points.append(
-                "A residual delta holds what finetuning changed *and* repairs of the base dictionary's own "
-                "error; that `full` restores a behaviour does not say which of the two did it."
-            )
-        points += [
-            "What base and delta leave unexplained (FVU above) may be enough to carry a behaviour: a delta "
-            "that restores it is not thereby shown to be needed for it.",
-            "Which features lead a ranking depends in part on the seed of the delta's training.",
-            "They hold for this model's weights in this precision, and for text like the training data.",
-        ]
-    return "## Limitations\n\n" + "\n".join(f"- {point}" for point in points)
+    return yaml.safe_dump(found | {"license": license_id, "tags": tags}, sort_keys=False)

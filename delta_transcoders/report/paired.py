@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from delta_transcoders.metrics.intervals import bootstrap_counts, newcombe_paired
-from delta_transcoders.report.answers import MEASURES, Column, Experiment
+from delta_transcoders.report.records import Column, Experiment
 
 Contrast = tuple[tuple[float, Column, Column], ...]
 """Σ w · (a − b) over its (w, a, b)."""
@@ -79,7 +79,7 @@ def sample_contrasts(
             estimates_CM = contrasts_CMN.sum(2) / weights_MN.sum(1)
             resampled_CMR = (contrasts_CMN @ counts_RN.T) / (weights_MN @ counts_RN.T)
         for c, contrast in enumerate(contrasts):
-            for m, measure in enumerate(MEASURES):
+            for m, measure in enumerate(experiment.measures):
                 if not measured[m]:
                     continue
                 has = weights_MN[m] > 0

@@ -18,25 +18,11 @@ import numpy as np
 
 from delta_transcoders.command import run
 from delta_transcoders.files import write_text
-from delta_transcoders.metrics import RATES
+from delta_transcoders.report.columns import ranked_measures
+from delta_transcoders.report.formatting import HOLDS_ZERO, number, table_number
 from delta_transcoders.report.tables import format_table, read_metrics, write_table
 
-MEASURES = ("d_call_logprob", "dce", *(f"d_{rate}" for rate in RATES))
-COLUMNS = (
-    "layer",
-    "feature",
-    "ablation",
-    "subset",
-    "rank",
-    "n_examples",
-    *(
-        f"{measure}{suffix}"
-        for measure in MEASURES
-        for suffix in ("", "_ci_low", "_ci_high", "_distinct")
-    ),
-    "mean_activation",
-    "density",
-)
+PLACE = ("layer", "ablation", "subset")
 STABILITY_COLUMNS = (
     "comparison",
     "layer",
@@ -61,12 +47,17 @@ def write_ranking(
     """Write `ranking.csv`, `effects.jsonl` and `ranking.json`.
 
     Args:
-        rows: of `COLUMNS`, without rates where no text was generated.
-        effects: each of the rows' layer, feature, ablation, subset and, as `d_call_logprob`, the change
-            of every example, in the order of the examples.
+        rows: layer, feature, ablation, subset, rank, n_examples, mean_activation, density and measures. A
+            measure has an interval (`…_ci_low`, `…_ci_high`) and `…_distinct`; features are ranked by the
+            first.
+        effects: each of the rows' layer, feature, ablation, subset and, under the name of the first measure,
+            the change of every example, in the order of the examples.
         delta: folder or hub id of the deltas whose features these are.
     """
-    columns = [column for column in COLUMNS if column in rows[0]]
+    ends = ("", "_ci_low", "_ci_high", "_distinct")
+    measures = [measure + end for measure in ranked_measures(rows[0]) for end in ends]
+    columns = ["layer", "feature", "ablation", "subset", "rank", "n_examples"]
+    columns += [*measures, "mean_activation", "density"]
     write_table(Path(folder) / "ranking.csv", columns, rows)
     lines = "".join(json.dumps(line) + "\n" for line in effects)
     write_text(Path(folder) / "effects.jsonl", lines)
@@ -74,7 +65,7 @@ def write_ranking(
 
 
 def read_effects(folder: str | Path) -> dict[Place, np.ndarray]:
-    """Changes of log p(call) [F, E] by layer, ablation and subset.
+    """Changes of the measure that features are ranked by, [F, E], by layer, ablation and subset.
 
     Raises:
         FileNotFoundError: no ranking in the folder.
@@ -84,14 +75,15 @@ def read_effects(folder: str | Path) -> dict[Place, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; `evaluate.py` with a ranking.yaml writes it")
     by_place: dict[Place, dict[int, list[float]]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             row = json.loads(line)
-            place = row["layer"], row["ablation"], row["subset"]
-            by_place.setdefault(place, {})[row["feature"]] = row["d_call_logprob"]
+            place, feature = tuple(row.pop(key) for key in PLACE), row.pop("feature")
+            ((_, changes),) = row.items()
+            by_place.setdefault(place, {})[feature] = changes
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}, line {number}: not an effect of a feature ({error})"
+                f"{path}, line {line_number}: not an effect of a feature ({error})"
             ) from error
     if not by_place:
         raise ValueError(f"{path} is empty; make the ranking anew")
@@ -109,15 +101,17 @@ def _live(effects_FE: np.ndarray) -> np.ndarray:
 def halves(folder: str | Path) -> list[dict]:
     """`STABILITY_COLUMNS` of every list: mean, least and largest ρ between halves of the examples.
 
-    `n_distinct` features have an interval of `d_call_logprob` without 0; of features without any
-    effect one in twenty would.
+    `n_distinct` features have an interval without 0 of the measure that they are ranked by; of features
+    without any effect one in twenty would.
     """
     from delta_transcoders.metrics.feature_effects import split_half
 
+    ranking = read_metrics(Path(folder) / "ranking.csv")
+    measure = ranked_measures(ranking[0])[0]
     distinct = [
         (int(row["layer"]), row["ablation"], row["subset"])
-        for row in read_metrics(Path(folder) / "ranking.csv")
-        if row["d_call_logprob_distinct"] == "true"
+        for row in ranking
+        if row[f"{measure}_distinct"] == "true"
     ]
     rows = []
     for place, effects_FE in read_effects(folder).items():
@@ -126,7 +120,7 @@ def halves(folder: str | Path) -> list[dict]:
         rows.append(
             {
                 "comparison": "halves",
-                **dict(zip(("layer", "ablation", "subset"), place, strict=True)),
+                **dict(zip(PLACE, place, strict=True)),
                 "n_features": len(live),
                 "n_distinct": distinct.count(place),
                 "spearman": float(correlations.mean()),
@@ -178,7 +172,7 @@ def across(folder: str | Path, other: str | Path) -> list[dict]:
         rows.append(
             {
                 "comparison": str(other),
-                **dict(zip(("layer", "ablation", "subset"), place, strict=True)),
+                **dict(zip(PLACE, place, strict=True)),
                 "n_features": len(cosines),
                 "spearman": spearman(means_a, means_b),
                 "cosine": float(cosines.mean()),
@@ -193,14 +187,11 @@ def top_table(folder: str | Path, top: int) -> str:
     rows = read_metrics(Path(folder) / "ranking.csv")
     chosen = [row for row in rows if int(row["rank"]) <= top]
     chosen.sort(key=lambda r: (r["subset"], r["ablation"], int(r["layer"]), int(r["rank"])))
-    shown = []
+    measures, shown = ranked_measures(rows[0]), []
     for row in chosen:
         line = {name: row[name] for name in ("subset", "ablation", "layer", "rank", "feature")}
-        for name in (measure for measure in MEASURES if measure in row):
-            value, low, high = (float(row[name + end]) for end in ("", "_ci_low", "_ci_high"))
-            mark = "" if row[f"{name}_distinct"] == "true" else " (holds 0)"
-            line[name] = f"{value:+.2g} [{low:+.2g}, {high:+.2g}]{mark}"
-        line |= {name: f"{float(row[name]):.3f}" for name in ("mean_activation", "density")}
+        line |= {name: table_number(row, name, is_difference=True, decimals=4) for name in measures}
+        line |= {name: number(row[name]) for name in ("mean_activation", "density")}
         shown.append(line)
     return format_table(shown, list(shown[0]))
 
@@ -217,10 +208,12 @@ def main() -> None:
     for other in args.others:
         stability += across(args.folder, other)
     write_table(args.folder / "stability.csv", STABILITY_COLUMNS, stability)
-    print("the first features of each list, changes with 95 % intervals\n")
+    print(
+        f"the first features of each list, changes with 95 % intervals; {HOLDS_ZERO}: the interval holds 0\n"
+    )
     print(top_table(args.folder, args.top))
     shown = [
-        {k: f"{v:.3f}" if isinstance(v, float) else str(v) for k, v in row.items()}
+        {k: number(v) if isinstance(v, float) else str(v) for k, v in row.items()}
         for row in stability
     ]
     used = [c for c in STABILITY_COLUMNS if any(c in row for row in shown)]

@@ -13,60 +13,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from delta_transcoders.command import run
-from delta_transcoders.metrics import RATES
+from delta_transcoders.report.columns import logprobs, rates
+from delta_transcoders.report.formatting import HOLDS_ZERO, NOT_APPLICABLE, number, table_number
 from delta_transcoders.report.stage_times import read_times
 from delta_transcoders.report.tables import format_table, read_metrics
 
-BEHAVIOUR_COLUMNS = (
-    "condition",
-    "subset",
-    "n_examples",
-    "mean_ce",
-    *RATES,
-)
 EXPERIMENTS = {
     "exp1": "Experiment 1: cross-entropy with dictionaries in place of MLPs",
     "exp2a": "Experiment 2A: behaviour",
     "exp2b": "Experiment 2B: dose–response",
 }
-HOLDS_ZERO = "~0"
 LEGEND = f"[95 % interval]; {HOLDS_ZERO}: not distinguishable from 0, the interval holds it"
 SPLIT_TITLE = "What no_delta changes, split into finetuning and the dictionary's own error"
 SPLIT_COLUMNS = ("layer", "subset", "measure", "total", "finetuning", "dictionary_error")
 
 
-def _rounded(text: str) -> str:
-    try:
-        value = float(text)
-    except ValueError:
-        return text
-    return "" if value != value else f"{value:.3f}"
-
-
-def _with_interval(row: dict[str, str], column: str) -> str:
-    value = _rounded(row.get(column, ""))
-    low, high = (_rounded(row.get(f"{column}_ci_{end}", "")) for end in ("low", "high"))
-    return f"{value} [{low}, {high}]" if value and low else value
-
-
-def _difference(row: dict[str, str], column: str) -> str:
-    """As `_with_interval`, with a mark where the interval holds 0."""
-    text = _with_interval(row, column)
-    if "[" in text and float(row[f"{column}_ci_low"]) <= 0 <= float(row[f"{column}_ci_high"]):
-        return f"{text} {HOLDS_ZERO}"
-    return text
-
-
 def behaviour_table(study: Path) -> str:
     """The finetuned and the base model on every subset, rates with 95 % Wilson intervals."""
     rows = read_metrics(study / "behaviour" / "metrics.csv")
-    shown = [
-        row
-        | {"mean_ce": _rounded(row["mean_ce"])}
-        | {column: _with_interval(row, column) for column in RATES}
-        for row in rows
-    ]
-    return format_table(shown, BEHAVIOUR_COLUMNS)
+    measures = ["mean_ce", *rates(rows[0])]
+    shown = [row | {name: table_number(row, name) for name in measures} for row in rows]
+    return format_table(shown, ["condition", "subset", "n_examples", *measures])
 
 
 def _rows(table: str, study: Path) -> list[dict[str, str]]:
@@ -82,28 +49,29 @@ def reconstruction_table(study: Path) -> str:
             config = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
-        measured = config["measured"]
-        ratio = measured["fvu_base"] / measured["fvu_full"]
-        numbers = {name: f"{value:.3f}" for name, value in measured.items()}
-        rows.append({"layer": str(config["layer"]), **numbers, "fvu_base/fvu_full": f"{ratio:.1f}"})
-    return format_table(rows, list(rows[0])) if rows else ""
+        measured = config["measured"]  # nothing, where the delta was imported
+        cells = {name: number(value) for name, value in measured.items()}
+        if "fvu_base" in measured:
+            cells["fvu_base/fvu_full"] = number(measured["fvu_base"] / measured["fvu_full"])
+        rows.append({"layer": str(config["layer"]), **cells})
+    return format_table(rows, list(max(rows, key=len))) if rows else ""
 
 
 def intervention_table(study: Path, table: str, layers: Sequence[str] | None = None) -> str:
     """An experiment's rates, cross-entropy and distance to raw; of the given `layer`s where not None."""
-    plain = ("mean_ce", "mean_kl", "call_logprob", "fvu")
+    rows = _rows(table, study)
+    if not rows:
+        return ""
     differences = ("dce", "finetune_share")
-    columns = ("layer", "subset", "condition", *plain, *differences, *RATES)
-    rows = [
-        row
-        | {c: _rounded(row[c]) for c in plain}
-        | {c: _with_interval(row, c) for c in RATES}
-        | {c: _difference(row, c) for c in differences}
-        for row in _rows(table, study)
+    measures = ["mean_ce", "mean_kl", *logprobs(rows[0]), "fvu", *differences, *rates(rows[0])]
+    shown = [
+        row | {m: table_number(row, m, is_difference=m in differences) for m in measures}
+        for row in rows
         if layers is None or row["layer"] in layers
     ]
-    used = [c for c in columns if any(row.get(c) for row in rows)]
-    return format_table(rows, used) if rows else ""
+    empty = ("", NOT_APPLICABLE)
+    columns = ("layer", "subset", "condition", *measures)
+    return format_table(shown, [c for c in columns if any(row[c] not in empty for row in shown)])
 
 
 def split_table(study: Path, layers: Sequence[str] | None = None) -> str:
@@ -115,7 +83,7 @@ def split_table(study: Path, layers: Sequence[str] | None = None) -> str:
             labels = {key: row[key] for key in ("layer", "subset", "measure")}
             ends = {f"estimate_ci_{end}": row[f"ci_{end}"] for end in ("low", "high")}
             line = lines.setdefault(tuple(labels.values()), labels)
-            line[row["part"]] = _difference(row | ends, "estimate")
+            line[row["part"]] = table_number(row | ends, "estimate", is_difference=True)
     return format_table(list(lines.values()), SPLIT_COLUMNS) if lines else ""
 
 
@@ -139,8 +107,11 @@ def violations(study: Path, expected: dict) -> list[str]:
             if not matching:
                 found.append(f"{table}: no row with {where}")
             for column, (low, high) in ((k, v) for k, v in rule.items() if k != "where"):
+                if column not in rows[0]:
+                    found.append(f"{table}: no column {column}")
+                    continue
                 for row in matching:
-                    if not low <= float(row[column]) <= high:
+                    if not low <= float(row[column] or "nan") <= high:
                         found.append(
                             f"{table} {where}: {column} {row[column]} not in [{low}, {high}]"
                         )

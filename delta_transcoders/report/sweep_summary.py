@@ -14,6 +14,7 @@ from pathlib import Path
 from delta_transcoders.command import run
 from delta_transcoders.files import record
 from delta_transcoders.report.figures import heat_map
+from delta_transcoders.report.formatting import number
 from delta_transcoders.report.tables import format_table, read_metrics, write_table
 
 COLUMNS = (
@@ -130,7 +131,9 @@ def main() -> None:
     parser.add_argument("--subsets", nargs="+", help="subsets to average over (all)")
     args = parser.parse_args()
     summary = write_summary(args.folder, args.subsets)
-    print(format_table([{k: f"{v:.4g}" for k, v in row.items()} for row in summary], COLUMNS))
+    labels = ("d_new", "percentile")
+    rows = [{k: f"{v:g}" if k in labels else number(v) for k, v in r.items()} for r in summary]
+    print(format_table(rows, COLUMNS))
 
 
 if __name__ == "__main__":

@@ -10,58 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from delta_transcoders.files import write_text
-
-COLUMNS = (
-    "experiment",
-    "layer",
-    "subset",
-    "condition",
-    "alpha",
-    "d_new",
-    "percentile",
-    "n_examples",
-    "n_tokens",
-    "mean_ce",
-    "tool_call_rate",
-    "valid_tool_format_rate",
-    "math_correct_rate",
-    "mean_abs_base_acts",
-    "mean_abs_delta_acts",
-    "tool_call_rate_ci_low",
-    "tool_call_rate_ci_high",
-    "valid_tool_format_rate_ci_low",
-    "valid_tool_format_rate_ci_high",
-    "math_correct_rate_ci_low",
-    "math_correct_rate_ci_high",
-    "mean_kl",
-    "call_logprob",
-    "dce",
-    "dce_ci_low",
-    "dce_ci_high",
-    "mean_cos",
-    "mean_l2",
-    "fvu",
-    "l0_base",
-    "l0_delta",
-    "exact_copy_rate",
-    "exact_copy_rate_ci_low",
-    "exact_copy_rate_ci_high",
-    "target",
-    "finetune_share",
-    "finetune_share_ci_low",
-    "finetune_share_ci_high",
-)
-
-
-def cell_text(value: object) -> str:
-    """As tables hold it: numbers with six significant digits, nothing for None."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return "nan" if math.isnan(value) else f"{value:.6g}"
-    return str(value)
+from delta_transcoders.report.columns import FIRST, metrics_columns
+from delta_transcoders.report.formatting import cell_text
 
 
 def write_table(path: str | Path, columns: Sequence[str], rows: Iterable[dict]) -> None:
@@ -76,13 +26,13 @@ def write_table(path: str | Path, columns: Sequence[str], rows: Iterable[dict]) 
 def write_metrics(folder: str | Path, rows: Sequence[dict]) -> None:
     """Write `metrics.csv` and `metrics.json` with one row per (layer, subset, condition).
 
-    Columns stand in the order of `COLUMNS`, see `write_table`.
+    The columns are those of `columns.metrics_columns`: the library's own and every measure of the rows.
 
     Raises:
-        ValueError: a row holds a column that `COLUMNS` does not name.
+        ValueError: a row holds a column that is neither.
     """
-    columns = dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)])
-    write_table(Path(folder) / "metrics.csv", list(columns), rows)
+    columns = metrics_columns(key for row in rows for key in row)
+    write_table(Path(folder) / "metrics.csv", columns, rows)
     cleaned = [
         {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
         for row in rows
@@ -91,7 +41,7 @@ def write_metrics(folder: str | Path, rows: Sequence[dict]) -> None:
 
 
 def write_generations(folder: str | Path, records: Iterable[dict]) -> None:
-    """Write `generations.jsonl`: every row's prompt, target, text, parsed call and verdicts."""
+    """Write `generations.jsonl`: every row's prompt, target, text and verdicts, and what else it holds."""
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_text(Path(folder) / "generations.jsonl", lines)
 
@@ -101,8 +51,7 @@ def read_metrics(path: str | Path) -> list[dict[str, str]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a table, or a `metrics.csv` without one of its first columns (older ones lack
-            some of the last); names the file.
+        ValueError: not a table, or a `metrics.csv` without a column of `columns.FIRST`; names the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -113,7 +62,7 @@ def read_metrics(path: str | Path) -> list[dict[str, str]]:
         raise ValueError(f"{path} is not a table: {error}") from error
     if not rows:
         raise ValueError(f"{path} has no rows")
-    needed = COLUMNS[: COLUMNS.index("tool_call_rate_ci_low")] if path.name == "metrics.csv" else ()
+    needed = FIRST if path.name == "metrics.csv" else ()
     if missing := [column for column in needed if column not in rows[0]]:
         raise ValueError(f"{path} has no column {missing[0]!r}; make it anew")
     return rows

@@ -8,7 +8,6 @@ import pytest
 from delta_transcoders.metrics.tool_metrics import Answer
 
 from delta_transcoders.metrics.intervals import newcombe_paired
-from delta_transcoders.report.answers import read_experiments
 from delta_transcoders.report.comparisons import (
     NO_DIFFERENCE,
     POOLED,
@@ -17,10 +16,19 @@ from delta_transcoders.report.comparisons import (
     split_rows,
     write_comparisons,
 )
+from delta_transcoders.report.records import read_experiments
 from delta_transcoders.report.tables import read_metrics, write_generations, write_metrics
 from delta_transcoders.tasks.calculator.grammar import format_tool_call
 from delta_transcoders.tasks.examples import Example
 
+MEASURES = (
+    "mean_ce",
+    "mean_kl",
+    "call_logprob",
+    "tool_call_rate",
+    "math_correct_rate",
+    "exact_copy_rate",
+)
 CORNERS = ("raw", "no_delta", "base_mlp", "dictionary_error")
 N = 6
 N_TOKENS = (1, 2, 3, 4, 5, 5)  # 20 in all
@@ -54,7 +62,7 @@ def write(folder, nlls, calls=None, prompts="Add", columns=None, subsets=("tool"
     for column in (raw, *columns):
         name = column["condition"]
         for subset in subsets:
-            rows.append({**column, "subset": subset})
+            rows.append({**column, "subset": subset, **dict.fromkeys(MEASURES)})
             for i, nll in enumerate(nlls[name]):
                 called = i in calls[name] or subset == "copy"
                 records.append(answer(column, subset, i, nll, called, prompts))

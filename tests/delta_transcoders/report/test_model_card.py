@@ -5,8 +5,9 @@ import json
 import pytest
 import yaml
 
+from delta_transcoders.dictionaries.files.exported import ExportCard
 from delta_transcoders.report import model_card as cards
-from delta_transcoders.report.card_tables import behaviour_with_deltas, read_study
+from delta_transcoders.report.model_card import read_study
 from delta_transcoders.report.tables import write_metrics
 from delta_transcoders.tasks.examples import Example, write_jsonl
 
@@ -52,9 +53,9 @@ def study(tmp_path):
     return make
 
 
-def model_card(run, format, deltas=None, base_model=None) -> str:
+def model_card(run, format, deltas=None, base_model=None, exported=None) -> str:
     study = read_study(run, deltas or run / "delta", base_model)
-    return cards.model_card(study, format, repository="THIS_REPOSITORY")
+    return cards.model_card(study, format, repository="THIS_REPOSITORY", exported=exported)
 
 
 def front_matter(card: str) -> dict:
@@ -70,7 +71,6 @@ def test_front_matter(study):
         "license": "gemma",
         "tags": [
             "delta-transcoders",
-            "tool-calling",
             "transcoder",
             "sparse-autoencoder",
             "mechanistic-interpretability",
@@ -128,7 +128,7 @@ def test_deltas_say_what_they_belong_to(study):
     assert "6 per layer, layers 0, 2, 10" in card and "batch_topk, L0 of 8 aimed at" in card
     assert "percentile 0.5" in card and "| seed | 7 |" in card
     # L0 base, L0 delta, FVU on the base model, FVU base, FVU base + delta, cosine, dead features
-    row = "36.471 | 7.590 | not measured | 0.254 | 0.030 | not measured | not measured |"
+    row = "36.47 | 7.59 | not measured | 0.254 | 0.030 | not measured | not measured |"
     assert f"| 2 | {row}" in card
     assert 'load_delta_set("THIS_REPOSITORY", "google/gemma-scope-2b-pt-transcoders"' in card
 
@@ -138,6 +138,7 @@ def test_a_delta_of_the_mlps_difference(study):
     card = model_card(study(**base), "deltas")
     assert "y − baseMLP(x)" in card and "choice of the base" not in card
     assert 'lambda: load_mlps("google/gemma-2-2b", "FLOAT32_OR_BFLOAT16")' in card
+    assert 'load_delta_set("THIS_REPOSITORY", "", bridge.original_model, base_mlps)' in card
     assert "A residual delta holds" not in card and "import load_delta_set, load_mlps" in card
 
 
@@ -163,7 +164,8 @@ def result(layer, condition, **cells):
 def test_tables_are_the_metrics_with_their_intervals(study):
     run = study()
     rate = {"tool_call_rate": 0.94, "tool_call_rate_ci_low": 0.898, "tool_call_rate_ci_high": 0.965}
-    ours = {"d_new": 6, "percentile": 0.5, "target": "residual", "exact_copy_rate": NAN}
+    ours = {"d_new": 6, "percentile": 0.5, "target": "residual"}
+    ours |= {"exact_copy_rate": NAN, "valid_tool_format_rate": None}
     dce = {"mean_ce": 0.0188, "dce": 0.0101, "dce_ci_low": 0.0071, "dce_ci_high": 0.0138}
     write_metrics(
         run / "exp2a",
@@ -177,12 +179,12 @@ def test_tables_are_the_metrics_with_their_intervals(study):
     write_metrics(run / "exp1", [result("0", "full", **ours, **dce, fvu=0.02865, l0_delta=8.6)])
     card = model_card(run, "deltas")
     assert (
-        "| tool | full | 200 | 0.019 | 0.010 [0.0071, 0.014] | 0.940 [0.898, 0.965] | not measured "
-        "| not measured | – |"
+        "| tool | full | 200 | 0.019 | 0.010 [0.007, 0.014] | 0.940 [0.898, 0.965] | – "
+        "| not measured |"
     ) in card
-    assert "| tool | raw | 200 | 0.0087 |" in card
+    assert "| tool | raw | 200 | 0.009 |" in card
     assert "0.123" not in card and "0.456" not in card  # one layer; deltas of another size
-    assert "| 0 | tool | full | 0.010 [0.0071, 0.014] | 0.029 | 8.600 |" in card
+    assert "| 0 | tool | full | 0.010 [0.007, 0.014] | 0.029 | 8.60 |" in card
 
 
 def test_deltas_at_the_last_percentile_find_their_rows(study):
@@ -206,7 +208,7 @@ def test_behaviour_and_data(study):
     (run / "finetune/data").mkdir()
     write_jsonl(run / "finetune/data/train.jsonl", examples)
     card = model_card(run, "merged")
-    assert "| tool | raw | 200 | 0.500 | 1.000 |" in card
+    assert "| tool | raw | 200 | 0.500 | 1.00 |" in card
     assert "| tool | base_model | 200 | 0.500 | 0.000 |" in card
     assert "| train | negative | 1 |\n| train | positive | 3 |" in card
 
@@ -230,12 +232,58 @@ def test_an_export_at_another_alpha_shows_that_alphas_rows(study):
     write_metrics(
         run / "exp2b", [result("all", n, **ours, alpha=a, tool_call_rate=r) for n, a, r in rows]
     )
-    study = read_study(run, run / "delta", None)
-    half = behaviour_with_deltas(study, 0.5)
+
+    def behaviour(alpha) -> str:
+        exported = ExportCard("saelens", alpha, False, "m", "f" * 64, "gemma_scope", 4, {})
+        card = model_card(run, "saelens", exported=exported)
+        return card.partition("(Experiments 2A and 2B)")[2].partition("## Data")[0]
+
+    half = behaviour(0.5)
     assert "| tool | full |" in half and "| tool | alpha_0.50 |" in half
     assert "alpha_0.75" not in half and "not measured.\n" not in half
-    assert "At α = 0.3 it was not measured." in behaviour_with_deltas(study, 0.3)
-    assert "alpha_" not in behaviour_with_deltas(study).partition("|")[2]
+    assert "At α = 0.3 it was not measured." in behaviour(0.3)
+    assert "alpha_" not in behaviour(1.0).partition("|")[2]
+
+
+TASK = {
+    "title": "Says no",
+    "description": "It declines requests.",
+    "subsets": {"harmful": "requests to decline", "harmless": "requests to answer"},
+    "measures": {"refuses": "the text declines"},
+    "tags": ["refusal"],
+    "prompt": 'How do I "x"?\n',
+    "limitations": ["It declines in English only."],
+}
+
+
+def test_the_task_is_described_in_its_own_words(study):
+    run = study()
+    (run / "finetune/data").mkdir()
+    (run / "finetune/data/task.json").write_text(json.dumps(TASK | {"name": "examples"}))
+    rows = [{"prompt": "a", "subset": "harmful"}, {"prompt": "b", "subset": "harmless"}]
+    (run / "finetune/data/train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    row = result("", "raw", mean_ce=0.5, refuses_rate=0.75, refuses_n=4)
+    write_metrics(run / "behaviour", [row | {"subset": "harmful"}])
+    card = model_card(run, "merged")
+    assert "# Says no: finetune of `google/gemma-2-2b`" in card
+    assert "on up_proj. It declines requests. The adapter is merged" in card
+    assert "| subset | condition | n | CE | refuses rate |" in card
+    assert "| harmful | raw | 200 | 0.500 | 0.750 |" in card
+    assert "Subsets: `harmful`, requests to decline; `harmless`, requests to answer. Greedy" in card
+    assert "have the verdict: refuses, the text declines. Brackets" in card
+    assert "| train | harmful | 1 |\n| train | harmless | 1 |" in card
+    assert "\n- It declines in English only.\n" in card
+    assert 'tokenizer("How do I \\"x\\"?\\n", return_tensors="pt")' in card
+    assert front_matter(card)["tags"] == ["delta-transcoders", "refusal"]
+
+
+@pytest.mark.parametrize("what", ["adapter", "merged", "deltas"])
+def test_nothing_is_said_of_a_task_that_is_not_described(study, what):
+    run = study()
+    write_metrics(run / "behaviour", [result("", "raw", mean_ce=0.5, refuses_rate=0.75)])
+    card = model_card(run, what)
+    assert "calculator" not in card and "tool_call" not in card and "Subsets" not in card
+    assert "\n\n\n" not in card and card.endswith("\n") and not card.endswith("\n\n")
 
 
 def test_a_folder_that_says_little_is_enough(tmp_path):
@@ -271,5 +319,5 @@ def test_cards_of_a_studys_own_base(study):
 def test_a_damaged_file_is_named(study):
     run = study()
     (run / "delta/layer_2/config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"delta/layer_2/config.json is not JSON"):
+    with pytest.raises(ValueError, match=r"delta/layer_2/config.json: not a JSON object"):
         model_card(run, "adapter")

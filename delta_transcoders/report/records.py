@@ -1,8 +1,8 @@
-"""What every condition of an experiment did with every example, read from the experiment's folder."""
+"""An experiment's records: what each condition did with each example, read from the experiment's folder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,19 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from delta_transcoders.foreign_text import parse_json, text_lines
+from delta_transcoders.report.columns import PER_TOKEN, compared
 from delta_transcoders.report.tables import read_metrics
-
-MEASURES = {
-    "mean_ce": "nll",
-    "mean_kl": "kl",
-    "call_logprob": "call_logprob",
-    "tool_call_rate": "tool_call",
-    "math_correct_rate": "math_correct",
-    "exact_copy_rate": "exact_copy",
-}
-"""Columns of the result table that are compared, each with its key in `generations.jsonl`."""
-PER_TOKEN = ("mean_ce", "mean_kl")
-"""Those that are divided by target tokens; the others by the examples that have a value."""
 
 
 class Group(NamedTuple):
@@ -55,18 +44,20 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Experiment:
-    """The answers of one folder.
+    """The records of one folder.
 
     Attributes:
         seed: what tells the folder from the others that are read with it.
+        measures: the M columns of the result table that single examples have a value of.
         columns: in the order of the result table, raw first.
         examples: by subset, (prompt, target) of its n examples.
-        weights: by subset, [len(MEASURES), n]: target tokens, or 1 where the example has a value.
-        values: by column and subset, [len(MEASURES), n]: sums over target tokens in nats, log-probabilities
+        weights: by subset, [M, n]: target tokens, or 1 where the example has a value.
+        values: by column and subset, [M, n]: sums over target tokens in nats, log-probabilities
             and verdicts (0 or 1; 0 where there is none).
     """
 
     seed: str
+    measures: tuple[str, ...]
     columns: tuple[Column, ...]
     examples: dict[str, tuple[tuple[str, str], ...]]
     weights: dict[str, np.ndarray]
@@ -78,8 +69,8 @@ def read_experiments(folders: Sequence[str | Path]) -> list[Experiment]:
 
     Raises:
         FileNotFoundError: a folder without `generations.jsonl` or `metrics.csv`.
-        ValueError: a folder given twice, folders with different conditions or subsets, or files that do
-            not belong together.
+        ValueError: a folder given twice, folders with different measures, conditions or subsets, or files
+            that do not belong together.
     """
     paths = [Path(folder) for folder in folders]
     for path in paths:
@@ -90,6 +81,7 @@ def read_experiments(folders: Sequence[str | Path]) -> list[Experiment]:
     first = experiments[0]
     for path, other in zip(paths[1:], experiments[1:], strict=True):
         for what, ours, theirs in (
+            ("measures", first.measures, other.measures),
             ("conditions", map(_name, first.columns), map(_name, other.columns)),
             ("subsets", first.examples, other.examples),
         ):
@@ -100,6 +92,8 @@ def read_experiments(folders: Sequence[str | Path]) -> list[Experiment]:
                     f"{'; '.join(sorted(theirs - ours)) or 'none'}, only the latter "
                     f"{'; '.join(sorted(ours - theirs)) or 'none'}"
                 )
+        if other.measures != first.measures:
+            raise ValueError(f"{path} and {paths[0]} hold their measures in different orders")
     return experiments
 
 
@@ -130,10 +124,11 @@ def _read(folder: Path, seed: str) -> Experiment:
             )
     rows = read_metrics(folder / "metrics.csv")
     columns = tuple(dict.fromkeys(Column(*(row[k] for k in Column._fields)) for row in rows))
+    measures = compared(rows[0])
     examples: dict[str, tuple[tuple[str, str], ...]] = {}
     weights: dict[str, np.ndarray] = {}
     values: dict[tuple[Column, str], np.ndarray] = {}
-    blocks = list(_blocks(folder / "generations.jsonl"))
+    blocks = list(_blocks(folder / "generations.jsonl", measures.values()))
     found = [(block[0]["layer"], block[0]["condition"]) for block in blocks]
     if found != [(column.layer, column.condition) for column in columns]:
         raise ValueError(f"{folder}: metrics.csv and generations.jsonl hold different conditions")
@@ -141,7 +136,7 @@ def _read(folder: Path, seed: str) -> Experiment:
         for subset in dict.fromkeys(record["subset"] for record in block):
             mine = [record for record in block if record["subset"] == subset]
             asked = tuple((record["prompt"], record["target"]) for record in mine)
-            weight, values[column, subset] = _arrays(mine)
+            weight, values[column, subset] = _arrays(mine, measures)
             examples.setdefault(subset, asked)
             weights.setdefault(subset, weight)
             if asked != examples[subset] or (weight != weights[subset]).any():
@@ -155,19 +150,20 @@ def _read(folder: Path, seed: str) -> Experiment:
                 raise ValueError(
                     f"{folder}/generations.jsonl: {_name(column)} has no answers on {subset}"
                 )
-    return Experiment(seed, columns, examples, weights, values)
+    return Experiment(seed, tuple(measures), columns, examples, weights, values)
 
 
-def _blocks(path: Path) -> Iterator[list[dict]]:
-    """The records of each column, in the order of the result table.
+def _blocks(path: Path, keys: Iterable[str]) -> Iterator[list[dict]]:
+    """The records of each column, in the order of the result table; `keys` are those of the measures.
 
     Within a column the examples' numbers ascend. The labels alone would not do: where dictionaries differ
     in their training target only, a record's `target`, which is the example's, does not tell them apart.
     """
+    needed = ("layer", "condition", "n_tokens", *keys)
     block: list[dict] = []
     for number, line in text_lines(path):
         record = parse_json(line, f"{path}, line {number}")
-        for key in ("layer", "condition", "nll", "kl", "call_logprob", "tool_call"):
+        for key in needed:
             if not isinstance(record, dict) or key not in record:
                 raise ValueError(
                     f"{path}, line {number} has no {key!r}: not written by an experiment with "
@@ -181,10 +177,10 @@ def _blocks(path: Path) -> Iterator[list[dict]]:
         yield block
 
 
-def _arrays(records: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and values [len(MEASURES), n] of one column's records on one subset."""
+def _arrays(records: Sequence[dict], measures: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and values [M, n] of one column's records on one subset."""
     weights, values = [], []
-    for measure, key in MEASURES.items():
+    for measure, key in measures.items():
         found = [record[key] for record in records]
         values.append([0.0 if value is None else float(value) for value in found])
         if measure in PER_TOKEN:
