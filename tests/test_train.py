@@ -20,7 +20,7 @@ from lightning_modules.cli import StudyCLI
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"data.n_train": 64, "data.n_validation": 15, "data.n_evaluation": 5}
-CONFIGS = sorted(ROOT.glob("configs/*/*.yaml"))
+CONFIGS = [p for p in sorted(ROOT.glob("configs/*/*.yaml")) if p.stem != "defaults"]
 # Others may stand in its comment as well: the stages that come before.
 SCRIPT_OF_CONFIG = {
     path: next(
