@@ -164,9 +164,10 @@ class StudyCLI(LightningCLI):
     """LightningCLI without a subcommand, for any module and data; `${study}` works in every value."""
 
     def __init__(self, args: Sequence[str]) -> None:
-        first, *_ = [*config_files(args), "stage.yaml"]
-        self.stage = Path(first).stem
-        defaults = [glob.escape(str(defaults_beside(first)))]
+        files = config_files(args)
+        names = [Path(file).stem for file in files if Path(file) != defaults_beside(file)]
+        self.stage = names[0] if names else ""
+        defaults = [glob.escape(str(defaults_beside(file))) for file in files[:1]]
         super().__init__(
             args=list(args),
             run=False,
