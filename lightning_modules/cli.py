@@ -24,6 +24,7 @@ from delta_transcoders import console
 from delta_transcoders.command import config_files, defaults_beside, with_home
 from delta_transcoders.files import check_output
 from lightning_modules.language_model import LanguageModelTraining
+from lightning_modules.loggers import forget_curves
 from lightning_modules.outputs import kind_of
 
 _KEY = re.compile(r'Parser key "([^"]+)":\s*')
@@ -209,6 +210,8 @@ class StudyCLI(LightningCLI):
         self._check_precision()
         self._check_outputs()
         self._check_strategy()
+        if self.config.ckpt_path is None:
+            forget_curves(self.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
