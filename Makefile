@@ -4,6 +4,8 @@ SEED ?= 0
 CONFIGS ?= configs/tiny
 # Fresh ones: the configurations were chosen on seed 0, and 1 to 3 were seen with an earlier choice.
 SEEDS ?= 4 5 6
+# Another task than the calculator, as in TASK=configs/tasks/json.yaml (docs/NEW_TASK.md)
+TASK ?=
 # More options for the finetune's stage, as in FINETUNE='--model.lora_r 8'
 FINETUNE ?=
 PYTHON ?= python3
@@ -12,7 +14,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 EXPERIMENTS := exp1 exp2a exp2b
 RESULTS = $(STUDY)/behaviour/done.json $(EXPERIMENTS:%=$(STUDY)/%/done.json)
-STAGE = --study $(STUDY) --seed_everything $(SEED) $(ON)
+STAGE = $(if $(TASK),--config $(TASK)) --study $(STUDY) --seed_everything $(SEED) $(ON)
 TIMED = @$(PY) -m delta_transcoders.report.stage_times run $(STUDY)
 
 # A stage is done when it has written `done.json`, which it does last of all.

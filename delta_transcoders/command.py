@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import argparse
 import os
 import shlex
 import sys
@@ -20,6 +20,17 @@ FOREIGN_ERRORS = {
 }
 
 
+OPTIONS = (
+    ("--study", "DIR", "folder of the study; stages read and write inside it"),
+    ("--stage", "NAME", "the stage's name in the logs (default: that of the first --config)"),
+    ("--seed_everything", "N", "seed of data, weights and order"),
+    ("--ckpt_path", "FILE", "resume from a Lightning checkpoint (train.py)"),
+    ("--trainer.KEY", "VALUE", "any option of Lightning's Trainer, as in --trainer.devices 2"),
+    ("--model.KEY", "VALUE", "any of the stage's module (--model.help CLASS explains them)"),
+    ("--data.KEY", "VALUE", "any of its data (--data.help CLASS explains them)"),
+)
+
+
 def _configs(name: str) -> str:
     root = Path(__file__).resolve().parent.parent / "configs"
     files = {p: f"configs/{p.relative_to(root).as_posix()}" for p in sorted(root.glob("*/*.yaml"))}
@@ -30,6 +41,33 @@ def _configs(name: str) -> str:
     )
 
 
+def config_files(args: Sequence[str]) -> list[str]:
+    """The files that a command line names by `--config`, in their order.
+
+    >>> config_files(["--config", "a.yaml", "--study=x", "--config=b.yaml"])
+    ['a.yaml', 'b.yaml']
+    """
+    return _config_option().parse_known_args(args)[0].config
+
+
+def defaults_beside(config: str) -> Path:
+    """What the stages of a configuration's folder share, where there is such a file."""
+    return Path(config).with_name("defaults.yaml")
+
+
+def _config_option(**kwargs) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=bool(kwargs), **kwargs)
+    parser.add_argument(
+        *("--config", "-c"),
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a stage's YAML, over the defaults.yaml beside it; give it again to merge a second file over "
+        "the first",
+    )
+    return parser
+
+
 def preflight(name: str, summary: str, args: Sequence[str]) -> None:
     """Answer `--help` and refuse an unusable `--config`, in milliseconds.
 
@@ -38,50 +76,48 @@ def preflight(name: str, summary: str, args: Sequence[str]) -> None:
         FileNotFoundError: no such configuration file.
         ValueError: no configuration given, or not YAML.
     """
-    if any(a in ("-h", "--help") for a in args):
-        print(
-            f"""{summary}
-
-usage: python {name}.py --config FILE [--KEY VALUE ...]
-
-  --config FILE        a stage's YAML; give it again to merge a second file over the first
-  --study DIR          folder of the study (default runs/tiny); stages read and write inside it
-  --seed_everything N  seed of data, weights and order
-  --ckpt_path FILE     resume from a Lightning checkpoint (train.py)
-  --print_config       show the resolved configuration and stop
-  --trainer.KEY VALUE  any Lightning Trainer option, e.g. --trainer.devices 2 --trainer.strategy ddp
-  --model.KEY VALUE    any option of the stage's module; --data.KEY VALUE of its data
-                       (--print_config lists them; --model.help CLASS and --data.help CLASS explain them)
-
-configurations for {name}.py:
-{_configs(name)}"""
-        )
-        raise SystemExit(0)
-    files = [b for a, b in itertools.pairwise(args) if a == "--config"]
-    files += [a.removeprefix("--config=") for a in args if a.startswith("--config=")]
+    parser = _config_option(
+        prog=f"python {name}.py",
+        usage=f"python {name}.py --config FILE [--KEY VALUE ...]",
+        description=summary,
+        epilog=f"configurations for {name}.py:\n{_configs(name)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for option, metavar, text in OPTIONS:
+        parser.add_argument(option, metavar=metavar, help=text)
+    parser.add_argument(
+        "--print_config", nargs="?", help="show the resolved configuration and stop"
+    )
+    files = parser.parse_known_args(args)[0].config
     if not files:
         if any(a.startswith(("--model.help", "--data.help")) for a in args):
             return
         raise ValueError(f"give a configuration: python {name}.py --config FILE (see --help)")
-    import yaml
-
     for file in files:
         if not Path(file).is_file():
             raise FileNotFoundError(
                 f"no configuration file {file!r} (see `python {name}.py --help`)"
             )
-        try:
-            loaded = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            line = error.object[: error.start].count(b"\n") + 1
-            raise ValueError(f"{file}, line {line}: not UTF-8; save the file as UTF-8") from None
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f"{file}, line {mark.line + 1}" if mark else file
-            problem = getattr(error, "problem", None) or error
-            raise ValueError(f"{where}: not YAML ({problem})") from None
-        if not isinstance(loaded, dict):
-            raise ValueError(f"{file} must hold `key: value` pairs")
+    defaults = defaults_beside(files[0])
+    for file in [defaults, *files] if defaults.is_file() else files:
+        _check_yaml(file)
+
+
+def _check_yaml(file: str | Path) -> None:
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{file}, line {line}: not UTF-8; save the file as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}, line {mark.line + 1}" if mark else file
+        problem = getattr(error, "problem", None) or error
+        raise ValueError(f"{where}: not YAML ({problem})") from None
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{file} must hold `key: value` pairs")
 
 
 def with_home(argument: str) -> str:

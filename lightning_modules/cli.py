@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import glob
+import pydoc
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,28 +21,80 @@ from lightning.pytorch.utilities import rank_zero_warn
 from callbacks.progress import StageProgress
 from callbacks.stop_on_signal import EndTogether, StopOnSignal
 from delta_transcoders import console
-from delta_transcoders.command import with_home
+from delta_transcoders.command import config_files, defaults_beside, with_home
 from delta_transcoders.files import check_output
 from lightning_modules.language_model import LanguageModelTraining
+from lightning_modules.loggers import forget_curves
 from lightning_modules.outputs import kind_of
 
-_NOISE = (
-    "Does not validate against",
-    "Subtypes:",
-    "Errors:",
-    "- Expected a <class 'NoneType'>",
-    "Given value",
+_KEY = re.compile(r'Parser key "([^"]+)":\s*')
+_UNKNOWN = re.compile(
+    r"(?:Option|.* does not accept option) '(.+?)'|unrecognized arguments: --([^ =]+)"
+)
+_GIVEN = re.compile(r"Given value: (?:NestedArg\(key='.*', val=)?'?(.*?)'?\)?$")
+_TYPE = re.compile(r"<class '(?:\w+\.)*(\w+)'>|typing\.")
+_WRONG_TYPE = re.compile(r"Expected an? ((?:(?! but ).)+?)(?:\. Got value: (.*))?")
+_OUT_OF_RANGE = re.compile(
+    r"Not of type (\w+): (?:(?:(\S+) )?does not conform to restriction (v.*)|.*)"
 )
 
 
-def one_line(message: str) -> str:
-    """What a message of jsonargparse comes down to, without the alternatives that nobody meant.
+def one_line(message: str, known: Iterable[str] = ()) -> str:
+    """What a message of jsonargparse comes down to: the option, its value, and what is expected.
 
-    >>> one_line("Errors:\\n  - no file 'a'\\n  - Expected a <class 'NoneType'>\\nGiven value: b")
-    "no file 'a'"
+    Of a union's alternatives it keeps the first that is more than "not of this type".
+
+    Args:
+        message: of jsonargparse, or of our own.
+        known: options of the parser; of them or the class's own, an unknown option names the nearest.
+
+    >>> one_line('Parser key "n": Not of type PositiveInt: 0 does not conform to restriction v>0')
+    '--n is 0, expected >0'
+    >>> one_line("Option 'sede' is not accepted", ["seed", "study"])
+    "there is no option 'sede'; did you mean 'seed'?"
     """
-    lines = [line.strip() for line in message.splitlines()]
-    return " ".join(line.removeprefix("- ") for line in lines if not line.startswith(_NOISE))
+    keys, owner, expected, problem, value = [], None, [], [], None
+    for line in (line.strip().removeprefix("- ") for line in message.splitlines()):
+        while key := _KEY.match(line):
+            keys.append(key[1])
+            line = line[key.end() :]
+        if line.startswith("Problem with given class_path"):
+            if problem or expected:
+                break
+            owner = line.split("'")[1]
+            line = line.partition("':")[2].strip()
+        if given := _GIVEN.match(line):
+            value = value or given[1]
+            break
+        if line.startswith("Subclass types expect"):
+            break
+        if found := _WRONG_TYPE.fullmatch(line):
+            expected.append(_TYPE.sub(r"\1", found[1]))
+            value = found[2] or value
+        elif found := _OUT_OF_RANGE.fullmatch(line):
+            expected.append((found[3] or "").replace("v", "") or found[1])
+            value = found[2] or value
+        elif line and not line.startswith(("Does not validate", "Subtypes", "Errors", "Given")):
+            problem.append(line)
+    option, text = f"--{'.'.join(keys)}", " ".join(problem)
+    if unknown := _UNKNOWN.match(text):
+        return _no_such_option(unknown[unknown.lastindex], owner, known)
+    if expected and not problem:
+        meant = [name for name in expected if name != "NoneType"]
+        return f"{option} is {value}, expected {' or '.join(meant)}"
+    return f"{option}: {text}" if keys else text
+
+
+def _no_such_option(name: str, owner: str | None, known: Iterable[str]) -> str:
+    if owner:
+        parser = LightningArgumentParser()
+        parser.add_class_arguments(pydoc.locate(owner), fail_untyped=False)
+        known = [action.dest for action in parser._actions]
+    leaf = name.rpartition(".")[2]
+    near = difflib.get_close_matches(leaf, {option.rpartition(".")[2] for option in known}, n=1)
+    where = f"{owner.rpartition('.')[2]} has" if owner else "there is"
+    hint = f"; did you mean {near[0]!r}?" if near else " (--print_config lists all)"
+    return f"{where} no option {name!r}{hint}"
 
 
 def expand_home(value: Any) -> Any:
@@ -102,13 +158,17 @@ class StudyParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a nested parser: jsonargparse handles its errors
             super().error(message, ex)
-        raise ValueError(one_line(message)) from ex
+        raise ValueError(one_line(message, [action.dest for action in self._actions])) from ex
 
 
 class StudyCLI(LightningCLI):
     """LightningCLI without a subcommand, for any module and data; `${study}` works in every value."""
 
     def __init__(self, args: Sequence[str]) -> None:
+        files = config_files(args)
+        names = [Path(file).stem for file in files if Path(file) != defaults_beside(file)]
+        self.stage = names[0] if names else ""
+        defaults = [glob.escape(str(defaults_beside(file))) for file in files[:1]]
         super().__init__(
             args=list(args),
             run=False,
@@ -118,11 +178,20 @@ class StudyCLI(LightningCLI):
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"parser_mode": "omegaconf+"},
+            parser_kwargs={"parser_mode": "omegaconf+", "default_config_files": defaults},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--study", type=str, default="runs/tiny", help="folder of the study")
+        parser.add_argument(
+            "--stage", type=str, default=self.stage, help="the stage's name in the logs"
+        )
+        parser.add_argument(
+            "--task", type=dict | None, default=None, help="class_path and init_args"
+        )
+        parser.add_argument(
+            "--subsets", type=list[str] | None, default=None, help="what is measured"
+        )
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None, help="checkpoint to resume from"
         )
@@ -141,6 +210,8 @@ class StudyCLI(LightningCLI):
         self._check_precision()
         self._check_outputs()
         self._check_strategy()
+        if self.config.ckpt_path is None:
+            forget_curves(self.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")

@@ -36,10 +36,20 @@ SIZES = {"data.n_train": 64, "data.n_validation": 15, "data.n_evaluation": 5}
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model.lora_dropuot": 0.1}, "Option 'lora_dropuot' is not accepted"),
-        ({"trainer.max_stpes": 3}, "unrecognized arguments: --trainer.max_stpes=3"),
-        ({"model.lora_r": "many"}, """Parser key "lora_r": Expected a <class 'int'>"""),
-        ({"model.method": "half"}, "Expected a typing.Literal['lora', 'full']"),
+        (
+            {"model.lora_dropuot": 0.1},
+            "ToolFinetune has no option 'lora_dropuot'; did you mean 'lora_dropout'?",
+        ),
+        (
+            {"trainer.max_stpes": 3},
+            "there is no option 'trainer.max_stpes'; did you mean 'max_steps'?",
+        ),
+        (
+            {"trainer.logger.naem": "x"},
+            "TensorBoardLogger has no option 'naem'; did you mean 'name'?",
+        ),
+        ({"model.lora_r": "many"}, "--model.lora_r is many, expected int"),
+        ({"model.method": "half"}, "--model.method is half, expected Literal['lora', 'full']"),
         ({"model.model": "absent/folder/here"}, "no model folder 'absent/folder/here'"),
         (
             {"model.model": "owner/gemma", "data.model": "owner/gemma"},
@@ -83,14 +93,21 @@ def test_a_bad_option_is_one_short_line_and_changes_nothing(
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda text: text.replace("lora_dropout:", "lora_dropuot:"), "Option 'lora_dropuot'"),
-        (lambda text: text.replace("seed_everything:", "seed:"), "Option 'seed' is not accepted"),
+        (
+            lambda text: text.replace("lora_dropout:", "lora_dropuot:"),
+            "ToolFinetune has no option 'lora_dropuot'; did you mean 'lora_dropout'?",
+        ),
+        (
+            lambda text: text.replace("max_steps:", "max_stpes:"),
+            "there is no option 'max_stpes'; did you mean 'max_steps'?",
+        ),
+        (lambda text: text + "stduy: a\n", "there is no option 'stduy'; did you mean 'study'?"),
         (lambda text: text.replace("ToolFinetune", "ToolFintune"), "no attribute 'ToolFintune'"),
-        (lambda text: text.replace("init_args:", "init_args", 1), "bad.yaml, line 7: not YAML"),
+        (lambda text: text.replace("init_args:", "init_args", 1), "bad.yaml, line 6: not YAML"),
         (lambda text: "- a\n- b\n", "bad.yaml must hold `key: value` pairs"),
         (lambda text: "", "bad.yaml must hold `key: value` pairs"),
     ],
-    ids=["option", "key", "class", "syntax", "list", "empty"],
+    ids=["option", "trainer", "key", "class", "syntax", "list", "empty"],
 )
 def test_a_bad_configuration_file_is_one_short_line(
     study, arguments, tmp_path, capsys, edit, message

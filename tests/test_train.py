@@ -21,7 +21,7 @@ from lightning_modules.cli import StudyCLI
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"data.n_train": 64, "data.n_validation": 15, "data.n_evaluation": 5}
-CONFIGS = sorted(ROOT.glob("configs/*/*.yaml"))
+CONFIGS = [p for p in sorted(ROOT.glob("configs/*/*.yaml")) if p.stem != "defaults"]
 # Others may stand in its comment as well: the stages that come before.
 SCRIPT_OF_CONFIG = {
     path: next(
@@ -206,6 +206,26 @@ def test_tensorboard_gets_curves_and_texts(study):
     table = texts[-1].tensor_proto.string_val[0].decode()
     shown = [e for e in read_jsonl(study / "finetune/data/validation.jsonl") if e.input in table]
     assert sorted(e.label for e in shown) == ["negative"] * 3 + ["positive"] * 3
+
+
+def test_a_second_run_replaces_the_curves_of_the_first(copied_study, arguments):
+    logs = copied_study / "logs/finetune"
+    stranger = logs / "notes.txt"
+    stranger.touch()
+    options = SIZES | {
+        "data.batch_size": 8,
+        "trainer.max_steps": 2,
+        "trainer.val_check_interval": 2,
+    }
+    train.main(
+        arguments("tiny/lora.yaml", copied_study, options | {"trainer.log_every_n_steps": 1})
+    )
+    assert [e.step for e in events(logs).Scalars("train/loss")] == [
+        0,
+        1,
+    ]  # not the first run's 2 and 3
+    assert len(list(logs.glob("events.*"))) == 1
+    assert stranger.exists()
 
 
 def test_throughput_is_logged_with_the_loss_whatever_the_length_of_an_epoch(

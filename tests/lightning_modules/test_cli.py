@@ -1,5 +1,6 @@
 """What the command line makes of a configuration before anything is instantiated."""
 
+import re
 import subprocess
 import sys
 
@@ -113,3 +114,126 @@ def test_a_configuration_of_another_encoding_is_named(tmp_path, capsys, monkeypa
     assert end.value.code == 2
     line = 2 if encoding == "cp1252" else 1
     assert f"mine.yaml, line {line}: not UTF-8" in capsys.readouterr().err
+
+
+# What the stages of a folder share
+
+PARTS = """
+from abc import ABC, abstractmethod
+from lightning import LightningDataModule, LightningModule
+
+class Task(ABC):
+    @abstractmethod
+    def judge(self): ...
+
+class Words(Task):
+    def __init__(self, folder: str, n: int = 3): self.folder, self.n = folder, n
+    def judge(self): return True
+
+class Letters(Words):
+    def __init__(self, folder: str): super().__init__(folder, 1)
+
+class Data(LightningDataModule):
+    def __init__(self, task: Task, subsets: list[str] | None = None):
+        super().__init__()
+        self.save_hyperparameters()
+        self.task = task
+
+class Model(LightningModule):
+    def __init__(self, subsets: list[str] | None = None):
+        super().__init__()
+        self.save_hyperparameters()
+"""
+DEFAULTS = """
+study: first
+task: {class_path: parts_of_a_test.Words, init_args: {folder: "${study}/words"}}
+subsets: [one, two]
+trainer:
+  accelerator: cpu
+  default_root_dir: ${study}/logs/${stage}
+  logger:
+    class_path: lightning.pytorch.loggers.CSVLogger
+    init_args: {save_dir: "${study}/logs", name: "${stage}", version: ""}
+"""
+STAGE = """
+model:
+  class_path: parts_of_a_test.Model
+  init_args: {subsets: "${subsets}"}
+data:
+  class_path: parts_of_a_test.Data
+  init_args: {task: "${task}", subsets: "${subsets}"}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with `configs/{defaults,stage}.yaml`."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "parts_of_a_test.py").write_text(PARTS)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/defaults.yaml").write_text(DEFAULTS)
+    (tmp_path / "configs/stage.yaml").write_text(STAGE)
+    return tmp_path
+
+
+def test_a_stage_takes_its_folders_defaults_and_refers_to_them(folder):
+    cli = StudyCLI(["--config", "configs/stage.yaml"])
+    task = cli.datamodule.task
+    assert (type(task).__name__, task.folder, task.n) == ("Words", "first/words", 3)
+    assert cli.model.hparams.subsets == cli.datamodule.hparams.subsets == ["one", "two"]
+    assert cli.trainer.default_root_dir == "first/logs/stage"
+    assert (cli.trainer.logger.save_dir, cli.trainer.logger.name) == ("first/logs", "stage")
+    assert cli.config.trainer.devices == "auto"  # what nobody names is Lightning's own
+
+
+def test_a_second_configuration_and_the_command_line_go_over_them(folder):
+    other = {"class_path": "parts_of_a_test.Letters", "init_args": {"folder": "${study}/letters"}}
+    (folder / "other.yaml").write_text(yaml.safe_dump({"study": "second", "task": other}))
+    both = ["--config", "configs/stage.yaml", "--config", "other.yaml"]
+    cli = StudyCLI([*both, "--subsets", "[three]", "--trainer.logger.name", "named"])
+    task = cli.datamodule.task
+    assert (type(task).__name__, task.folder, task.n) == ("Letters", "second/letters", 1)
+    assert cli.model.hparams.subsets == ["three"]
+    assert cli.trainer.default_root_dir == "second/logs/stage"
+    assert (cli.trainer.logger.save_dir, cli.trainer.logger.name) == ("second/logs", "named")
+    cli = StudyCLI(["--config", "configs/stage.yaml", "--stage=mine", "--trainer.logger=false"])
+    assert cli.trainer.default_root_dir == "first/logs/mine"
+    assert cli.trainer.loggers == []
+
+
+def test_a_configuration_elsewhere_has_the_defaults_beside_it_alone(folder):
+    (folder / "mine.yaml").write_text("model: {class_path: parts_of_a_test.Model}\n")
+    cli = ParseOnly(["--config", "mine.yaml"])
+    assert (cli.config.task, cli.config.trainer.logger) == (None, None)
+    cli = ParseOnly(["--config", "configs/defaults.yaml", "--config", "mine.yaml"])
+    assert cli.config.trainer.default_root_dir == "first/logs/mine"
+    assert cli.config.trainer.logger.class_path == "lightning.pytorch.loggers.CSVLogger"
+
+
+def test_the_whole_configuration_is_shown_and_can_be_given_back(folder, capsys):
+    with pytest.raises(SystemExit):
+        StudyCLI(["--config", "configs/stage.yaml", "--print_config"])
+    shown = capsys.readouterr().out
+    assert "${" not in shown
+    (folder / "shown.yaml").write_text(shown)
+    first, second = (ParseOnly(["--config", f]) for f in ("configs/stage.yaml", "shown.yaml"))
+    for key in ("study", "stage", "seed_everything", "task", "subsets", "model", "trainer"):
+        assert first.config[key] == second.config[key]
+    assert second.config.data.init_args.task.init_args.folder == "first/words"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("  acelerator: cpu\n", "no option 'acelerator'; did you mean 'accelerator'?"),
+        ("sead_everything: 1\n", "no option 'sead_everything'; did you mean 'seed_everything'?"),
+        ("study: [a\n", "configs/defaults.yaml, line 12: not YAML"),
+        ("seed_everything: many\n", "--seed_everything is many, expected bool or int"),
+    ],
+)
+def test_an_error_in_the_defaults_is_one_short_line(folder, text, message):
+    (folder / "configs/defaults.yaml").write_text(DEFAULTS + text)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        train.main(["--config", "configs/stage.yaml"])
+    assert "\n" not in str(error.value)
