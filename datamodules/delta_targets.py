@@ -14,13 +14,14 @@ from datamodules.activations import ActivationData, TokenStream
 from datamodules.batching import ResumableDataLoader
 from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.capture import boot_bridge
-from delta_transcoders.activations.hook_sites import ReconstructionFit, require_site
+from delta_transcoders.activations.hook_sites import require_site
 from delta_transcoders.activations.site_check import base_model_fits
 from delta_transcoders.activations.targets import add_residuals
 from delta_transcoders.console import StudyWarning
 from delta_transcoders.dictionaries.files.gemma_scope import BaseId, load_base
 from delta_transcoders.files import write_text
 from delta_transcoders.language_models import check_model_source, load_model, load_tokenizer
+from delta_transcoders.metrics.reconstruction import ReconstructionFit
 from delta_transcoders.tasks.examples import read_jsonl
 
 SITE_CHECK_NAME = "hook_site_check.json"

@@ -9,11 +9,11 @@ import torch
 
 from datamodules.activations import ActivationData
 from delta_transcoders.activations.cache import ActivationCache
-from delta_transcoders.activations.hook_sites import ReconstructionFit
 from delta_transcoders.activations.targets import add_target
 from delta_transcoders.interventions.loading import load_mlps
 from delta_transcoders.interventions.sources import MLPSource, mlp_sources
 from delta_transcoders.language_models import check_model_source, load_tokenizer
+from delta_transcoders.metrics.reconstruction import ReconstructionFit
 from delta_transcoders.weights import StoredWeights
 
 TARGET = "mlp_difference"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from delta_transcoders.console import StudyWarning
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.metrics.reconstruction import GroupedReconstruction
 
 Scale = Literal["1", "1/sqrt(d_model)"]
 SiteName = Literal["gemma_scope", "original", "residual"]
@@ -71,67 +72,6 @@ ALTERNATIVES = tuple(
 """Every site that could be meant, `HOOK_SITES` among them: 3 inputs x 2 outputs x 2 scales."""
 
 
-@dataclass(frozen=True)
-class ReconstructionFit:
-    """How well outputs are reconstructed: sums over tokens, divided once, when read."""
-
-    n_tokens: int
-    squared_error: float
-    """Σ‖y − ŷ‖²"""
-    squares: float
-    """Σ‖y − ȳ‖²"""
-    cosines: float
-    """Σ cos(y, ŷ)"""
-    active: float
-    """Σ number of active features"""
-
-    @property
-    def fvu(self) -> float:
-        """Σ‖y − ŷ‖² / Σ‖y − ȳ‖²; nan where y never varies."""
-        return self.squared_error / self.squares if self.squares else math.nan
-
-    @property
-    def cosine(self) -> float:
-        return self.cosines / self.n_tokens
-
-    @property
-    def l0(self) -> float:
-        return self.active / self.n_tokens
-
-
-class FitAccumulator:
-    """Adds up a `ReconstructionFit` batch by batch, in float64."""
-
-    def __init__(self) -> None:
-        self._n_tokens = 0
-        self._sums: Tensor | float = 0.0
-        self._mean_times_n: Tensor | float = 0.0
-
-    def update(self, y_ND: Tensor, reconstruction_ND: Tensor, n_active: Tensor | int) -> None:
-        y_ND, reconstruction_ND = y_ND.double(), reconstruction_ND.double()
-        self._n_tokens += len(y_ND)
-        self._mean_times_n = self._mean_times_n + y_ND.sum(0)
-        self._sums = self._sums + torch.stack(
-            [
-                (y_ND - reconstruction_ND).square().sum(),
-                y_ND.square().sum(),
-                torch.cosine_similarity(y_ND, reconstruction_ND, dim=1).sum(),
-                torch.as_tensor(n_active, dtype=torch.float64, device=y_ND.device),
-            ]
-        )
-
-    def compute(self) -> ReconstructionFit:
-        """
-        Raises:
-            ValueError: there was no token.
-        """
-        if not isinstance(self._sums, Tensor):
-            raise ValueError("no token to measure a reconstruction on")
-        error, squares, cosines, active = self._sums.tolist()
-        centred = squares - float(self._mean_times_n.square().sum()) / self._n_tokens
-        return ReconstructionFit(self._n_tokens, error, max(centred, 0.0), cosines, active)
-
-
 class SiteFit(NamedTuple):
     """How well one layer's base dictionary reconstructs at one candidate site."""
 
@@ -161,10 +101,10 @@ def hook_site_check(
     for site in ALTERNATIVES:
         x, y = (activations[name].to(base.W_enc) for name in site.names(layer))
         x, y = x * site.factor(x.shape[1]), y * site.factor(y.shape[1])
-        accumulator = FitAccumulator()
+        metric = GroupedReconstruction(1, y.shape[1]).to(y.device)
         for x_ND, y_ND in zip(x.split(1024), y.split(1024), strict=True):
-            accumulator.update(y_ND, base(x_ND), 0)
-        fit = accumulator.compute()
+            metric.update(0, y_ND, base(x_ND))
+        fit = metric.fit()
         table.append(SiteFit(site, layer, fit.fvu, fit.cosine))
     return sorted(table, key=lambda row: (math.isnan(row.fvu), row.fvu))
 

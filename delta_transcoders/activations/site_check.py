@@ -10,15 +10,14 @@ from torch import Tensor
 
 from delta_transcoders.activations.capture import capture_hooks
 from delta_transcoders.activations.hook_sites import (
-    FitAccumulator,
     HookSite,
-    ReconstructionFit,
     SiteFit,
     hook_names,
     hook_site_check,
 )
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.language_models import encode, pad
+from delta_transcoders.metrics.reconstruction import GroupedReconstruction, ReconstructionFit
 from delta_transcoders.tasks.examples import Example
 
 if TYPE_CHECKING:
@@ -66,9 +65,9 @@ def base_model_fits(
     factor = site.factor(x.shape[1])
     fits = {}
     for key, base in bases.items():
-        accumulator = FitAccumulator()
+        metric = GroupedReconstruction(1, y.shape[1]).to(y.device)
         for x_ND, y_ND in zip((x * factor).split(1024), (y * factor).split(1024), strict=True):
             a_NF = base.encode(x_ND)
-            accumulator.update(y_ND, base.decode(a_NF), (a_NF > 0).sum())
-        fits[key] = accumulator.compute()
+            metric.update(0, y_ND, base.decode(a_NF), (a_NF > 0).sum())
+        fits[key] = metric.fit()
     return table, fits

@@ -5,8 +5,8 @@ All learn the same residual r = y − base(x) as a delta does:
     bias       E[r]: one constant vector
     low_rank   the best affine map of a given rank (reduced-rank ridge regression)
     ridge      the best affine map of any rank: an upper bound for every linear correction
-    steering   a constant vector too, but of another origin: E[y | tool] − E[y | copy], scaled to the mean
-               norm of what the delta writes
+    steering   a constant vector too, but of another origin: the mean difference of y between two subsets,
+               scaled to the mean norm of what the delta writes
 
 Shapes: N tokens, I = d_in, D = d_out, S subsets.
 """
