@@ -18,6 +18,7 @@ from delta_transcoders.dictionaries.corrections import (
 )
 from delta_transcoders.dictionaries.delta import load_delta
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.fingerprints import check_hash
 from delta_transcoders.metrics.reconstruction import GroupedReconstruction
 from lightning_modules.outputs import check_finite, stage_output
 
@@ -70,11 +71,8 @@ class LinearCorrections(LightningModule):
             path = Path(self.hparams.deltas) / f"layer_{layer}"
             delta, config = load_delta(path)
             base = data.base_id(layer, data.base_keys[0])
-            if config.base_hash != base.hash:
-                raise ValueError(
-                    f"{path} was trained on another base dictionary than {base.path}: hash "
-                    f"{config.base_hash[:12]}… and {base.hash[:12]}…"
-                )
+            problem = f"{path} was trained on another base dictionary"
+            check_hash(problem, config.base_hash, base.path, base.hash)
             self.deltas.append(delta.to(self.device))
         self.moments = [
             Moments(meta.d_in, meta.d_out, len(meta.subsets), self.device) for _ in data.layers

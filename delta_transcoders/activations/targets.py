@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from delta_transcoders.activations.cache import ActivationCache
-from delta_transcoders.activations.layout import SPLITS, check_finite, save_tensors, shard_path
+from delta_transcoders.activations.layout import SPLITS, check_finite, shard_path
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.metrics.reconstruction import GroupedReconstruction, ReconstructionFit
+from delta_transcoders.tensor_files import save_tensors
 
 ROWS_AT_ONCE = 2048  # through a base dictionary: 16,384 float32 activations each are 134 MB
 
