@@ -6,15 +6,11 @@ from collections.abc import Iterator
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from datamodules.batching import (
-    ResumableData,
-    ResumableDataLoader,
-    check_positive,
-    rank_and_world_size,
-)
+from datamodules.batching import ResumableData, ResumableDataLoader, check_positive
 from delta_transcoders.activations.cache import ActivationCache, Batch
 from delta_transcoders.fingerprints import tokenizer_fingerprint
 from delta_transcoders.language_models import check_model_source, load_tokenizer
+from delta_transcoders.processes import rank_and_world_size
 from delta_transcoders.weights import StoredWeights
 
 
@@ -115,12 +111,16 @@ class ActivationData(ResumableData):
     def prepare_data(self) -> None:
         """Refuse a cache of another model or tokenizer, before anything is trained on it."""
         h = self.hparams
-        ActivationCache(h.cache).expect(
+        self._open()
+        self.cache.expect(
             model_fingerprint=StoredWeights(h.model, h.model_dtype).fingerprint(),
             tokenizer_fingerprint=tokenizer_fingerprint(load_tokenizer(h.model)),
         )
 
     def setup(self, stage: str) -> None:
+        self._open()  # anew: one process alone prepares, and it may have added targets
+
+    def _open(self) -> None:
         self.cache = ActivationCache(self.hparams.cache)
         chosen = self.hparams.layers
         self.layers = list(self.cache.meta.layers if chosen is None else chosen)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from datamodules.activations import ActivationData
-from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.targets import add_target
 from delta_transcoders.interventions.loading import load_mlps
 from delta_transcoders.interventions.sources import MLPSource, mlp_sources
@@ -69,7 +68,7 @@ class MLPDifferenceData(ActivationData):
 
     def prepare_data(self) -> None:
         super().prepare_data()
-        h, cache = self.hparams, ActivationCache(self.hparams.cache)
+        h, cache, layers = self.hparams, self.cache, self.layers
         if cache.meta.hook_site.name != "gemma_scope":
             raise ValueError(
                 f"{h.cache} holds the hook site {cache.meta.hook_site.name!r}; an MLP reads that of "
@@ -77,8 +76,6 @@ class MLPDifferenceData(ActivationData):
             )
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         load_tokenizer(h.model, h.base_model)  # refuses two that differ
-        layers = cache.meta.layers if h.layers is None else h.layers
-        cache.check_layers(layers)
         mlps = load_mlps(h.base_model, h.model_dtype, layers)
         identity = {"path": h.base_model, "hash": mlps.fingerprint}
         self._check_changed(mlps.sources)
