@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.dictionaries.files.gemma_scope import load_base
 from delta_transcoders.families import family_of
-from delta_transcoders.fingerprints import model_fingerprint, tokenizer_fingerprint
+from delta_transcoders.fingerprints import check_hash, model_fingerprint, tokenizer_fingerprint
 from delta_transcoders.generation import AnswerReader
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.intervention import RAW, Intervention, from_spec
@@ -112,11 +112,8 @@ class BehaviourWhileTraining(Callback):
         check_context(self.examples, self.tokens, context, self.max_new_tokens)
         meta, found = data.cache.meta, model_fingerprint(model)
         data.cache.expect(tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
-        if found != meta.model_fingerprint:
-            raise ValueError(
-                f"the cache {data.cache.folder} is of another model: fingerprint "
-                f"{meta.model_fingerprint[:12]}…, {self.model} in {self.dtype} has {found[:12]}…"
-            )
+        problem = f"the cache {data.cache.folder} is of another model"
+        check_hash(problem, meta.model_fingerprint, f"{self.model} in {self.dtype}", found)
         bases: dict[int, Source] = {}
         for layer in data.layers:
             expected = data.base_id(layer, data.base_keys[0])
@@ -127,11 +124,8 @@ class BehaviourWhileTraining(Callback):
                 average_l0=expected.average_l0,
                 d_model=meta.d_in,
             )
-            if base_id.hash != expected.hash:
-                raise ValueError(
-                    f"the deltas are trained on {expected.path} (hash {expected.hash[:12]}…), "
-                    f"{base_id.path} is another ({base_id.hash[:12]}…)"
-                )
+            problem = f"the deltas are trained on another base, {expected.path}"
+            check_hash(problem, expected.hash, base_id.path, base_id.hash)
             bases[layer] = DictionarySource(base).to(device)
         bridge = boot_bridge(model.to(device), tokenizer)
         self.engine = InterventionEngine(bridge, tokenizer, {"base": bases}, meta.hook_site)

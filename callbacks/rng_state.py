@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from datamodules.batching import rank_and_world_size
 from delta_transcoders.console import StudyWarning
+from delta_transcoders.processes import gather, rank_and_world_size
 
 
 class RngState(Callback):
@@ -32,12 +31,7 @@ class RngState(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Every process must call it, as Lightning's checkpointing does."""
-        _, world_size = rank_and_world_size()
-        states = [_states(self._device)]
-        if world_size > 1:
-            states *= world_size
-            dist.all_gather_object(states, _states(self._device))
-        return {"by_rank": states}
+        return {"by_rank": gather(_states(self._device))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict["by_rank"]

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from datamodules.batching import (
-    ResumableData,
-    ResumableDataLoader,
-    check_positive,
-    rank_and_world_size,
-)
-from delta_transcoders.activations.cache import ActivationCache, Batch, Span
-from delta_transcoders.activations.hook_sites import FitAccumulator
-from delta_transcoders.dictionaries.stack import Variant
+from datamodules.batching import ResumableData, ResumableDataLoader, check_positive
+from delta_transcoders.activations.cache import ActivationCache, Batch
 from delta_transcoders.fingerprints import tokenizer_fingerprint
 from delta_transcoders.language_models import check_model_source, load_tokenizer
+from delta_transcoders.processes import rank_and_world_size
 from delta_transcoders.weights import StoredWeights
 
 
@@ -109,7 +102,6 @@ class ActivationData(ResumableData):
         check_model_source(model)
         check_positive(batch_tokens=batch_tokens, passes=passes)
         self.save_hyperparameters()
-        self._squares: list[float] | None = None
 
     @property
     def targets(self) -> list[str]:
@@ -119,12 +111,16 @@ class ActivationData(ResumableData):
     def prepare_data(self) -> None:
         """Refuse a cache of another model or tokenizer, before anything is trained on it."""
         h = self.hparams
-        ActivationCache(h.cache).expect(
+        self._open()
+        self.cache.expect(
             model_fingerprint=StoredWeights(h.model, h.model_dtype).fingerprint(),
             tokenizer_fingerprint=tokenizer_fingerprint(load_tokenizer(h.model)),
         )
 
     def setup(self, stage: str) -> None:
+        self._open()  # anew: one process alone prepares, and it may have added targets
+
+    def _open(self) -> None:
         self.cache = ActivationCache(self.hparams.cache)
         chosen = self.hparams.layers
         self.layers = list(self.cache.meta.layers if chosen is None else chosen)
@@ -144,30 +140,3 @@ class ActivationData(ResumableData):
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(HeldOutStream(self), batch_size=None)
-
-    def squares(self) -> list[float]:
-        """Σ‖y − ȳ‖² over the validation tokens, by index of the layer: the denominator of FVU."""
-        if self._squares is None:
-            self._squares = [self._sum_of_squares(layer) for layer in self.layers]
-        return self._squares
-
-    def _sum_of_squares(self, layer: int) -> float:
-        accumulator = FitAccumulator()
-        for span in self._validation_spans():
-            y_BD = self.cache.rows("validation", layer, "y", span)
-            accumulator.update(y_BD, y_BD, 0)
-        return accumulator.compute().squares
-
-    def _validation_spans(self) -> list[Span]:
-        """Pieces of the size of a batch: a whole split may be larger than memory."""
-        return self.cache.spans("validation", self.hparams.batch_tokens)
-
-    def held_out(self, variant: Variant) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """x, target and y [B, d] of one variant's layer, float32, over all validation tokens."""
-        layer = self.layers[variant.layer]
-        name = self.targets[variant.target % len(self.targets)]
-        for span in self._validation_spans():
-            yield tuple(
-                self.cache.rows("validation", layer, column, span).float()
-                for column in ("x", name, "y")
-            )

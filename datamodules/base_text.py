@@ -16,20 +16,21 @@ from delta_transcoders.language_models import IGNORE
 from delta_transcoders.tasks.task import Task
 from delta_transcoders.tiny_gemma import train_tokenizer
 
+LINE_LOSS_FRACTION = 0.25
+"""Share of the documents whose first line is supervised too: copying, which everything later rests on, is
+learned several times sooner when the unpredictable first line does not drown its gradient."""
+
 
 class BaseTextData(ResumableData):
     """A task's documents (`Task.documents`) as token ids.
 
-    The continuation is always supervised, the line before it in some documents only: copying, which
-    everything later rests on, is learned several times sooner when the unpredictable first line does not
-    drown its gradient.
+    The continuation is always supervised, the line before it in some documents only.
 
     Args:
         task: generates the documents.
         n_documents: training documents.
         n_validation: held-out documents.
         batch_size: documents per batch and process.
-        line_loss_fraction: share of the documents whose first line is supervised too.
         vocab_size: entries of the tokenizer, special tokens included.
         seed: of the text and its order.
     """
@@ -40,7 +41,6 @@ class BaseTextData(ResumableData):
         n_documents: int = 24000,
         n_validation: int = 512,
         batch_size: int = 32,
-        line_loss_fraction: float = 0.25,
         vocab_size: int = 768,
         seed: int = 0,
     ) -> None:
@@ -59,7 +59,7 @@ class BaseTextData(ResumableData):
         texts = [f"{line}\n{continuation}" for line, continuation in documents]
         self.tokenizer = train_tokenizer(texts[h.n_validation :][:4000], h.vocab_size)
         rng = random.Random(f"line loss {h.seed}")
-        rows = [self._row(*document, rng.random() < h.line_loss_fraction) for document in documents]
+        rows = [self._row(*document, rng.random() < LINE_LOSS_FRACTION) for document in documents]
         self.rows = {"validation": rows[: h.n_validation], "train": rows[h.n_validation :]}
 
     def _row(self, line: str, continuation: str, whole: bool) -> dict:

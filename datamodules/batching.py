@@ -6,19 +6,12 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.distributed as dist
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from delta_transcoders.language_models import IGNORE, pad
-
-
-def rank_and_world_size() -> tuple[int, int]:
-    """This process's rank and the number of processes; (0, 1) outside a process group."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+from delta_transcoders.processes import rank_and_world_size
 
 
 def check_positive(**values: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
 import warnings
@@ -12,22 +11,21 @@ from pathlib import Path
 
 from datamodules.activations import ActivationData, TokenStream
 from datamodules.batching import ResumableDataLoader
-from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.capture import boot_bridge
-from delta_transcoders.activations.hook_sites import ReconstructionFit
 from delta_transcoders.activations.site_check import base_model_fits, require_site
 from delta_transcoders.activations.targets import add_residuals
 from delta_transcoders.console import StudyWarning
 from delta_transcoders.dictionaries.files.gemma_scope import BaseId, load_base
 from delta_transcoders.families import family_of
 from delta_transcoders.families.sites import HookSite
-from delta_transcoders.files import write_text
+from delta_transcoders.files import read_json, write_json
 from delta_transcoders.language_models import (
     check_model_source,
     load_model,
     load_tokenizer,
     tokenize,
 )
+from delta_transcoders.metrics.reconstruction import ReconstructionFit
 from delta_transcoders.tasks.task import Task
 
 SITE_CHECK_NAME = "hook_site_check.json"
@@ -115,9 +113,7 @@ class DeltaData(ActivationData):
 
     def prepare_data(self) -> None:
         super().prepare_data()
-        cache = ActivationCache(self.hparams.cache)
-        layers = list(cache.meta.layers if self.hparams.layers is None else self.hparams.layers)
-        cache.check_layers(layers)
+        cache, layers = self.cache, self.layers
         examples = list(self.task.read(self.hparams.examples).values())
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         tokenizer = load_tokenizer(self.hparams.base_model, self.hparams.model)
@@ -149,7 +145,7 @@ class DeltaData(ActivationData):
                     "base_model": {key: asdict(fit) for key, fit in fits.items()},
                 }
             )
-        write_text(Path(self.hparams.cache) / SITE_CHECK_NAME, json.dumps(rows, indent=1) + "\n")
+        write_json(Path(self.hparams.cache) / SITE_CHECK_NAME, rows)
         del model, bridge
         gc.collect()  # the two refer to each other: the model would stay in memory while deltas are trained
 
@@ -164,7 +160,7 @@ class DeltaData(ActivationData):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        rows = json.loads((Path(self.hparams.cache) / SITE_CHECK_NAME).read_text(encoding="utf-8"))
+        rows = read_json(Path(self.hparams.cache) / SITE_CHECK_NAME, kind=list)
         self._base_model_fits = {row["layer"]: row["base_model"] for row in rows}
 
     def base_id(self, layer: int, key: str) -> BaseId:

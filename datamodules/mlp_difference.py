@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from datamodules.activations import ActivationData
-from delta_transcoders.activations.cache import ActivationCache
-from delta_transcoders.activations.hook_sites import ReconstructionFit
 from delta_transcoders.activations.targets import add_target
 from delta_transcoders.families.sites import HookSite
 from delta_transcoders.interventions.loading import load_mlps
 from delta_transcoders.interventions.sources import MLPSource, mlp_sources
 from delta_transcoders.language_models import check_model_source, load_tokenizer
+from delta_transcoders.metrics.reconstruction import ReconstructionFit
 from delta_transcoders.weights import StoredWeights
 
 TARGET = "mlp_difference"
@@ -70,11 +69,9 @@ class MLPDifferenceData(ActivationData):
 
     def prepare_data(self) -> None:
         super().prepare_data()
-        h, cache = self.hparams, ActivationCache(self.hparams.cache)
+        h, cache, layers = self.hparams, self.cache, self.layers
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         load_tokenizer(h.model, h.base_model)  # refuses two that differ
-        layers = cache.meta.layers if h.layers is None else h.layers
-        cache.check_layers(layers)
         mlps = load_mlps(h.base_model, h.model_dtype, layers, cache.meta.hook_site)
         identity = {"path": h.base_model, "hash": mlps.fingerprint}
         self._check_changed(mlps.sources, cache.meta.hook_site)

@@ -13,7 +13,6 @@ leaves the machine without `--push-to-hub`.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Collection
 from dataclasses import replace
@@ -22,8 +21,8 @@ from typing import TYPE_CHECKING, get_args
 
 from delta_transcoders.command import run as run_command
 from delta_transcoders.dictionaries.files import PARTS, TOOL_FORMATS, Format
-from delta_transcoders.dictionaries.files.parts import part_folder, save_model, write_part
-from delta_transcoders.files import replace_folder, write_text
+from delta_transcoders.dictionaries.files.study_parts import part_folder, save_model, write_part
+from delta_transcoders.files import read_json, replace_folder, write_text
 from delta_transcoders.hub import (
     check_push,
     is_hub_id,
@@ -34,8 +33,8 @@ from delta_transcoders.hub import (
 from delta_transcoders.report.model_card import model_card, read_study
 
 if TYPE_CHECKING:
-    from delta_transcoders.dictionaries.files.assembly import Assembly
     from delta_transcoders.dictionaries.files.exported import ExportCard
+    from delta_transcoders.dictionaries.files.fused import FusedDeltas
 
 CARD = "README.md"
 MARK = "<!-- written by delta_transcoders.export -->"
@@ -104,14 +103,14 @@ def export(
             write_part(folder, format, part_folder(run, format, deltas), study.base)
         else:
             # Torch takes seconds to import, and the command's help and refusals need none of it.
-            from delta_transcoders.dictionaries.files.assembly import Assembly
+            from delta_transcoders.dictionaries.files.fused import FusedDeltas
 
             if base_transcoders is None and (run / "base_transcoders").is_dir():
                 base_transcoders = run / "base_transcoders"
             bases = base_transcoders and str(base_transcoders)
-            assembly = Assembly(deltas, bases, alpha, delta_only)
+            fused = FusedDeltas(deltas, bases, alpha, delta_only)
             model = str(model or run / "finetune" / "merged")
-            exported = _write_dictionaries(folder, format, assembly, model)
+            exported = _write_dictionaries(folder, format, fused, model)
         repository = push_to_hub or "THIS_REPOSITORY"
         text = model_card(study, format, repository=repository, exported=exported)
         write_text(folder / CARD, f"{text}\n{MARK}\n")
@@ -143,19 +142,19 @@ def _check(format: str, out: Path, alpha: float, delta_only: bool, chosen: list[
             )
 
 
-def _write_dictionaries(folder: Path, format: str, assembly: Assembly, model: str) -> ExportCard:
+def _write_dictionaries(folder: Path, format: str, fused: FusedDeltas, model: str) -> ExportCard:
     from delta_transcoders.dictionaries.files import circuit_tracer, saelens
     from delta_transcoders.dictionaries.files.exported import ExportCard, save_card
     from delta_transcoders.dictionaries.files.gemma_scope import save_base
     from delta_transcoders.families.sites import GEMMA_SCOPE
 
-    config = assembly.config
-    if format == "gemma_scope" and assembly.site != GEMMA_SCOPE:
+    config = fused.config
+    if format == "gemma_scope" and fused.site != GEMMA_SCOPE:
         raise ValueError(
             f"the deltas are for hook site {config.hook_site!r}, and Gemma Scope's files name none: theirs "
             "is understood; the other formats name it"
         )
-    layers: Collection[int] = assembly.layers
+    layers: Collection[int] = fused.layers
     if format == "circuit_tracer":
         layers = _all_layers(Path(model), config.model_fingerprint)
     name = portable_name(model)
@@ -163,23 +162,23 @@ def _write_dictionaries(folder: Path, format: str, assembly: Assembly, model: st
     cards = {}
     for layer in layers:
         if format == "circuit_tracer":
-            dictionary, card = assembly.layer(layer, assembly.n_features)
+            dictionary, card = fused.layer(layer, fused.n_features)
             path = circuit_tracer.save_layer(folder, layer, dictionary)
         else:
-            dictionary, card = assembly.layer(layer)
+            dictionary, card = fused.layer(layer)
             if format == "saelens":
-                path = saelens.save_layer(folder, layer, dictionary, assembly.site, name)
+                path = saelens.save_layer(folder, layer, dictionary, fused.site, name)
             else:
                 path = save_base(folder, layer, dictionary, card.average_l0)
         cards[layer] = replace(card, path=path.relative_to(folder).as_posix())
     if format == "circuit_tracer":
         scan = f"delta-{config.model_fingerprint[:12]}"
-        circuit_tracer.save_config(folder, assembly.site, name, scan)
+        circuit_tracer.save_config(folder, fused.site, name, scan)
         save_model(folder / circuit_tracer.MODEL_FOLDER, Path(model))
     exported = ExportCard(
         format=format,
-        alpha=assembly.alpha,
-        delta_only=assembly.delta_only,
+        alpha=fused.alpha,
+        delta_only=fused.delta_only,
         model=name,
         model_fingerprint=config.model_fingerprint,
         hook_site=config.hook_site,
@@ -193,6 +192,7 @@ def _write_dictionaries(folder: Path, format: str, assembly: Assembly, model: st
 def _all_layers(model: Path, fingerprint: str) -> range:
     """The layers of the model in a folder, which must be the one with this fingerprint."""
     from delta_transcoders.families import family_of
+    from delta_transcoders.fingerprints import check_hash
     from delta_transcoders.language_models import check_model_source
     from delta_transcoders.weights import StoredWeights
 
@@ -202,7 +202,7 @@ def _all_layers(model: Path, fingerprint: str) -> range:
             f"circuit-tracer needs a copy of the model: give a folder, not the hub id {model} "
             f"(`hf download {model} --local-dir FOLDER`)"
         )
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config = read_json(model / "config.json")
     found = []
     # A delta records the dtype that the activations were captured in, a folder the one it was saved in.
     for dtype in dict.fromkeys((config.get("dtype", "float32"), "float32", "bfloat16")):
@@ -210,10 +210,7 @@ def _all_layers(model: Path, fingerprint: str) -> range:
         found.append(weights.fingerprint())
         if found[-1] == fingerprint:
             return range(family_of(weights.config).n_layers)
-    raise ValueError(
-        f"the deltas were trained on another model than {model}: fingerprint {fingerprint[:12]}…, this "
-        f"one's is {found[0][:12]}…"
-    )
+    check_hash("the deltas were trained on another model", fingerprint, str(model), found[0])
 
 
 def main() -> None:

@@ -17,14 +17,17 @@ import shutil
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO, TypeVar
 
 DONE = "done.json"
 FORMAT = "delta_transcoders output 1"
 _UNFINISHED = (
     "unfinished.txt"  # marks a folder of ours that is being built; locked by who builds it
 )
+
+Config = TypeVar("Config")
 
 _locks: dict[Path, int] = {}
 """File descriptors that hold the locks of this process, by staged folder."""
@@ -44,32 +47,77 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replace_file(path: str | Path) -> Iterator[TextIO]:
-    """Yield a UTF-8 file beside `path` that takes its place when the block ends without an error.
+def partial_file(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside `path`; what is written there takes its place when the block ends without an error.
 
-    Where `path` lies in a finished output, its `done.json` names the file from then on.
+    Where `path` lies in a finished output, its `done.json` names the file from then on. One that a killed
+    process left beside it is nobody's.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_file(path)
-    try:
-        with partial.open("w", encoding="utf-8") as handle:
-            yield handle
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with _partial(path) as partial:
+        yield partial
     record(path)
 
 
-def partial_file(path: Path) -> Path:
-    """Where a file is written before it takes its place; one that a killed process left is nobody's."""
-    return path.with_name(f".{path.name}.partial")
+@contextmanager
+def replace_file(path: str | Path) -> Iterator[TextIO]:
+    """`partial_file`, open as a UTF-8 text."""
+    with partial_file(path) as partial, partial.open("w", encoding="utf-8") as handle:
+        yield handle
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 file in one step, see `replace_file`."""
+    """Write a UTF-8 file in one step, see `partial_file`."""
     with replace_file(path) as handle:
         handle.write(text)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a JSON file in one step, see `partial_file`."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: str | Path, problem: str = "", kind: type = dict) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        problem: what it means if the file is missing or damaged, for the message.
+        kind: type of the whole, a dictionary or a list.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or of another type; names the file.
+    """
+    path, problem = Path(path), problem and f": {problem}"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist{problem}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged, it is not JSON ({error}){problem}") from error
+    if not isinstance(value, kind):
+        found = type(value).__name__
+        raise ValueError(f"{path} is damaged, it holds a {found} and no {kind.__name__}{problem}")
+    return value
+
+
+def read_config(path: str | Path, kind: type[Config], problem: str = "") -> Config:
+    """A dataclass from a JSON file that holds each of its fields and nothing else.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_json`; an unknown or missing key, or a value that the
+            dataclass refuses; names the file.
+    """
+    raw, known = read_json(path, problem), {field.name for field in fields(kind)}
+    for key in sorted(raw.keys() - known):
+        raise ValueError(f"{path}: unknown key {key!r}; known are {sorted(known)}")
+    for key in sorted(known - raw.keys()):
+        raise ValueError(f"{path}: key {key!r} is missing")
+    try:
+        return kind(**raw)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def check_output(path: str | Path, kind: str) -> None:
@@ -202,7 +250,7 @@ def record(*paths: str | Path) -> None:
     if folder is None:
         return
     with locked(folder):
-        done = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        done = read_json(folder / DONE)
         for path in resolved:
             done["files"][path.relative_to(folder).as_posix()] = path.stat().st_size
         _write_done(folder, done)
@@ -295,7 +343,7 @@ def _files(folder: Path) -> list[Path]:
 def _done(folder: Path) -> dict:
     """What `done.json` says; empty where there is none of ours."""
     try:
-        done = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        done = read_json(folder / DONE)
         return done if done["format"] == FORMAT and isinstance(done["files"], dict) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
@@ -323,9 +371,18 @@ def _strangers(folder: Path) -> list[str]:
 
 
 def _write_done(folder: Path, done: dict) -> None:
-    partial = partial_file(folder / DONE)
-    partial.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, folder / DONE)
+    with _partial(folder / DONE) as partial:
+        partial.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _link(source: Path, copy: Path) -> None:

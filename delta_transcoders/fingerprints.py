@@ -45,6 +45,25 @@ def hash_texts(texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def check_hash(problem: str, recorded: str, here: str, found: str) -> None:
+    """Refuse what was made with something else than what is here.
+
+    Args:
+        problem: what was made with what, as in "runs/delta was trained on another model".
+        recorded: the hash it was made with.
+        here: what is here instead, and `found` its hash.
+
+    Raises:
+        ValueError: the hashes differ; gives both, shortened.
+
+    >>> check_hash("the delta is of another base", "a" * 64, "base.npz", "b" * 64)
+    Traceback (most recent call last):
+    ValueError: the delta is of another base: hash aaaaaaaaaaaa…, base.npz has bbbbbbbbbbbb…
+    """
+    if recorded != found:
+        raise ValueError(f"{problem}: hash {recorded[:12]}…, {here} has {found[:12]}…")
+
+
 def model_fingerprint(model: nn.Module) -> str:
     """Hash of a model's weights, the same before and after a TransformerBridge has wrapped it.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from delta_transcoders.families import family_of
+from delta_transcoders.files import read_json
 from delta_transcoders.fingerprints import hash_tensors
 from delta_transcoders.hub import local_folder
 from delta_transcoders.language_models import check_model_source, load_config, load_model
@@ -84,7 +84,7 @@ def _files_of_weights(folder: Path) -> dict[str, Path]:
     index = folder / "model.safetensors.index.json"
     names = {"model.safetensors"}
     if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(read_json(index)["weight_map"].values())
     files = {}
     for name in names:
         try:

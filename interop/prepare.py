@@ -17,7 +17,6 @@ from torch import Tensor
 
 from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.capture import boot_bridge, capture
-from delta_transcoders.activations.layout import save_tensors
 from delta_transcoders.dictionaries.files import TOOL_FORMATS
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.export import export
@@ -25,6 +24,7 @@ from delta_transcoders.families.sites import GEMMA_SCOPE
 from delta_transcoders.interventions.loading import load_base_of, load_deltas
 from delta_transcoders.language_models import encode, load_model, load_tokenizer
 from delta_transcoders.tasks.examples import read_jsonl
+from delta_transcoders.tensor_files import save_tensors
 
 CASES = {"full": {}, "half": {"alpha": 0.5}, "delta": {"delta_only": True}}
 N_TOKENS = 512

@@ -2,50 +2,38 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from delta_transcoders.console import StudyWarning
 from delta_transcoders.dictionaries.files.gemma_scope import params_path, save_base
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
-from delta_transcoders.dictionaries.sparsity import SparsityConfig
 from delta_transcoders.dictionaries.stack import Variant
-from lightning_modules.dictionary_training import Best, DictionaryTraining
+from lightning_modules.dictionary_training import DictionaryTraining
 
 
 class BaseTranscoderTraining(DictionaryTraining):
     """All layers and L0 targets in one run, written in the Gemma Scope layout.
 
-    The folder `average_l0_K` holds the L0 measured on the validation tokens.
+    `output` is the root of the `layer_L/width_W/average_l0_K/params.npz` files, where K is the L0
+    measured on the validation tokens.
 
     Args:
-        output: root of the `layer_L/width_W/average_l0_K/params.npz` files.
         width: features of each dictionary.
         l0: active features per token aimed at, one dictionary per layer for each.
-        sparsity, lr, betas, warmup_steps, decay_fraction, clip_norm, patience, decoder_init,
-            decoder_bias, aux_k, dead_after_tokens, calibrate, seed: see `DictionaryTraining`.
     """
 
     def __init__(
         self,
-        output: str,
         width: int = 1024,
         l0: list[float] = (16,),
-        sparsity: SparsityConfig = SparsityConfig(mode="batch_topk"),  # noqa: B008
-        lr: float = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.99),
-        warmup_steps: int = 20,
-        decay_fraction: float = 0.3,
-        clip_norm: float | None = 1.0,
-        patience: int = 3,
         decoder_init: Literal["tied", "kaiming"] = "tied",
         decoder_bias: bool = True,
-        aux_k: int = 32,
-        dead_after_tokens: int = 100_000,
-        calibrate: bool = True,
-        seed: int = 0,
+        **kwargs,
     ) -> None:
-        super().__init__(sparsity)
-        self.save_hyperparameters()
+        super().__init__(decoder_init=decoder_init, decoder_bias=decoder_bias, **kwargs)
 
     def variants_by_width(self) -> dict[int, list[Variant]]:
         layers = self.trainer.datamodule.layers
@@ -58,12 +46,24 @@ class BaseTranscoderTraining(DictionaryTraining):
         }
 
     def export(
-        self, folder: Path, variant: Variant, transcoder: JumpReLUTranscoder, best: Best
+        self,
+        folder: Path,
+        variant: Variant,
+        transcoder: JumpReLUTranscoder,
+        best: Mapping[str, float],
     ) -> str:
-        layer = self.trainer.datamodule.layers[variant.layer]
-        l0: float = round(best.fit.l0)
-        if (folder / params_path(layer, transcoder.n_features, l0)).exists():
-            l0 = round(best.fit.l0, 2)  # another variant's rounds to the same number
-        path = save_base(folder, layer, transcoder, l0)
+        layer, width = self.trainer.datamodule.layers[variant.layer], transcoder.n_features
+        l0 = best["l0"]
+        for decimals in range(5):  # as few as tell it from the layer's others
+            path = folder / params_path(layer, width, round(l0, decimals))
+            if not path.exists():
+                save_base(folder, layer, transcoder, round(l0, decimals))
+                break
+        else:
+            warnings.warn(
+                f"{variant.key} is not written: another dictionary of its layer has the L0 {l0:.4f} too",
+                StudyWarning,
+                stacklevel=2,
+            )
         # The whole width: names hold measured numbers, and an earlier run's would stay beside these.
         return path.parent.parent.relative_to(folder).as_posix()

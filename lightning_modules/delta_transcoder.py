@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 from delta_transcoders.dictionaries.delta import DeltaConfig, save_delta
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
-from delta_transcoders.dictionaries.sparsity import SparsityConfig
 from delta_transcoders.dictionaries.stack import Variant
-from lightning_modules.dictionary_training import Best, DictionaryTraining
+from lightning_modules.dictionary_training import DictionaryTraining
 from lightning_modules.loggers import log_scalars
 
 
@@ -21,36 +20,14 @@ class DeltaTranscoderTraining(DictionaryTraining):
     `output/d{d_new}_p{percentile}/layer_L/`, each with `delta.safetensors` and `config.json`.
 
     Args:
-        output: folder of the deltas.
         d_new: features of a delta; several for a sweep.
         l0: active delta features per token aimed at (not used by `l1`).
-        sparsity, lr, betas, warmup_steps, decay_fraction, clip_norm, patience, decoder_init,
-            decoder_bias, aux_k, dead_after_tokens, calibrate, seed: see `DictionaryTraining`.
     """
 
-    def __init__(
-        self,
-        output: str,
-        d_new: list[int] = (32,),
-        l0: float = 4.0,
-        sparsity: SparsityConfig = SparsityConfig(mode="batch_topk"),  # noqa: B008
-        lr: float = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.99),
-        warmup_steps: int = 20,
-        decay_fraction: float = 0.3,
-        clip_norm: float | None = 1.0,
-        patience: int = 3,
-        decoder_init: Literal["zero", "tied", "kaiming"] = "zero",
-        decoder_bias: bool = False,
-        aux_k: int = 0,
-        dead_after_tokens: int = 100_000,
-        calibrate: bool = True,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(sparsity)
+    def __init__(self, d_new: list[int] = (32,), l0: float = 4.0, **kwargs) -> None:
+        super().__init__(**kwargs)
         if not d_new or min(d_new) < 1 or len(set(d_new)) < len(d_new):
             raise ValueError(f"d_new is {list(d_new)}, expected different positive numbers")
-        self.save_hyperparameters()
 
     def variants_by_width(self) -> dict[int, list[Variant]]:
         data = self.trainer.datamodule
@@ -79,7 +56,11 @@ class DeltaTranscoderTraining(DictionaryTraining):
         return data.layers[variant.layer], data.base_keys[variant.target % len(data.base_keys)]
 
     def export(
-        self, folder: Path, variant: Variant, transcoder: JumpReLUTranscoder, best: Best
+        self,
+        folder: Path,
+        variant: Variant,
+        transcoder: JumpReLUTranscoder,
+        best: Mapping[str, float],
     ) -> str:
         h, data = self.hparams, self.trainer.datamodule
         layer, key = self._base_of(variant)
@@ -108,12 +89,12 @@ class DeltaTranscoderTraining(DictionaryTraining):
             measured={
                 "fvu_base_on_base_model": data.base_model_fit(layer, key).fvu,
                 "fvu_base": base_fit.fvu,
-                "fvu_full": best.fit.fvu,
+                "fvu_full": best["fvu"],
                 "cosine_base": base_fit.cosine,
-                "cosine_full": best.fit.cosine,
+                "cosine_full": best["cosine"],
                 "l0_base": base_fit.l0,
-                "l0_delta": best.fit.l0,
-                "dead_fraction": best.dead_fraction,
+                "l0_delta": best["l0"],
+                "dead_fraction": best["dead_fraction"],
             },
         )
         name = f"layer_{layer}"

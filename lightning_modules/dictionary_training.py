@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 from lightning import LightningModule
@@ -13,35 +13,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from delta_transcoders import files
 from delta_transcoders.activations.cache import Batch
-from delta_transcoders.activations.hook_sites import FitAccumulator, ReconstructionFit
-from delta_transcoders.dictionaries.convergence import ConvergenceTracker
+from delta_transcoders.dictionaries.convergence import MEASURES, ConvergenceTracker
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.dictionaries.sparsity import SparsityConfig
 from delta_transcoders.dictionaries.stack import DictionaryStack, Variant
+from delta_transcoders.metrics.grouped import GroupedMean
+from delta_transcoders.metrics.reconstruction import GroupedReconstruction
 from lightning_modules.loggers import log_scalars, tensorboards
 from lightning_modules.optimizers import fused
 from lightning_modules.outputs import finish_output, kind_of
 from lightning_modules.schedule import total_steps
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One variant on the validation tokens, sums divided once."""
-
-    fvu: float
-    cosine: float
-    relative_l2: float
-    l0: float
-    dead_fraction: float
-    density_F: Tensor
-    """Share of the tokens on which each feature is active."""
-
-
-class Best(NamedTuple):
-    """What an exported dictionary does on the validation tokens."""
-
-    fit: ReconstructionFit
-    dead_fraction: float
 
 
 class DictionaryTraining(LightningModule):
@@ -51,8 +32,10 @@ class DictionaryTraining(LightningModule):
     not improved for `patience` validations is final, and when all are, training stops. Variants never
     influence each other, so a sweep gives what training each alone would give.
 
-    Subclasses say which variants there are (`variants_by_width`), write the result (`export`), and save
-    these hyperparameters:
+    Subclasses say which variants there are (`variants_by_width`) and write the result (`export`).
+
+    Args:
+        output: folder of the result.
         sparsity: how activations are kept sparse, and its constants.
         lr: peak learning rate of Adam.
         betas: Adam's.
@@ -62,25 +45,48 @@ class DictionaryTraining(LightningModule):
         patience: validations without improvement after which a variant is final.
         decoder_init: `zero` starts at no correction, `tied` at the encoder's rows, `kaiming` at random.
         decoder_bias: train an output bias.
-        aux_k: dead features per token that also learn to reconstruct what is left.
-        dead_after_tokens: training tokens without activity after which a feature is dead.
         calibrate: take target scales and starting thresholds from a first batch.
         seed: of the first weights, together with each variant's key.
     """
 
-    def __init__(self, sparsity: SparsityConfig) -> None:
+    def __init__(
+        self,
+        output: str,
+        sparsity: SparsityConfig = SparsityConfig(mode="batch_topk"),  # noqa: B008
+        lr: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        warmup_steps: int = 20,
+        decay_fraction: float = 0.3,
+        clip_norm: float | None = 1.0,
+        patience: int = 3,
+        decoder_init: Literal["zero", "tied", "kaiming"] = "zero",
+        decoder_bias: bool = False,
+        calibrate: bool = True,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
+        self.save_hyperparameters()  # the subclass's too
         self.sparsity = sparsity  # in hparams the command line leaves a plain dictionary
         self.stacks = nn.ModuleDict()
         self.trackers = nn.ModuleDict()
+        self.reconstructions = nn.ModuleDict()
+        self.densities = nn.ModuleDict()
 
     def variants_by_width(self) -> dict[int, list[Variant]]:
         raise NotImplementedError
 
     def export(
-        self, folder: Path, variant: Variant, transcoder: JumpReLUTranscoder, best: Best
+        self,
+        folder: Path,
+        variant: Variant,
+        transcoder: JumpReLUTranscoder,
+        best: Mapping[str, float],
     ) -> str:
-        """Write one variant's best weights below a folder; returns the part of it that is now new."""
+        """Write one variant's best weights below a folder; returns the part of it that is now new.
+
+        Args:
+            best: what they do on the validation tokens, see `MEASURES`.
+        """
         raise NotImplementedError
 
     def configure_model(self) -> None:
@@ -97,11 +103,11 @@ class DictionaryTraining(LightningModule):
                 seed=h.seed,
                 decoder_init=h.decoder_init,
                 decoder_bias=h.decoder_bias,
-                aux_k=h.aux_k,
-                dead_after_tokens=h.dead_after_tokens,
             )
             self.stacks[str(width)] = stack
             self.trackers[str(width)] = ConvergenceTracker(stack, h.patience)
+            self.reconstructions[str(width)] = GroupedReconstruction(len(variants), meta.d_out)
+            self.densities[str(width)] = GroupedMean(len(variants) * width)
 
     def on_train_start(self) -> None:
         if self.global_step == 0 and self.hparams.calibrate:
@@ -154,57 +160,56 @@ class DictionaryTraining(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_validation_epoch_start(self) -> None:
-        self._sums: dict[str, list[Tensor]] = {}
+        for metric in (*self.reconstructions.values(), *self.densities.values()):
+            metric.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Sums over the validation tokens; the stream's last target of a layer is y itself."""
+        """What would be exported, on the validation tokens; the last target of a layer is y itself."""
         x_LBI, targets_TBD = self._floats(batch)
-        n_per_layer = len(targets_TBD) // len(x_LBI)
-        y_LBD = targets_TBD[n_per_layer - 1 :: n_per_layer]
-        learned = [t for t in range(len(targets_TBD)) if t % n_per_layer != n_per_layer - 1]
+        targets_LKBD = targets_TBD.unflatten(0, (len(x_LBI), -1))
+        y_LBD, learned_TBD = targets_LKBD[:, -1], targets_LKBD[:, :-1].flatten(0, 1)
         for width, stack in self.stacks.items():
-            sums = stack.reconstruction_sums(x_LBI, targets_TBD[learned], y_LBD)
-            kept = self._sums.setdefault(width, [torch.zeros_like(s) for s in sums])
-            for total, part in zip(kept, sums, strict=True):
-                total += part
+            a_VFB = stack.encode(x_LBI)
+            for v, variant in enumerate(stack.variants):
+                y_BD = y_LBD[variant.layer]
+                ours_BD = y_BD - learned_TBD[variant.target] + stack.decode(v, a_VFB[v])
+                self.reconstructions[width].update(v, y_BD, ours_BD)
+            fired_N = (a_VFB > 0).sum(2).flatten()
+            features_N = torch.arange(len(fired_N), device=self.device)
+            n_tokens_N = torch.full_like(fired_N, a_VFB.shape[2])
+            self.densities[width].update(features_N, fired_N, n_tokens_N)
 
-    def measure(self, width: str) -> list[Measured]:
-        """The validation sums of all ranks, divided; on the CPU."""
-        error, l0, cosine, relative, fired, n_tokens = (
-            self.trainer.strategy.reduce(total, reduce_op="sum").cpu()
-            for total in self._sums[width]
+    def measure(self, width: str) -> tuple[dict[str, Tensor], Tensor]:
+        """`MEASURES` of the validation tokens of all ranks, float64 [V] each, and densities [V, F].
+
+        A density is the share of the tokens on which a feature is active.
+        """
+        n_variants = len(self.stacks[width].variants)
+        fit = {k: v.reshape(-1) for k, v in self.reconstructions[width].compute().items()}
+        density_VF = self.densities[width].compute().view(n_variants, -1)
+        measured = (
+            fit["fvu"],
+            fit["mean_cos"],
+            fit["mean_l2"],
+            density_VF.sum(1),
+            (density_VF == 0).double().mean(1),
         )
-        squares = self.trainer.datamodule.squares()
-        rows = []
-        for v, variant in enumerate(self.stacks[width].variants):
-            density_F = fired[v] / n_tokens
-            rows.append(
-                Measured(
-                    fvu=float(error[v]) / squares[variant.layer],
-                    cosine=float(cosine[v] / n_tokens),
-                    relative_l2=float(relative[v] / n_tokens),
-                    l0=float(l0[v] / n_tokens),
-                    dead_fraction=float((density_F == 0).double().mean()),
-                    density_F=density_F,
-                )
-            )
-        return rows
+        return dict(zip(MEASURES, measured, strict=True)), density_VF
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
             return
         fvus = []
         for width, stack in self.stacks.items():
-            rows = self.measure(width)
-            fvus += [row.fvu for row in rows]
-            fvu_V = torch.tensor([row.fvu for row in rows], device=self.device).double()
-            self.trackers[width].update(fvu_V, stack)
-            for variant, row in zip(stack.variants, rows, strict=True):
-                names = ("fvu", "cosine", "relative_l2", "l0", "dead_fraction")
-                scalars = {f"val/{variant.key}/{name}": getattr(row, name) for name in names}
+            measured, density_VF = self.measure(width)
+            self.trackers[width].update(measured, stack)
+            columns = {name: values.tolist() for name, values in measured.items()}
+            fvus += columns["fvu"]
+            for v, variant in enumerate(stack.variants):
+                scalars = {f"val/{variant.key}/{name}": columns[name][v] for name in MEASURES}
                 log_scalars(self.trainer, scalars)
                 for tensorboard in tensorboards(self.trainer):
-                    log_density = row.density_F.clamp_min(1e-7).log10()
+                    log_density = density_VF[v].clamp_min(1e-7).log10()
                     tag = f"val/{variant.key}/log10_density"
                     tensorboard.add_histogram(tag, log_density, self.trainer.global_step)
         self.log("val/fvu", sum(fvus) / len(fvus), prog_bar=True, rank_zero_only=True)
@@ -212,7 +217,7 @@ class DictionaryTraining(LightningModule):
             self.trainer.should_stop = True
 
     def on_fit_end(self) -> None:
-        """Write the best weights of every variant, measured once more as they are written.
+        """Write the best weights of every variant.
 
         Raises:
             ValueError: some variant never had a finite FVU; names it. An earlier output stays, and the
@@ -233,9 +238,8 @@ class DictionaryTraining(LightningModule):
                 tracker = self.trackers[width]
                 for v, variant in enumerate(stack.variants):
                     if tracker.best_fvu_V[v].isfinite():
-                        transcoder = tracker.export(v)
-                        best = self._measure_best(variant, transcoder)
-                        written.append(self.export(folder, variant, transcoder, best))
+                        of_variant = tracker.export(v), tracker.best(v)
+                        written.append(self.export(folder, variant, *of_variant))
                     else:
                         without.append(variant.key)
         except BaseException:
@@ -253,14 +257,3 @@ class DictionaryTraining(LightningModule):
             )
         finish_output(self.trainer, output, replaces=written)
         return None
-
-    @torch.inference_mode()
-    def _measure_best(self, variant: Variant, transcoder: JumpReLUTranscoder) -> Best:
-        """Fit of y by what the target's base leaves plus the dictionary, on all validation tokens."""
-        accumulator = FitAccumulator()
-        fired_F = torch.zeros(transcoder.n_features, dtype=torch.bool)
-        for x_BI, target_BD, y_BD in self.trainer.datamodule.held_out(variant):
-            a_BF = transcoder.encode(x_BI)
-            accumulator.update(y_BD, y_BD - target_BD + transcoder.decode(a_BF), (a_BF > 0).sum())
-            fired_F |= (a_BF > 0).any(0)
-        return Best(accumulator.compute(), 1 - float(fired_F.double().mean()))

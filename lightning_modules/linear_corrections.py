@@ -18,6 +18,8 @@ from delta_transcoders.dictionaries.corrections import (
 )
 from delta_transcoders.dictionaries.delta import load_delta
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.fingerprints import check_hash
+from delta_transcoders.metrics.reconstruction import GroupedReconstruction
 from lightning_modules.outputs import check_finite, stage_output
 
 KINDS = ("bias", "low_rank", "ridge", "steering")
@@ -32,9 +34,9 @@ class LinearCorrections(LightningModule):
         output: folder of the corrections.
         deltas: folder of the deltas that they are controls for: `low_rank` gets as many parameters as
             a delta, `steering` its mean norm.
-        penalty: of the ridge regressions, in units of the inputs' mean square.
-        towards: subset whose mean output `steering` steers towards.
+        towards: subset of the cached examples whose mean output `steering` steers towards.
         away: and the one it steers away from.
+        penalty: of the ridge regressions, in units of the inputs' mean square.
     """
 
     resumable = False  # one pass over the cache, whose sums no checkpoint holds
@@ -43,10 +45,9 @@ class LinearCorrections(LightningModule):
         self,
         output: str,
         deltas: str,
-        penalty: float = 1e-4,
-        *,
         towards: str,
         away: str,
+        penalty: float = 1e-4,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -56,7 +57,13 @@ class LinearCorrections(LightningModule):
         return None
 
     def on_fit_start(self) -> None:
-        data = self.trainer.datamodule
+        data, meta = self.trainer.datamodule, self.trainer.datamodule.cache.meta
+        for name in ("towards", "away"):
+            if self.hparams[name] not in meta.subsets:
+                raise ValueError(
+                    f"{name} is {self.hparams[name]!r}, expected one of the cache's subsets: "
+                    f"{', '.join(meta.subsets)}"
+                )
         if len(data.base_keys) != 1:
             raise ValueError(f"one percentile is expected, not {data.hparams.percentiles}")
         self.deltas = []
@@ -64,20 +71,9 @@ class LinearCorrections(LightningModule):
             path = Path(self.hparams.deltas) / f"layer_{layer}"
             delta, config = load_delta(path)
             base = data.base_id(layer, data.base_keys[0])
-            if config.base_hash != base.hash:
-                raise ValueError(
-                    f"{path} was trained on another base dictionary than {base.path}: hash "
-                    f"{config.base_hash[:12]}… and {base.hash[:12]}…"
-                )
+            problem = f"{path} was trained on another base dictionary"
+            check_hash(problem, config.base_hash, base.path, base.hash)
             self.deltas.append(delta.to(self.device))
-        meta = data.cache.meta
-        for option in ("towards", "away"):
-            if self.hparams[option] not in meta.subsets:
-                raise ValueError(
-                    f"--model.{option} is {self.hparams[option]!r}, expected a subset of "
-                    f"{data.cache.folder}: {', '.join(meta.subsets)}"
-                )
-        self.directions = [meta.subsets.index(self.hparams[o]) for o in ("towards", "away")]
         self.moments = [
             Moments(meta.d_in, meta.d_out, len(meta.subsets), self.device) for _ in data.layers
         ]
@@ -97,12 +93,12 @@ class LinearCorrections(LightningModule):
             moments.update(x_BI, r_BD, y_BD, subset_B, delta(x_BI))
 
     def _solve(self, moments: Moments, rank: int) -> dict[str, AffineCorrection]:
-        h = self.hparams
+        h, subsets = self.hparams, self.trainer.datamodule.cache.meta.subsets
         return {
             "bias": moments.bias(),
             "low_rank": moments.ridge(h.penalty, rank),
             "ridge": moments.ridge(h.penalty),
-            "steering": moments.steering(*self.directions),
+            "steering": moments.steering(subsets.index(h.towards), subsets.index(h.away)),
         }
 
     def on_validation_epoch_start(self) -> None:
@@ -113,21 +109,21 @@ class LinearCorrections(LightningModule):
             self._solve(moments, self._rank(delta))
             for moments, delta in zip(self.moments, self.deltas, strict=True)
         ]
-        shape = (len(self.corrections), len(KINDS))
-        self.squared_errors = torch.zeros(shape, dtype=torch.float64, device=self.device)
+        n_groups, d_out = (
+            len(self.corrections) * len(KINDS),
+            self.trainer.datamodule.cache.meta.d_out,
+        )
+        self.reconstruction = GroupedReconstruction(n_groups, d_out).to(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        for i, (x_BI, r_BD, _) in enumerate(self._by_layer(batch)):
+        for i, (x_BI, r_BD, y_BD) in enumerate(self._by_layer(batch)):
             for k, kind in enumerate(KINDS):
-                error_BD = r_BD - self.corrections[i][kind](x_BI)
-                self.squared_errors[i, k] += error_BD.square().sum(dtype=torch.float64)
+                ours_BD = y_BD - r_BD + self.corrections[i][kind](x_BI)
+                self.reconstruction.update(i * len(KINDS) + k, y_BD, ours_BD)
 
     def on_validation_epoch_end(self) -> None:
-        errors = self.trainer.strategy.reduce(self.squared_errors, reduce_op="sum").cpu()
-        data = self.trainer.datamodule
-        squares_L1 = errors.new_tensor(data.squares())[:, None]
-        self.fvu = (errors / squares_L1).tolist()
-        for layer, of_layer in zip(data.layers, self.fvu, strict=True):
+        self.fvu = self.reconstruction.compute()["fvu"].view(-1, len(KINDS)).tolist()
+        for layer, of_layer in zip(self.trainer.datamodule.layers, self.fvu, strict=True):
             for kind, fvu in zip(KINDS, of_layer, strict=True):
                 self.log(f"val/layer_{layer}/{kind}/fvu", fvu, rank_zero_only=True)
 

@@ -5,7 +5,6 @@ Shapes: n rows (tokens), B of a batch, L layers, T targets of all layers, I = d_
 
 import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from delta_transcoders.activations.layout import (
     index_path,
     shard_path,
 )
-from delta_transcoders.files import locked, write_text
+from delta_transcoders.files import locked, read_json, write_json
 
 CHUNKS_PER_BUFFER = 32
 
@@ -69,22 +68,20 @@ class ActivationCache:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         path = self.folder / MANIFEST_NAME
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} does not exist: no finished activation cache there; make it with the "
-                f"study's `{self.rebuild_command}`"
-            )
+        problem = (
+            f"no finished activation cache there; make it with the study's `{self.rebuild_command}`"
+        )
+        self._manifest = read_json(path, problem)
         try:
-            self._manifest = json.loads(path.read_text())
             version = self._manifest["format_version"]
             if version != FORMAT_VERSION:
                 raise self._refusal("format_version", version, FORMAT_VERSION)
             self.rebuild_command = self._manifest["command"]
             self.meta = CacheMeta.from_json(self._manifest["meta"])
             self._check_sizes()
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path} is damaged ({type(error).__name__}: {error}); capture the activations anew"
+                f"{path} is damaged ({type(error).__name__}: {error}): {problem}"
             ) from error
 
     def expect(self, **fields: Any) -> None:
@@ -249,14 +246,14 @@ class ActivationCache:
     def set_target(self, name: str, layer: int, entry: dict[str, Any] | None) -> None:
         """Record a target, or with None withdraw it, in one step."""
         path = self.folder / MANIFEST_NAME
-        # Another process may be adding a target to the same cache. (`write_text` locks the folder itself.)
+        # Another process may be adding a target to the same cache. (`write_json` locks the folder itself.)
         with locked(self.folder / SPLITS[0]):
-            self._manifest = json.loads(path.read_text())
+            self._manifest = read_json(path)
             by_layer = self._manifest["targets"].setdefault(name, {})
             by_layer.pop(str(layer), None)
             if entry is not None:
                 by_layer[str(layer)] = entry
-            write_text(path, json.dumps(self._manifest, indent=1))
+            write_json(path, self._manifest)
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """

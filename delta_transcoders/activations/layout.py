@@ -16,18 +16,15 @@ calls `finish_cache`, and `add_residuals` layer by layer. To read: `ActivationCa
 Shapes: n rows (tokens) of a shard, B of a batch, L layers, T targets.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from delta_transcoders.families.sites import HookSite
-from delta_transcoders.files import partial_file, record
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
@@ -102,16 +99,6 @@ def shard_path(split: str, layer: int, name: str, shard: str) -> str:
 
 def part_path(folder: Path, rank: int) -> Path:
     return folder / f"part-r{rank}.json"
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> int:
-    """Write a file in one step; returns its size in bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_file(path)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-    os.replace(partial, path)
-    record(path)
-    return path.stat().st_size
 
 
 def check_finite(tensor: Tensor, what: str) -> None:

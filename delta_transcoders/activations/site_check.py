@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from delta_transcoders.activations.capture import capture_hooks
-from delta_transcoders.activations.hook_sites import FitAccumulator, ReconstructionFit
 from delta_transcoders.console import StudyWarning
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.families import family_of
 from delta_transcoders.families.sites import HookSite
 from delta_transcoders.language_models import pad
+from delta_transcoders.metrics.reconstruction import GroupedReconstruction, ReconstructionFit
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -55,10 +55,10 @@ def hook_site_check(
     for site in candidates:
         x, y = (activations[name].to(base.W_enc) for name in site.hook_points(layer))
         x, y = x * site.factor(x.shape[1]), y * site.factor(y.shape[1])
-        accumulator = FitAccumulator()
+        metric = GroupedReconstruction(1, y.shape[1]).to(y.device)
         for x_ND, y_ND in zip(x.split(1024), y.split(1024), strict=True):
-            accumulator.update(y_ND, base(x_ND), 0)
-        fit = accumulator.compute()
+            metric.update(0, y_ND, base(x_ND))
+        fit = metric.fit()
         table.append(SiteFit(site, layer, fit.fvu, fit.cosine))
     return sorted(table, key=lambda row: (math.isnan(row.fvu), row.fvu))
 
@@ -137,9 +137,9 @@ def base_model_fits(
     factor = site.factor(x.shape[1])
     fits = {}
     for key, base in bases.items():
-        accumulator = FitAccumulator()
+        metric = GroupedReconstruction(1, y.shape[1]).to(y.device)
         for x_ND, y_ND in zip((x * factor).split(1024), (y * factor).split(1024), strict=True):
             a_NF = base.encode(x_ND)
-            accumulator.update(y_ND, base.decode(a_NF), (a_NF > 0).sum())
-        fits[key] = accumulator.compute()
+            metric.update(0, y_ND, base.decode(a_NF), (a_NF > 0).sum())
+        fits[key] = metric.fit()
     return table, fits

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from delta_transcoders.activations.cache import ActivationCache
-from delta_transcoders.activations.hook_sites import FitAccumulator, ReconstructionFit
-from delta_transcoders.activations.layout import SPLITS, check_finite, save_tensors, shard_path
+from delta_transcoders.activations.layout import SPLITS, check_finite, shard_path
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.metrics.reconstruction import GroupedReconstruction, ReconstructionFit
+from delta_transcoders.tensor_files import save_tensors
 
 ROWS_AT_ONCE = 2048  # through a base dictionary: 16,384 float32 activations each are 134 MB
 
@@ -64,7 +65,7 @@ def _write_target(
     sizes, fits = {}, {}
     dtype = getattr(torch, cache.meta.dtype)
     for split in SPLITS:
-        accumulator = FitAccumulator()
+        metric = GroupedReconstruction(1, cache.meta.d_out).to(device)
         for shard in cache.shards(split):
             pieces = []
             for start in range(0, shard.stop, ROWS_AT_ONCE):
@@ -73,7 +74,7 @@ def _write_target(
                     cache.rows(split, layer, key, span).to(device, torch.float32) for key in "xy"
                 )
                 reconstruction, n_active = reconstruct(x)
-                accumulator.update(y, reconstruction, n_active)
+                metric.update(0, y, reconstruction, n_active)
                 pieces.append((y - reconstruction).to("cpu", dtype))
             target = torch.cat(pieces)
             check_finite(
@@ -82,7 +83,7 @@ def _write_target(
             path = shard_path(split, layer, name, shard.shard)
             sizes[path] = save_tensors(cache.folder / path, {"target": target})
         if cache.n_tokens(split):
-            fits[split] = asdict(accumulator.compute())
+            fits[split] = asdict(metric.fit())
     return {"identity": identity, "bytes": sizes, "fit": fits}
 
 

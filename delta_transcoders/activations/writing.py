@@ -1,7 +1,6 @@
 """Writing a cache: each process its shards, then one of them the manifest."""
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,10 +20,10 @@ from delta_transcoders.activations.layout import (
     check_finite,
     index_path,
     part_path,
-    save_tensors,
     shard_path,
 )
-from delta_transcoders.files import write_text
+from delta_transcoders.files import read_json, write_json
+from delta_transcoders.tensor_files import save_tensors
 
 
 class CacheWriter:
@@ -96,7 +95,7 @@ class CacheWriter:
         for split in SPLITS:
             while self._buffered(split):
                 self._write_shard(split)
-        write_text(part_path(self.folder, self.rank), json.dumps(self._shards))
+        write_json(part_path(self.folder, self.rank), self._shards)
 
     def _buffered(self, split: str) -> int:
         return sum(len(rows["token_ids"]) for rows in self._buffers[split])
@@ -143,7 +142,7 @@ def finish_cache(
     for rank, part in enumerate(parts):
         if not part.is_file():
             raise ValueError(f"{folder}: process {rank} of {world_size} has not finished writing")
-    written = [json.loads(part.read_text()) for part in parts]
+    written = [read_json(part) for part in parts]
     splits = {}
     for split in SPLITS:
         shards = list(itertools.chain.from_iterable(part[split] for part in written))
@@ -156,7 +155,7 @@ def finish_cache(
         "splits": splits,
         "targets": {},
     }
-    write_text(folder / MANIFEST_NAME, json.dumps(manifest, indent=1))
+    write_json(folder / MANIFEST_NAME, manifest)
     for part in parts:
         part.unlink()
     return ActivationCache(folder)

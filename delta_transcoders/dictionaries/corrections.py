@@ -5,23 +5,22 @@ All learn the same residual r = y − base(x) as a delta does:
     bias       E[r]: one constant vector
     low_rank   the best affine map of a given rank (reduced-rank ridge regression)
     ridge      the best affine map of any rank: an upper bound for every linear correction
-    steering   a constant vector too, but of another origin: E[y | tool] − E[y | copy], scaled to the mean
-               norm of what the delta writes
+    steering   a constant vector too, but of another origin: the mean difference of y between two subsets,
+               scaled to the mean norm of what the delta writes
 
 Shapes: N tokens, I = d_in, D = d_out, S subsets.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from delta_transcoders.files import replace_folder, write_text
+from delta_transcoders.files import read_config, replace_folder, write_json
+from delta_transcoders.tensor_files import load_tensors, save_tensors
 
 TENSORS_NAME = "correction.safetensors"
 CONFIG_NAME = "config.json"
@@ -150,9 +149,8 @@ def save_correction(
     """Write `correction.safetensors` (`b` [d_out] and, except for constants, `W` [d_in, d_out]) and
     `config.json`, both or neither."""
     with replace_folder(folder) as partial:
-        tensors = {name: tensor.contiguous() for name, tensor in correction.state_dict().items()}
-        save_file(tensors, partial / TENSORS_NAME)
-        write_text(partial / CONFIG_NAME, json.dumps(asdict(config), indent=2) + "\n")
+        save_tensors(partial / TENSORS_NAME, correction.state_dict())
+        write_json(partial / CONFIG_NAME, asdict(config))
 
 
 def load_corrections(
@@ -161,6 +159,6 @@ def load_corrections(
     """Every `layer_L` of a folder, by layer."""
     found = {}
     for path in sorted(Path(folder).glob("layer_*")):
-        config = CorrectionConfig(**json.loads((path / CONFIG_NAME).read_text(encoding="utf-8")))
-        found[config.layer] = (AffineCorrection(**load_file(path / TENSORS_NAME)), config)
+        config = read_config(path / CONFIG_NAME, CorrectionConfig)
+        found[config.layer] = (AffineCorrection(**load_tensors(path / TENSORS_NAME)), config)
     return found

@@ -5,52 +5,22 @@
 The config is written last, so a folder that has one is complete.
 """
 
-import json
-import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder, concatenate
+from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.families.sites import SiteName
+from delta_transcoders.files import read_config, write_json
+from delta_transcoders.tensor_files import load_tensors, save_tensors
 
 FORMAT_VERSION = 1
 TENSORS_NAME = "delta.safetensors"
 CONFIG_NAME = "config.json"
 
 Target = Literal["residual", "mlp_difference"]
-
-
-class DeltaTranscoder(nn.Module):
-    """output = base(x) + alpha · delta(x).
-
-    Attributes:
-        base: the frozen public dictionary, [d_in] to [d_out]
-        delta: the small dictionary with the same d_in and d_out
-    """
-
-    def __init__(self, base: JumpReLUTranscoder, delta: JumpReLUTranscoder):
-        super().__init__()
-        if (base.d_in, base.d_out) != (delta.d_in, delta.d_out):
-            raise ValueError(
-                f"the delta has [d_in, d_out] = {[delta.d_in, delta.d_out]}, "
-                f"its base {[base.d_in, base.d_out]}"
-            )
-        self.base = base
-        self.delta = delta
-
-    def forward(self, x: Tensor, alpha: float = 1.0) -> Tensor:
-        """x [..., d_in] to [..., d_out]."""
-        return self.base(x) + alpha * self.delta(x)
-
-    def fuse(self, alpha: float = 1.0) -> JumpReLUTranscoder:
-        """Base and delta as one dictionary of n_features + d_new features."""
-        return concatenate(self.base, self.delta, alpha)
 
 
 def random_directions(delta: JumpReLUTranscoder, seed: int) -> JumpReLUTranscoder:
@@ -108,29 +78,20 @@ def save_delta(folder: str | Path, delta: JumpReLUTranscoder, config: DeltaConfi
     """Write `delta.safetensors`, then `config.json`, each atomically."""
     folder = Path(folder)
     _check_shapes(delta, config, folder)
-    folder.mkdir(parents=True, exist_ok=True)
     config_path = folder / CONFIG_NAME
     # An earlier delta's config must not be left describing the new tensors if we are interrupted.
     config_path.unlink(missing_ok=True)
 
-    tensors_temp = folder / f".{TENSORS_NAME}.{os.getpid()}.tmp"
-    save_file({k: v.cpu().contiguous() for k, v in delta.state_dict().items()}, tensors_temp)
-    os.replace(tensors_temp, folder / TENSORS_NAME)
-
-    config_temp = folder / f".{CONFIG_NAME}.{os.getpid()}.tmp"
-    config_temp.write_text(json.dumps(asdict(config), indent=2) + "\n")
-    os.replace(config_temp, config_path)
+    save_tensors(folder / TENSORS_NAME, delta.state_dict())
+    write_json(config_path, asdict(config))
 
 
 def load_delta(folder: str | Path) -> tuple[JumpReLUTranscoder, DeltaConfig]:
     """Read a folder written by `save_delta`; anything missing, unknown or unfitting is an error."""
     folder = Path(folder)
-    config = _read_config(folder / CONFIG_NAME)
+    config = read_config(folder / CONFIG_NAME, DeltaConfig, "no finished delta in this folder")
     tensors_path = folder / TENSORS_NAME
-    try:
-        tensors = load_file(tensors_path)
-    except SafetensorError as error:
-        raise ValueError(f"{tensors_path} is not a safetensors file: {error}") from error
+    tensors = load_tensors(tensors_path)
     wanted = {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
     if set(tensors) != wanted:
         raise ValueError(f"{tensors_path} holds {sorted(tensors)}, expected {sorted(wanted)}")
@@ -140,26 +101,6 @@ def load_delta(folder: str | Path) -> tuple[JumpReLUTranscoder, DeltaConfig]:
         raise ValueError(f"{tensors_path}: {error}") from error
     _check_shapes(delta, config, folder)
     return delta, config
-
-
-def _read_config(path: Path) -> DeltaConfig:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: no finished delta in this folder")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path} holds a {type(raw).__name__}, expected an object")
-    known = {field.name for field in fields(DeltaConfig)}
-    for key in sorted(raw.keys() - known):
-        raise ValueError(f"{path}: unknown key {key!r}; known are {sorted(known)}")
-    for key in sorted(known - raw.keys()):
-        raise ValueError(f"{path}: key {key!r} is missing")
-    try:
-        return DeltaConfig(**raw)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _check_shapes(delta: JumpReLUTranscoder, config: DeltaConfig, folder: Path) -> None:

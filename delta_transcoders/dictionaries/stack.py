@@ -22,8 +22,6 @@ from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.dictionaries.products import GramLoss, Preactivations
 from delta_transcoders.dictionaries.sparsity import SparsityConfig, build_sparsity
 
-AUX_WEIGHT = 1 / 32
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -49,23 +47,6 @@ class StackLoss(NamedTuple):
     l0_V: Tensor
 
 
-class ReconstructionSums(NamedTuple):
-    """Sums over the tokens of one batch, float64; add batches up and divide once."""
-
-    squared_error_V: Tensor
-    """Σ ‖target − reconstruction‖², the numerator of FVU, in the target's units."""
-    l0_V: Tensor
-    """Σ number of active features."""
-    cosine_V: Tensor
-    """Σ cos(y, ŷ), where ŷ = y − (target − reconstruction)."""
-    relative_l2_V: Tensor
-    """Σ ‖y − ŷ‖ / ‖y‖."""
-    fired_VF: Tensor
-    """Tokens on which the feature was active."""
-    n_tokens: Tensor
-    """[]"""
-
-
 class DictionaryStack(nn.Module):
     """V transcoders in training.
 
@@ -80,11 +61,9 @@ class DictionaryStack(nn.Module):
         b_dec: [V, D], in units of the target scale; None without `decoder_bias`
         sparsity: thresholds and what is remembered for them
         target_scale_V: s
-        tokens_since_fired_VF: training tokens since the feature was last active
     """
 
     target_scale_V: Tensor
-    tokens_since_fired_VF: Tensor
 
     def __init__(
         self,
@@ -97,14 +76,10 @@ class DictionaryStack(nn.Module):
         seed: int,
         decoder_init: Literal["zero", "tied", "kaiming"] = "zero",
         decoder_bias: bool = False,
-        aux_k: int = 0,
-        dead_after_tokens: int = 100_000,
     ):
         """
         decoder_init: zero starts at "no correction"; tied at the encoder's unit rows; kaiming
             draws encoder and decoder alike (the others draw unit encoder rows).
-        aux_k: dead features per token that also learn to reconstruct the remaining error; a
-            feature is dead when it has not fired for `dead_after_tokens` training tokens.
         """
         super().__init__()
         keys = [variant.key for variant in variants]
@@ -112,13 +87,9 @@ class DictionaryStack(nn.Module):
             raise ValueError(f"variants need one distinct key each, got {keys}")
         if decoder_init == "tied" and d_in != d_out:
             raise ValueError(f"a tied decoder needs d_in = d_out, got {d_in} and {d_out}")
-        if not 0 <= aux_k <= n_features:
-            raise ValueError(f"aux_k is {aux_k}, expected 0 to n_features = {n_features}")
         self.variants = tuple(variants)
         self.layer_V = tuple(variant.layer for variant in variants)
         self.target_V = tuple(variant.target for variant in variants)
-        self.aux_k = aux_k
-        self.dead_after_tokens = dead_after_tokens
 
         n = len(keys)
         first = [_first_weights(seed, key, n_features, d_in, d_out, decoder_init) for key in keys]
@@ -128,7 +99,6 @@ class DictionaryStack(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(n, d_out)) if decoder_bias else None
         self.sparsity = build_sparsity(sparsity, [v.l0 for v in variants], n_features)
         self.register_buffer("target_scale_V", torch.ones(n))
-        self.register_buffer("tokens_since_fired_VF", torch.zeros(n, n_features, dtype=torch.int64))
         self.finish_step()
 
     @torch.no_grad()
@@ -141,19 +111,14 @@ class DictionaryStack(nn.Module):
         self.sparsity.calibrate(self._preactivations(x_LBI))
 
     def training_loss(self, x_LBI: Tensor, targets_TBD: Tensor) -> StackLoss:
-        """Loss of one batch; also moves the running thresholds and the count of idle tokens."""
-        a_VFB, penalty_V = self.sparsity(z_VFB := self._preactivations(x_LBI), self.W_dec)
+        """Loss of one batch; also moves the running thresholds."""
+        a_VFB, penalty_V = self.sparsity(self._preactivations(x_LBI), self.W_dec)
         if self.b_dec is None and self.W_dec.shape[1] < self.W_dec.shape[2]:
             loss_V = self._gram_loss(a_VFB, targets_TBD)
         else:
             loss_V = self._plain_loss(a_VFB, targets_TBD)
-        total = (loss_V + penalty_V).sum()
-        if self.aux_k:
-            total = total + self._aux_loss(z_VFB, a_VFB, targets_TBD)
-        with torch.no_grad():
-            self.tokens_since_fired_VF.add_(a_VFB.shape[2]).masked_fill_(a_VFB.amax(2) > 0, 0)
-            l0_V = (a_VFB > 0).sum((1, 2)) / a_VFB.shape[2]
-        return StackLoss(total, loss_V.detach(), penalty_V.detach(), l0_V)
+        l0_V = (a_VFB.detach() > 0).sum((1, 2)) / a_VFB.shape[2]
+        return StackLoss((loss_V + penalty_V).sum(), loss_V.detach(), penalty_V.detach(), l0_V)
 
     @torch.no_grad()
     def prepare_gradients(self, max_norm: float | None = None) -> None:
@@ -176,38 +141,19 @@ class DictionaryStack(nn.Module):
         self.sparsity.finish_step()
 
     @torch.no_grad()
-    def reconstruction_sums(
-        self, x_LBI: Tensor, targets_TBD: Tensor, y_LBD: Tensor
-    ) -> ReconstructionSums:
-        """Measured on what would be exported: JumpReLU thresholds and explicit reconstructions.
-
-        y is each layer's whole output, of which the targets are what a base dictionary leaves (or y
-        itself).
-        """
+    def encode(self, x_LBI: Tensor) -> Tensor:
+        """Activations [V, F, B] of what would be exported, with its JumpReLU thresholds."""
         z_VFB = self._preactivations(x_LBI)
         threshold_VF1 = self.sparsity.threshold_VF()[..., None]
-        a_VFB = torch.where((z_VFB > threshold_VF1) & (z_VFB > 0), z_VFB, 0)
-        squared_error_V, cosine_V, relative_l2_V = torch.empty(
-            3, len(self.variants), dtype=torch.float64, device=a_VFB.device
-        )
-        for v, target in enumerate(self.target_V):  # one at a time: [V, B, D] can be gigabytes
-            ours_BD = a_VFB[v].T @ self.W_dec[v]
-            if self.b_dec is not None:
-                ours_BD += self.b_dec[v]
-            error_BD = targets_TBD[target] - ours_BD * self.target_scale_V[v]
-            squared_error_V[v] = error_BD.square().sum(dtype=torch.float64)
-            y_BD = y_LBD[self.layer_V[v]]
-            cosine_V[v] = torch.cosine_similarity(y_BD, y_BD - error_BD).sum(dtype=torch.float64)
-            relative_l2_V[v] = (error_BD.norm(dim=1) / y_BD.norm(dim=1)).sum(dtype=torch.float64)
-        active_VFB = a_VFB > 0
-        return ReconstructionSums(
-            squared_error_V,
-            active_VFB.sum((1, 2), dtype=torch.float64),
-            cosine_V,
-            relative_l2_V,
-            active_VFB.sum(2, dtype=torch.float64),
-            squared_error_V.new_tensor(a_VFB.shape[2]),
-        )
+        return torch.where((z_VFB > threshold_VF1) & (z_VFB > 0), z_VFB, 0)
+
+    @torch.no_grad()
+    def decode(self, v: int, a_FB: Tensor) -> Tensor:
+        """One variant's reconstruction [B, D] of its target: those of all can be gigabytes."""
+        ours_BD = a_FB.T @ self.W_dec[v]
+        if self.b_dec is not None:
+            ours_BD += self.b_dec[v]
+        return ours_BD * self.target_scale_V[v]
 
     @torch.no_grad()
     def export_tensors(self) -> dict[str, Tensor]:
@@ -243,26 +189,11 @@ class DictionaryStack(nn.Module):
         return GramLoss.apply(a_VFB, self.W_dec, targets_TBD, self.target_scale_V, self.target_V)
 
     def _plain_loss(self, a_VFB: Tensor, targets_TBD: Tensor) -> Tensor:
-        return self._error(a_VFB, targets_TBD).square().mean((1, 2))
-
-    def _error(self, a_VFB: Tensor, targets_TBD: Tensor) -> Tensor:
-        """Target minus reconstruction, [V, B, D], in units of the target scale."""
         ours_VBD = a_VFB.mT @ self.W_dec
         if self.b_dec is not None:
             ours_VBD = ours_VBD + self.b_dec[:, None]
-        return targets_TBD[list(self.target_V)] / self.target_scale_V[:, None, None] - ours_VBD
-
-    def _aux_loss(self, z_VFB: Tensor, a_VFB: Tensor, targets_TBD: Tensor) -> Tensor:
-        """The most active dead features reconstruct the error that the live ones leave (AuxK)."""
-        dead_VF = self.tokens_since_fired_VF >= self.dead_after_tokens
-        with torch.no_grad():
-            error_VBD = self._error(a_VFB, targets_TBD)
-            top = z_VFB.where(dead_VF[..., None], -torch.inf).topk(self.aux_k, dim=1)
-            chosen = torch.zeros_like(z_VFB, dtype=torch.bool)
-            chosen.scatter_(1, top.indices, top.values > 0)
-        a_dead_VFB = torch.where(chosen, z_VFB, 0)
-        loss_V = (error_VBD - a_dead_VFB.mT @ self.W_dec).square().mean((1, 2))
-        return AUX_WEIGHT * torch.where(dead_VF.any(1), loss_V, 0).sum()
+        scaled_VBD = targets_TBD[list(self.target_V)] / self.target_scale_V[:, None, None]
+        return (scaled_VBD - ours_VBD).square().mean((1, 2))
 
 
 def transcoder_at(tensors: dict[str, Tensor], v: int) -> JumpReLUTranscoder:

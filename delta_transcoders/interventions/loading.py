@@ -13,7 +13,7 @@ from delta_transcoders.dictionaries.files.gemma_scope import BaseId, base_width,
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.families import ModelFamily, family_of
 from delta_transcoders.families.sites import HOOK_SITES, HookSite
-from delta_transcoders.fingerprints import model_fingerprint
+from delta_transcoders.fingerprints import check_hash, model_fingerprint
 from delta_transcoders.hub import local_folder
 from delta_transcoders.interventions.intervention import Intervention, Term, Write
 from delta_transcoders.interventions.sources import (
@@ -226,11 +226,9 @@ def load_deltas(
     deltas = {}
     for path in paths:
         delta, config = load_delta(path)
-        if fingerprint is not None and config.model_fingerprint != fingerprint:
-            raise ValueError(
-                f"{path} was trained on another model: fingerprint {config.model_fingerprint[:12]}…, "
-                f"this model's is {fingerprint[:12]}…"
-            )
+        if fingerprint is not None:
+            problem = f"{path} was trained on another model"
+            check_hash(problem, config.model_fingerprint, "this model", fingerprint)
         if path.name != f"layer_{config.layer}":
             raise ValueError(f"{path} holds the delta of layer {config.layer}")
         deltas[config.layer] = (path, delta, config)
@@ -257,11 +255,8 @@ def load_base_of(
         average_l0=config.average_l0_base,
         d_model=config.d_in,
     )
-    if base_id.hash != config.base_hash:
-        raise ValueError(
-            f"{path} was trained on another base dictionary: hash {config.base_hash[:12]}…, "
-            f"{base_id.path} has {base_id.hash[:12]}…"
-        )
+    problem = f"{path} was trained on another base dictionary"
+    check_hash(problem, config.base_hash, base_id.path, base_id.hash)
     return base, base_id
 
 
@@ -278,11 +273,8 @@ def _base_mlp(path: Path, config: DeltaConfig, base_mlps: Callable[[], ModelMLPs
     if base_mlps is None:
         raise ValueError(f"{path} corrects the base model's MLP: the base model is needed with it")
     mlps = base_mlps()
-    if mlps.fingerprint != config.base_hash:
-        raise ValueError(
-            f"{path} was trained on the MLPs of another base model: fingerprint "
-            f"{config.base_hash[:12]}…, this one's is {mlps.fingerprint[:12]}…"
-        )
+    problem = f"{path} was trained on the MLPs of another base model"
+    check_hash(problem, config.base_hash, "this one", mlps.fingerprint)
     return mlps.sources[config.layer]
 
 

@@ -80,9 +80,9 @@ def intervention_cells(
     cells |= _interval("dce", _dce(records, raw))
     # Σ of what a delta writes along finetuning's change, and along the whole residual, by example.
     repairs = [record["repair"] for record in records if "repair" in record]
-    share = (NAN,) * 3
-    if repairs:
-        share = bootstrap_sums(np.transpose(repairs), lambda sums: sums[0] / sums[1])
+    if not repairs:
+        return cells | {"finetune_share": NAN}
+    share = bootstrap_sums(np.transpose(repairs), lambda sums: sums[0] / sums[1])
     return cells | _interval("finetune_share", share)
 
 

@@ -114,7 +114,7 @@ def refused(dictionaries, arguments, tmp_path, options, match):
         ({"model.d_new": "[4, 6]"}, r"needs one d_new and one percentile.*\[4, 6\]"),
         ({"trainer.callbacks.n_prompts": 0}, "n_prompts is 0"),
         ({"trainer.callbacks.max_new_tokens": 1000}, "the model's context holds"),
-        ({"trainer.callbacks.dtype": "bfloat16"}, "is of another model: fingerprint"),
+        ({"trainer.callbacks.dtype": "bfloat16"}, "is of another model: hash"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

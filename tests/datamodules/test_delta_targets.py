@@ -18,7 +18,7 @@ def test_the_base_model_is_loaded_as_asked_and_let_go_of(dictionaries, tmp_path,
     load_model = delta_targets.load_model
     monkeypatch.setattr(delta_targets, "load_model", recorded)
     # The cache is of a float32 model; whose it is has been checked before.
-    monkeypatch.setattr(delta_targets.ActivationData, "prepare_data", lambda self: None)
+    monkeypatch.setattr(delta_targets.ActivationData, "prepare_data", DeltaData._open)
     cache = shutil.copytree(dictionaries / "activations", tmp_path / "activations")
     data = DeltaData(
         str(cache),

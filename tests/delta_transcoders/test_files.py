@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+from dataclasses import dataclass
 
 import pytest
 
@@ -252,3 +253,50 @@ def test_a_second_run_on_one_output_is_refused_until_the_first_has_ended(tmp_pat
     other.join()
     make(tmp_path / "out", model="new")
     assert contents(tmp_path / "out")["model"] == "new"
+
+
+@dataclass
+class Settings:
+    size: int
+    name: str = "a"
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise ValueError(f"size is {self.size}, expected 0 or more")
+
+
+def test_json_is_read_back_and_nothing_is_left_beside_it(tmp_path):
+    path = tmp_path / "new" / "settings.json"
+    files.write_json(path, {"size": 3, "name": "é"})
+    assert files.read_json(path) == {"size": 3, "name": "é"}
+    assert files.read_config(path, Settings) == Settings(3, "é")
+    assert [p.name for p in path.parent.iterdir()] == ["settings.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"settings.json is damaged, it is not JSON \(.*\): no settings here"),
+        ("[" * 100_000, r"settings.json is damaged, it is not JSON \(.*\): no settings here"),
+        ("[]", "settings.json is damaged, it holds a list and no dict: no settings here"),
+        ('{"size": 1, "nam": "b"}', r"settings.json: unknown key 'nam'; known are \['name', 'si"),
+        ('{"name": "b"}', "settings.json: key 'size' is missing"),
+        ('{"size": -1, "name": "b"}', "settings.json: size is -1, expected 0 or more"),
+    ],
+)
+def test_a_damaged_configuration_is_named(tmp_path, text, message):
+    path = tmp_path / "settings.json"
+    with pytest.raises(FileNotFoundError, match=r"settings\.json does not exist: no settings here"):
+        files.read_config(path, Settings, "no settings here")
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        files.read_config(path, Settings, "no settings here")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "weights"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), files.partial_file(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert contents(tmp_path) == {"weights": "old"}

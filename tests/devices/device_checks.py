@@ -95,8 +95,8 @@ STAGES = {
         train,
         "base_transcoder",
         DICTIONARY
-        | {"model.width": 64, "model.l0": "[4, 8]", "model.aux_k": 8}
-        | {"model.dead_after_tokens": 300, "model.output": "{study}/new_base_transcoders"},
+        | {"model.width": 64, "model.l0": "[4, 8]"}
+        | {"model.output": "{study}/new_base_transcoders"},
     ),
     "delta": (train, "delta", DELTA),
     "delta, jumprelu": (
@@ -324,7 +324,6 @@ PLANTED = {
     "loss of full finetuning": ("full", not_moved(GroupedMean, "_apply")),
     "positions of the capture": ("capture", on_cpu(capture, "position_ids")),
     "positions of a generation": ("behaviour", on_cpu(generation, "position_ids")),
-    "idle tokens": ("base dictionaries", unregistered(DictionaryStack, "tokens_since_fired_VF")),
     "a batch": (
         "base dictionaries",
         lambda monkeypatch: monkeypatch.setattr(DictionaryTraining, "_floats", unmoved_batch),
@@ -427,7 +426,6 @@ def test_a_step_of_dictionaries_never_waits_for_the_device(mode):
             sparsity=SparsityConfig(mode=mode),
             seed=0,
             decoder_init="tied",
-            aux_k=2,
         )
         x, targets = torch.randn(3, 16, 8), torch.randn(3, 16, 8)
     optimizer = torch.optim.Adam(stack.parameters(), fused=True)

@@ -174,7 +174,7 @@ def test_a_delta_for_another_base(refused, dictionaries, tmp_path):
 
 
 def test_a_delta_for_another_model(refused, dictionaries):
-    message = r"layer_0 was trained on another model: fingerprint [0-9a-f]{12}…, this model's is"
+    message = r"layer_0 was trained on another model: hash [0-9a-f]{12}…, this model has"
     base_model = dictionaries / "base_model"
     refused({"model.model": base_model, "data.model": base_model}, message)
 

@@ -26,7 +26,7 @@ def test_optimizers_are_fused_except_under_mixed_precision(
     )
     finetune = ToolFinetune(model_folder, str(tmp_path))
     finetune.model = nn.Linear(2, 2)
-    delta = DeltaTranscoderTraining(str(tmp_path))
+    delta = DeltaTranscoderTraining(output=str(tmp_path))
     delta.stacks["2"] = nn.Linear(2, 2)
     for module in (finetune, delta):
         monkeypatch.setattr(type(module), "trainer", trainer)

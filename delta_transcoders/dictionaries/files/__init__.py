@@ -1,5 +1,5 @@
 """What a study is exported as: dictionaries in other tools' files, and read from them, one module per tool;
-and the study's own parts (`parts`)."""
+and the study's own parts (`study_parts`)."""
 
 from typing import Literal, get_args
 

@@ -16,17 +16,16 @@ from typing import Any
 
 import yaml
 
-from delta_transcoders.activations.layout import save_tensors
 from delta_transcoders.dictionaries.files.tensors import (
     check_d_model,
     check_tensors,
     dictionary_shapes,
-    read_safetensors,
     to_transcoder,
 )
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.families.sites import GEMMA_SCOPE, HookSite
 from delta_transcoders.files import write_text
+from delta_transcoders.tensor_files import load_tensors, save_tensors
 
 CONFIG_NAME, MODEL_FOLDER = "config.yaml", "model"
 THRESHOLD = "activation_function.threshold"
@@ -90,7 +89,7 @@ def load_layer(
                 f"{folder / CONFIG_NAME}: {name} is {config.get(name)!r}, expected {wanted!r}"
             )
     path = _layer_paths(folder, config).get(layer, folder / layer_file(layer))
-    tensors = read_safetensors(path)
+    tensors = load_tensors(path)
     if THRESHOLD not in tensors:
         raise ValueError(
             f"{path}: {THRESHOLD} is missing (circuit-tracer would silently read ReLU); the file holds "

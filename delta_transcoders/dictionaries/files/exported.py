@@ -4,7 +4,6 @@ Of every layer it says which features are the base's, the delta's and padding, w
 which base the delta belongs to, and the hash of the dictionary; of all, the finetuned model they explain.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from delta_transcoders.dictionaries.files import ToolFormat, circuit_tracer, sae
 from delta_transcoders.dictionaries.files.gemma_scope import load_base
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.families.sites import HOOK_SITES
-from delta_transcoders.files import write_text
-from delta_transcoders.fingerprints import hash_tensors
+from delta_transcoders.files import read_json, write_json
+from delta_transcoders.fingerprints import check_hash, hash_tensors
 from delta_transcoders.hub import local_folder
 
 CARD_NAME = "export.json"
@@ -64,7 +63,7 @@ class ExportCard:
 
 
 def save_card(folder: Path, card: ExportCard) -> None:
-    write_text(folder / CARD_NAME, json.dumps(asdict(card), indent=2) + "\n")
+    write_json(folder / CARD_NAME, asdict(card))
 
 
 def load_card(folder: str | Path) -> ExportCard:
@@ -74,10 +73,8 @@ def load_card(folder: str | Path) -> ExportCard:
         ValueError: a damaged card, or of another version.
     """
     path = Path(folder) / CARD_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: {folder} is not an export")
+    raw = read_json(path, f"{folder} is not an export")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
         if raw["format_version"] != FORMAT_VERSION:
             raise ValueError(
                 f"format_version is {raw['format_version']}, this code reads {FORMAT_VERSION}"
@@ -104,11 +101,9 @@ def load_export(
     """
     folder = local_folder(folder, patterns=[CARD_NAME, "config.yaml", "layer_*"])
     card = load_card(folder)
-    if fingerprint not in (None, card.model_fingerprint):
-        raise ValueError(
-            f"{folder} was exported for another model: fingerprint {card.model_fingerprint[:12]}…, this "
-            f"model's is {fingerprint[:12]}…"
-        )
+    if fingerprint is not None:
+        problem = f"{folder} was exported for another model"
+        check_hash(problem, card.model_fingerprint, "this model", fingerprint)
     dictionaries = {}
     for layer in card.layers:
         dictionaries[layer] = _load_layer(folder, card, layer)
@@ -122,12 +117,9 @@ def verify(folder: Path, card: ExportCard, layer: int, dictionary: JumpReLUTrans
     Raises:
         ValueError: names the layer and both hashes.
     """
-    found, expected = hash_tensors(dictionary.state_dict()), card.layers[layer].hash
-    if found != expected:
-        raise ValueError(
-            f"{folder}: {card.layers[layer].path} is not what was exported: hash {found[:12]}…, "
-            f"{CARD_NAME} expects {expected[:12]}…"
-        )
+    exported = card.layers[layer]
+    found, problem = hash_tensors(dictionary.state_dict()), "is not what was exported"
+    check_hash(f"{folder}: {exported.path} {problem}", found, CARD_NAME, exported.hash)
 
 
 def _load_layer(folder: Path, card: ExportCard, layer: int) -> JumpReLUTranscoder:

@@ -8,7 +8,6 @@ written out (`width_512`).
 """
 
 import functools
-import os
 import re
 import warnings
 import zipfile
@@ -21,6 +20,7 @@ import torch
 
 from delta_transcoders.console import StudyWarning
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.files import partial_file
 from delta_transcoders.fingerprints import hash_tensors
 from delta_transcoders.hub import check_hub_id
 
@@ -94,22 +94,16 @@ def choose_l0(
     *,
     percentile: float | None = None,
     average_l0: L0 | None = None,
-    nearest_l0: L0 | None = None,
 ) -> L0:
-    """One of the available values of average L0, by exactly one of three rules.
+    """One of the available values of average L0, by percentile or by name.
 
     Percentile p takes index min(n - 1, int(n·p)) of the ascending values.
 
     >>> choose_l0([9, 40, 151, 76], percentile=0.5)
     76
-    >>> choose_l0([9, 40, 151, 76], nearest_l0=50)
-    40
     """
-    if [percentile, average_l0, nearest_l0].count(None) != 2:
-        raise ValueError(
-            "give exactly one of percentile, average_l0 and nearest_l0, got "
-            f"{percentile}, {average_l0} and {nearest_l0}"
-        )
+    if (percentile is None) == (average_l0 is None):
+        raise ValueError(f"give percentile or average_l0, got {percentile} and {average_l0}")
     l0s = sorted(l0s)
     if not l0s:
         raise ValueError("there is no average_l0 to choose from")
@@ -117,8 +111,6 @@ def choose_l0(
         if not 0 <= percentile <= 1:
             raise ValueError(f"percentile is {percentile}, expected a number between 0 and 1")
         return l0s[min(len(l0s) - 1, int(len(l0s) * percentile))]
-    if nearest_l0 is not None:
-        return min(l0s, key=lambda l0: abs(l0 - nearest_l0))
     if average_l0 not in l0s:
         raise ValueError(f"there is no average_l0 {average_l0}; there are {l0s}")
     return average_l0
@@ -142,7 +134,6 @@ def load_base(
     width: int | None = None,
     percentile: float | None = None,
     average_l0: L0 | None = None,
-    nearest_l0: L0 | None = None,
     d_model: int | None = None,
 ) -> tuple[JumpReLUTranscoder, BaseId]:
     """Read one base dictionary, float32, from a local folder or a hub id.
@@ -160,12 +151,8 @@ def load_base(
         if len(widths) != 1:
             raise ValueError(f"{source}: layer {layer} has widths {widths}; say which with width=")
         (width,) = widths
-    l0 = choose_l0(
-        available_l0s(source, layer, width),
-        percentile=percentile,
-        average_l0=average_l0,
-        nearest_l0=nearest_l0,
-    )
+    l0s = available_l0s(source, layer, width)
+    l0 = choose_l0(l0s, percentile=percentile, average_l0=average_l0)
     transcoder = _read_params(_local_file(source, params_path(layer, width, l0)))
     where = f"{source}/{params_path(layer, width, l0)}"
     if transcoder.n_features != width:
@@ -184,13 +171,11 @@ def save_base(
 ) -> Path:
     """Write `params.npz` in the exact layout, atomically; `load_base` reads back the same bits."""
     path = Path(folder_root) / params_path(layer, transcoder.n_features, average_l0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.parent / f".params.{os.getpid()}.tmp"
     tensors = transcoder.state_dict()
     arrays = {key: tensors[key].float().cpu().contiguous().numpy() for key in KEYS}
-    with temp.open("wb") as file:  # given a name instead, NumPy would append .npz to it
+    # Given a name instead of a file, NumPy would append .npz to it.
+    with partial_file(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
-    os.replace(temp, path)
     return path
 
 

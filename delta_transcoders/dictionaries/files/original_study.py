@@ -24,7 +24,7 @@ from delta_transcoders.dictionaries.files.tensors import (
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.dictionaries.sparsity import SparsityConfig
 from delta_transcoders.families.sites import ORIGINAL
-from delta_transcoders.fingerprints import hash_tensors
+from delta_transcoders.fingerprints import check_hash, hash_tensors
 
 CHECKPOINT_NAME = "best_model.pt"
 _FOLDER = re.compile(r"layer_(\d+)_dnew_(\d+)_pctl_(\d+(?:\.\d+)?)")
@@ -113,11 +113,8 @@ def import_checkpoint(
         d_model=own_base.d_in,
     )
     own_hash = hash_tensors(own_base.state_dict())
-    if own_hash != base_id.hash:
-        raise ValueError(
-            f"{path}: base_transcoder is another base dictionary than {base_id.path}: hash "
-            f"{own_hash[:12]}…, there {base_id.hash[:12]}…"
-        )
+    problem = f"{path}: base_transcoder is another base dictionary"
+    check_hash(problem, own_hash, base_id.path, base_id.hash)
     hook_in, hook_out = ORIGINAL.names(layer)
     return delta, DeltaConfig(
         layer=layer,

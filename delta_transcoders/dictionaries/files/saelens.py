@@ -5,22 +5,20 @@ layer_{L}/sae_weights.safetensors   W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d
                                     b_dec [d_out], threshold [d_sae]
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from delta_transcoders.activations.layout import save_tensors
 from delta_transcoders.dictionaries.files.tensors import (
     check_d_model,
     check_tensors,
     dictionary_shapes,
-    read_safetensors,
     to_transcoder,
 )
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.families.sites import GEMMA_SCOPE, HookSite
-from delta_transcoders.files import write_text
+from delta_transcoders.files import read_json, write_json
+from delta_transcoders.tensor_files import load_tensors, save_tensors
 
 CONFIG_NAME, WEIGHTS_NAME = "cfg.json", "sae_weights.safetensors"
 # Without a version of 6 or later its reader takes the file for an older one and drops the metadata.
@@ -62,7 +60,7 @@ def save_layer(
     }
     folder = folder / f"layer_{layer}"
     save_tensors(folder / WEIGHTS_NAME, dictionary.state_dict())
-    write_text(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+    write_json(folder / CONFIG_NAME, config)
     return folder
 
 
@@ -96,19 +94,14 @@ def load_layer(
 
     shapes = dictionary_shapes(config["d_in"], config["d_sae"], config["d_out"])
     weights = path.parent / WEIGHTS_NAME
-    tensors = read_safetensors(weights)
+    tensors = load_tensors(weights)
     check_tensors(weights, tensors, shapes, f"by the sizes in {CONFIG_NAME}")
     return to_transcoder(weights, tensors)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("metadata"), dict):
+    config = read_json(path)
+    if not isinstance(config.get("metadata"), dict):
         raise ValueError(f"{path}: expected an object that holds another, `metadata`")
     for name, wanted in REQUIRED.items():
         # The last two may be left out there, and mean none.

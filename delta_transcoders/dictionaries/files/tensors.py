@@ -8,30 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.families.sites import HookSite
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a safetensors file; a pickle under this name is not opened as one.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a safetensors file (it may be a pickle, or cut short); nothing of it was "
-            f"executed: {error}"
-        ) from error
 
 
 def dictionary_shapes(d_in: int, n_features: int, d_out: int) -> dict[str, tuple[int, ...]]:

@@ -74,7 +74,6 @@ def test_percentile_rule_on_unsorted_values():
     chosen = [choose_l0(l0s, percentile=p) for p in (0, 0.25, 0.5, 0.75, 1)]
     assert chosen == [7, 19, 40, 76, 151]
     assert choose_l0(l0s, average_l0=40) == 40
-    assert choose_l0(l0s, nearest_l0=100) == 76
 
 
 @pytest.mark.parametrize(
@@ -83,8 +82,8 @@ def test_percentile_rule_on_unsorted_values():
         ({"percentile": 1.5}, "between 0 and 1"),
         ({"percentile": -0.1}, "between 0 and 1"),
         ({"average_l0": 5}, r"there are \[8, 12.5\]"),
-        ({}, "exactly one"),
-        ({"percentile": 0.5, "nearest_l0": 8}, "exactly one"),
+        ({}, "give percentile or average_l0"),
+        ({"percentile": 0.5, "average_l0": 8}, "give percentile or average_l0"),
     ],
 )
 def test_bad_choices(tmp_path, selector, message):

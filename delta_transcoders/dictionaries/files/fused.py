@@ -15,7 +15,7 @@ from delta_transcoders.hub import portable_name
 from delta_transcoders.interventions.loading import load_base_of, load_deltas
 
 
-class Assembly:
+class FusedDeltas:
     """base(x) + alpha · delta(x), or alpha · delta(x) alone, layer by layer.
 
     Args:

@@ -186,7 +186,7 @@ def test_a_wrong_model_or_base_is_refused_after_the_round_trip(
 ):
     other = load_model(str(dictionaries / "base_model"))
     assert model_fingerprint(other) != model_fingerprint(merged)
-    with pytest.raises(ValueError, match=r"layer_0 was trained on another model: fingerprint"):
+    with pytest.raises(ValueError, match=r"layer_0 was trained on another model: hash"):
         load_delta_set(pushed, bases, other)
     for layer in (0, 1):
         base, base_id = load_base(bases, layer, percentile=0.5)

@@ -6,12 +6,11 @@ What is written is what the study's stages and peft, transformers and `load_base
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
 from delta_transcoders.dictionaries.files import Part
-from delta_transcoders.files import write_text
+from delta_transcoders.files import read_json, write_json
 from delta_transcoders.hub import portable_name
 
 MODEL_FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "*.safetensors")
@@ -82,24 +81,24 @@ def save_model(folder: Path, source: Path) -> None:
     for pattern in ("*.json", "*.safetensors", "*.jinja", "tokenizer.model"):
         for path in source.glob(pattern):
             shutil.copyfile(path, folder / path.name)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     if "rope_theta" in config.get("rope_parameters", {}):
         config.setdefault("rope_theta", config["rope_parameters"]["rope_theta"])
-    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    write_json(folder / "config.json", config)
     path = folder / "tokenizer_config.json"
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer = read_json(path)
     if tokenizer.get("tokenizer_class") == "TokenizersBackend":
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(tokenizer.get("extra_special_tokens"), list):
         tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
-    write_text(path, json.dumps(tokenizer, indent=2) + "\n")
+    write_json(path, tokenizer)
 
 
 def _write_adapter(folder: Path, source: Path, base_model: str | None) -> None:
-    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_json(source / "adapter_config.json")
     base = base_model or portable_name(config["base_model_name_or_path"])
     config["base_model_name_or_path"] = base
-    write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+    write_json(folder / "adapter_config.json", config)
     shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")
 
 

@@ -1,0 +1,37 @@
+"""Safetensors files, read with a plain refusal and written in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from delta_transcoders.files import partial_file
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a safetensors file; a pickle under this name is not opened as one.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a safetensors file (it may be a pickle, or cut short); nothing of it was "
+            f"executed: {error}"
+        ) from error
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> int:
+    """Write a file in one step; returns its size in bytes."""
+    with partial_file(path) as partial:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial)
+    return Path(path).stat().st_size
