@@ -17,11 +17,11 @@ from torch import Tensor
 
 from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.capture import boot_bridge, capture
+from delta_transcoders.dictionaries.delta import load_base_of, load_deltas
 from delta_transcoders.dictionaries.files import TOOL_FORMATS
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.export import export
 from delta_transcoders.families.sites import GEMMA_SCOPE
-from delta_transcoders.interventions.loading import load_base_of, load_deltas
 from delta_transcoders.language_models import encode, load_model, load_tokenizer
 from delta_transcoders.tasks.examples import read_jsonl
 from delta_transcoders.tensor_files import save_tensors

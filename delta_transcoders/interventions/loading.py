@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from delta_transcoders.dictionaries.corrections import load_corrections
-from delta_transcoders.dictionaries.delta import DeltaConfig, load_delta, random_directions
-from delta_transcoders.dictionaries.files.gemma_scope import BaseId, base_width, load_base
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.delta import (
+    DeltaConfig,
+    load_base_of,
+    load_deltas,
+    random_directions,
+)
+from delta_transcoders.dictionaries.files.gemma_scope import load_base
 from delta_transcoders.families import ModelFamily, family_of
 from delta_transcoders.families.sites import HOOK_SITES, HookSite
 from delta_transcoders.fingerprints import check_hash, model_fingerprint
-from delta_transcoders.hub import local_folder
 from delta_transcoders.interventions.intervention import Intervention, Term, Write
 from delta_transcoders.interventions.sources import (
     AffineSource,
@@ -203,61 +206,6 @@ def load_control(folder: str | Path, site: HookSite, d_model: int) -> dict[int, 
                 f"{of_layer[1]}, the experiment has {site.name!r} and {d_model}"
             )
     return sources
-
-
-def load_deltas(
-    folder: str | Path, fingerprint: str | None = None
-) -> dict[int, tuple[Path, JumpReLUTranscoder, DeltaConfig]]:
-    """Path, delta and config of every `layer_L` of a folder or hub id, all of one configuration.
-
-    Args:
-        fingerprint: of the model they must have been trained on, where that matters.
-
-    Raises:
-        FileNotFoundError, ConnectionError, ValueError: as `load_delta_set`.
-    """
-    folder = local_folder(folder, patterns=["layer_*/*"])
-    paths = sorted(
-        (p for p in folder.glob("layer_*") if p.name.removeprefix("layer_").isdecimal()),
-        key=lambda p: int(p.name.removeprefix("layer_")),
-    )
-    if not paths:
-        raise FileNotFoundError(f"{folder} holds no layer_L folders; `train.py` writes deltas")
-    deltas = {}
-    for path in paths:
-        delta, config = load_delta(path)
-        if fingerprint is not None:
-            problem = f"{path} was trained on another model"
-            check_hash(problem, config.model_fingerprint, "this model", fingerprint)
-        if path.name != f"layer_{config.layer}":
-            raise ValueError(f"{path} holds the delta of layer {config.layer}")
-        deltas[config.layer] = (path, delta, config)
-    for name in ("model_fingerprint", "hook_site", "d_new", "percentile", "target"):
-        values = {getattr(config, name) for _, _, config in deltas.values()}
-        if len(values) > 1:
-            found = ", ".join(sorted(map(str, values)))
-            raise ValueError(f"{folder}: the deltas' {name} differs between layers: {found}")
-    return deltas
-
-
-def load_base_of(
-    path: str | Path, config: DeltaConfig, base_transcoders: str
-) -> tuple[JumpReLUTranscoder, BaseId]:
-    """The base dictionary that the delta of a folder was trained on.
-
-    Raises:
-        ValueError: the source holds another one under its name; names both hashes.
-    """
-    base, base_id = load_base(
-        base_transcoders,
-        config.layer,
-        width=base_width(config.base_id),
-        average_l0=config.average_l0_base,
-        d_model=config.d_in,
-    )
-    problem = f"{path} was trained on another base dictionary"
-    check_hash(problem, config.base_hash, base_id.path, base_id.hash)
-    return base, base_id
 
 
 def _base_dictionary(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from delta_transcoders.dictionaries.delta import DeltaConfig
+from delta_transcoders.dictionaries.delta import DeltaConfig, load_base_of, load_deltas
 from delta_transcoders.dictionaries.files.exported import LayerCard
 from delta_transcoders.dictionaries.files.gemma_scope import BaseId, base_width, load_base
 from delta_transcoders.dictionaries.files.tensors import for_other_tools, padded
@@ -12,7 +12,6 @@ from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder, concaten
 from delta_transcoders.families.sites import HOOK_SITES, HookSite
 from delta_transcoders.fingerprints import hash_tensors
 from delta_transcoders.hub import portable_name
-from delta_transcoders.interventions.loading import load_base_of, load_deltas
 
 
 class FusedDeltas:

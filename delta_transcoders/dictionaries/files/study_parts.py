@@ -103,8 +103,7 @@ def _write_adapter(folder: Path, source: Path, base_model: str | None) -> None:
 
 
 def _write_deltas(folder: Path, source: Path) -> None:
-    from delta_transcoders.dictionaries.delta import save_delta
-    from delta_transcoders.interventions.loading import load_deltas
+    from delta_transcoders.dictionaries.delta import load_deltas, save_delta
 
     for layer, (_, delta, config) in load_deltas(source).items():
         shared = dataclasses.replace(config, base_id=portable_name(config.base_id))
