@@ -11,7 +11,7 @@ Scope's 16k transcoders (float32, CPU or GPU), forward, backward and Adam includ
 Each reads two stored tensors per token, so what reading costs is the same and left out. Printed beside
 the times are the multiplications as dense products need them: 4 · tokens · d_model · base features for
 the base, 10 · tokens · d_model · d_new for plain autograd on the delta (counting an addition as one
-too).
+too). `stored r` needs fewer: only active features' rows are added up in its gradients.
 
 On a busy machine wall time says nothing: the threads wait for each other's turn. `--clock main-thread`
 measures the time that the main thread computes, its share of parallel regions and all that is serial,

@@ -7,6 +7,11 @@ D width of an input or target.
 import torch
 from torch import Tensor
 
+# Where adding rows up one by one pays, measured on two cores: 4 times as fast as the whole product at
+# density .06 and width 2304, as fast at .25; slower at width 96 whatever the density.
+MIN_SPARSE_WIDTH = 512
+MAX_SPARSE_DENSITY = 0.15
+
 
 class Preactivations(torch.autograd.Function):
     """z[v] = W_enc[v] @ x[index[v]].T + b_enc[v]: [V, F, B]; the inputs x receive no gradient."""
@@ -22,7 +27,7 @@ class Preactivations(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_VFB: Tensor):
         (x_LBI,) = ctx.saved_tensors
-        return _grouped(grad_VFB, x_LBI, ctx.index_V), grad_VFB.sum(2), None, None
+        return _weighted_rows(grad_VFB, x_LBI, ctx.index_V), grad_VFB.sum(2), None, None
 
 
 class GramLoss(torch.autograd.Function):
@@ -58,10 +63,42 @@ class GramLoss(torch.autograd.Function):
     def backward(ctx, grad_V: Tensor):
         a_VFB, W_dec_VFD, targets_TBD, scale_V, slope_VFB = ctx.saved_tensors
         factor_V11 = (2 / ctx.n_elements * grad_V)[:, None, None]
-        read_VFD = _grouped(a_VFB, targets_TBD, ctx.index_V)
+        read_VFD = _weighted_rows(a_VFB, targets_TBD, ctx.index_V)
         grad_W_dec_VFD = torch.bmm(torch.bmm(a_VFB, a_VFB.mT), W_dec_VFD)
         grad_W_dec_VFD -= read_VFD.div_(scale_V[:, None, None])
         return factor_V11 * slope_VFB, grad_W_dec_VFD.mul_(factor_V11), None, None, None
+
+
+def _weighted_rows(weight_VFB: Tensor, rows_GBD: Tensor, index_V: tuple[int, ...]) -> Tensor:
+    """weight[v] @ rows[index[v]] for weights of which most are zero: [V, F, D].
+
+    Of the activations of a sparse dictionary, and so of their gradients, few are not zero. On a CPU
+    wide rows are then added up one by one in a fraction of the time that the whole product takes;
+    short rows, or many of them, are not worth picking out.
+
+    Args:
+        weight_VFB: activations, or gradients of which the inactive features receive none.
+    """
+    if (
+        weight_VFB.device.type != "cpu"
+        or rows_GBD.shape[2] < MIN_SPARSE_WIDTH
+        or weight_VFB.count_nonzero() > MAX_SPARSE_DENSITY * weight_VFB.numel()
+    ):
+        return _grouped(weight_VFB, rows_GBD, index_V)
+    return torch.stack([_sum_of_rows(weight_VFB[v], rows_GBD[g]) for v, g in enumerate(index_V)])
+
+
+def _sum_of_rows(weight_FB: Tensor, rows_BD: Tensor) -> Tensor:
+    """weight @ rows, [F, D], reading a row only for the weights that are not zero."""
+    feature_N, row_N = weight_FB.nonzero().T.contiguous()
+    ends_F = feature_N.bincount(minlength=len(weight_FB)).cumsum(0)
+    return torch.nn.functional.embedding_bag(
+        row_N,
+        rows_BD,
+        offsets=torch.cat([ends_F.new_zeros(1), ends_F[:-1]]),
+        per_sample_weights=weight_FB[feature_N, row_N],
+        mode="sum",
+    )
 
 
 def _grouped(left_VFK: Tensor, right_GKN: Tensor, index_V: tuple[int, ...]) -> Tensor:

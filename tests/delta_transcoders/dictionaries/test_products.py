@@ -1,12 +1,13 @@
-"""The hand-written gradients against autograd."""
+"""The hand-written gradients against autograd, with narrow rows and with wide ones (row by row)."""
 
 import pytest
 import torch
 
+from delta_transcoders.dictionaries import products
 from delta_transcoders.dictionaries.products import GramLoss, Preactivations
 
 INDEX_V = (0, 1, 1)
-WIDTH = 16
+WIDE, NARROW = products.MIN_SPARSE_WIDTH, 16
 
 
 def draw(*shape, density=1.0):
@@ -30,11 +31,12 @@ def plain_loss(a_VFB, W_dec_VFD, targets_TBD, scale_V):
     return error_VBD.square().mean((1, 2))
 
 
+@pytest.mark.parametrize("width", [NARROW, WIDE])
 @pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
-def test_gradients_are_those_of_autograd(density):
-    W_enc, b_enc, x = draw(3, 8, WIDTH), draw(3, 8), draw(2, 40, WIDTH)
+def test_gradients_are_those_of_autograd(width, density):
+    W_enc, b_enc, x = draw(3, 8, width), draw(3, 8), draw(2, 40, width)
     grad_z = draw(3, 8, 40, density=density)
-    a, W_dec, targets = draw(3, 8, 40, density=density), draw(3, 8, WIDTH), draw(2, 40, WIDTH)
+    a, W_dec, targets = draw(3, 8, 40, density=density), draw(3, 8, width), draw(2, 40, width)
     scale = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
     leaves = [tensor.requires_grad_() for tensor in (W_enc, b_enc, a, W_dec)]
     results = []
@@ -49,3 +51,20 @@ def test_gradients_are_those_of_autograd(density):
         results.append([z, loss, *torch.autograd.grad(total, leaves)])
     for plain, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize(
+    ("width", "density", "row_by_row"), [(WIDE, 0.1, 3), (WIDE, 0.5, 0), (NARROW, 0.1, 0)]
+)
+def test_only_wide_rows_of_few_activations_are_added_one_by_one(
+    monkeypatch, width, density, row_by_row
+):
+    calls = []
+    sum_of_rows = products._sum_of_rows
+    monkeypatch.setattr(
+        products, "_sum_of_rows", lambda *args: calls.append(1) or sum_of_rows(*args)
+    )
+    W_enc, b_enc = draw(3, 8, width).requires_grad_(), draw(3, 8)
+    z = Preactivations.apply(W_enc, b_enc, draw(2, 40, width), INDEX_V)
+    z.backward(draw(3, 8, 40, density=density))
+    assert len(calls) == row_by_row
