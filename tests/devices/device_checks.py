@@ -22,7 +22,7 @@ import evaluate
 import lightning_modules.feature_ranking
 import lightning_modules.language_model
 import lightning_modules.linear_corrections
-import lightning_modules.tool_finetune
+import lightning_modules.finetune
 import train
 from delta_transcoders import generation, language_models
 from delta_transcoders.activations import capture
@@ -316,7 +316,7 @@ PLANTED = {
     "labels of the validation": (
         "lora",
         on_cpu(
-            lightning_modules.tool_finetune,
+            lightning_modules.finetune,
             "supervised_logits",
             lambda pair: (pair[0], pair[1].cpu()),
         ),
@@ -479,7 +479,7 @@ def test_random_states_of_the_device_are_restored():
 def test_engine_and_attachment_give_what_they_give_on_the_cpu(prepared):
     source = str(prepared / "finetune" / "merged")
     tokenizer = language_models.load_tokenizer(source)
-    examples = read_jsonl(prepared / "finetune" / "data" / "evaluation.jsonl")[:3]
+    examples = list(read_jsonl(prepared / "finetune" / "data" / "evaluation.jsonl").values())[:3]
     results = []
     for device in ("cpu", NAME):
         model = language_models.load_model(source)
