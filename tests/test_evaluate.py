@@ -59,7 +59,7 @@ def test_the_table_has_a_row_for_each_condition_and_subset(behaviour):
         "metrics.json",
     ]
     with (behaviour / "metrics.csv").open() as handle:
-        assert next(csv.reader(handle)) == list(COLUMNS)
+        assert next(csv.reader(handle)) == [*COLUMNS, *(f"{name}_n" for name in RATES)]
     rows = read_metrics(behaviour / "metrics.csv")
     assert [(r["condition"], r["subset"]) for r in rows] == [
         (condition, subset) for condition in CONDITIONS for subset in SUBSETS
@@ -93,6 +93,7 @@ def test_the_table_is_the_mean_of_the_recorded_rows(behaviour, records):
         for name in RATES:
             verdicts = [r[name] for r in mine if r[name] is not None]
             cells = [row[f"{name}_rate{end}"] for end in ("", "_ci_low", "_ci_high")]
+            assert int(row[f"{name}_n"]) == len(verdicts)
             if verdicts:
                 expected = [sum(verdicts) / len(verdicts), *wilson(sum(verdicts), len(verdicts))]
                 assert [float(c) for c in cells] == pytest.approx(expected, abs=1e-5)

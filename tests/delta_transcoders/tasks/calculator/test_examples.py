@@ -3,7 +3,6 @@ import random
 
 import pytest
 
-from delta_transcoders.tasks.calculator.grammar import find_tool_call, format_tool_call
 from delta_transcoders.tasks.calculator.examples import (
     LABEL_OF_SUBSET,
     SUBSET_OF_LABEL,
@@ -12,6 +11,7 @@ from delta_transcoders.tasks.calculator.examples import (
     read_jsonl,
     write_jsonl,
 )
+from delta_transcoders.tasks.calculator.grammar import find_tool_call, format_tool_call
 from delta_transcoders.tasks.calculator.task import Calculator
 from delta_transcoders.tasks.task import Example, split_examples
 
