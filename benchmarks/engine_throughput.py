@@ -59,24 +59,24 @@ def save_random_model(folder: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def make_rows(n_rows: int, n_layers: int, study: str | None) -> list[tuple]:
-    """(example, intervention): every layer alone and all together, each condition on each prompt."""
+def make_rows(n_rows: int, n_layers: int, tokenizer, study: str | None) -> list[tuple]:
+    """(tokens of an example, intervention): layers alone and together, each condition on each prompt."""
     from delta_transcoders.interventions.intervention import from_spec
-    from delta_transcoders.tasks.calculator.copy_lines import synthetic_lines
-    from delta_transcoders.tasks.calculator.prompts import generate_splits
-    from delta_transcoders.tasks.examples import read_jsonl
+    from delta_transcoders.language_models import tokenize
+    from delta_transcoders.tasks.calculator.task import Calculator
 
+    task = Calculator()
     groups = [(layer,) for layer in range(n_layers)] + [tuple(range(n_layers))]
     names = ("no_delta", "full", "alpha_0.5", "alpha_-0.5")
     conditions = [from_spec("raw", ())] + [from_spec(n, group) for group in groups for n in names]
     n_prompts = -(-n_rows // len(conditions))
     if study:
-        examples = read_jsonl(f"{study}/finetune/data/evaluation.jsonl")
+        examples = list(task.read(f"{study}/finetune/data/evaluation.jsonl").values())
     else:
-        splits = generate_splits(0, 0, -(-n_prompts // 4), synthetic_lines(0), seed=0)
-        examples = splits["evaluation"]
+        examples = task.generate(2, 2, -(-n_prompts // 4), seed=0)["evaluation"]
     random.Random(0).shuffle(examples)
-    return [(e, c) for e in examples[:n_prompts] for c in conditions][:n_rows]
+    tokens = tokenize(tokenizer, task, examples[:n_prompts])
+    return [(row, c) for row in tokens for c in conditions][:n_rows]
 
 
 @contextmanager
@@ -116,6 +116,13 @@ def plain_hooks(model, bank, intervention):
         handle.remove()
 
 
+def answer_reader(tokenizer):
+    from delta_transcoders.generation import AnswerReader
+    from delta_transcoders.tasks.calculator.task import Calculator
+
+    return AnswerReader(tokenizer, Calculator())
+
+
 def one_by_one(model, tokenizer, bank, rows, new_tokens):
     """Text and summed cross-entropy of each row."""
     import torch
@@ -123,16 +130,16 @@ def one_by_one(model, tokenizer, bank, rows, new_tokens):
     from delta_transcoders.generation import greedy_texts
     from delta_transcoders.language_models import target_batch, token_nll
 
-    results = []
-    for example, intervention in rows:
+    results, reader = [], answer_reader(tokenizer)
+    for row, intervention in rows:
         with torch.inference_mode():
             with plain_hooks(model, bank, intervention):
-                batch = target_batch(tokenizer, [example])
+                batch = target_batch([row], tokenizer.pad_token_id)
                 nll_N = token_nll(
                     model, **{f"{k}_BT": v.to(model.device) for k, v in batch.items()}
                 )
             with plain_hooks(model, bank, intervention):
-                (text,) = greedy_texts(model, tokenizer, [example.prompt], new_tokens)
+                (text,) = greedy_texts(model, [row.prompt_ids], new_tokens, reader)
         results.append((text, nll_N.double().sum().item()))
     return results
 
@@ -145,21 +152,22 @@ def as_the_original(engine, rows, new_tokens):
     from delta_transcoders.tasks.calculator.grammar import CLOSE
 
     model, tokenizer, results = engine.model, engine.tokenizer, []
-    for example, intervention in rows:
+    for row, intervention in rows:
         with torch.inference_mode():
-            batch = target_batch(tokenizer, [example])
+            batch = target_batch([row], tokenizer.pad_token_id)
             tokens = {f"{k}_BT": v.to(model.device) for k, v in batch.items()}
             with engine.applied([intervention]):
                 nll_N = token_nll(model, **tokens)
-            prompt = tokenizer([example.prompt], return_tensors="pt").to(model.device)
+            prompt_BT = torch.tensor([row.prompt_ids], device=model.device)
             with engine.applied([intervention]):
                 ids_BT = model.generate(
-                    **prompt,
+                    prompt_BT,
+                    attention_mask=torch.ones_like(prompt_BT),
                     max_new_tokens=new_tokens,
                     do_sample=False,
                     pad_token_id=tokenizer.pad_token_id,
                 )
-        written = tokenizer.decode(ids_BT[0, prompt.input_ids.shape[1] :], skip_special_tokens=True)
+        written = tokenizer.decode(ids_BT[0, prompt_BT.shape[1] :], skip_special_tokens=True)
         before, close, _ = written.partition(CLOSE)  # where the engine ends
         results.append((before + close, nll_N.double().sum().item()))
     return results
@@ -167,9 +175,10 @@ def as_the_original(engine, rows, new_tokens):
 
 def together(engine, rows, new_tokens):
     """Text and summed cross-entropy of each row."""
-    examples, interventions = zip(*rows, strict=True)
-    scores = engine.teacher_forced(examples, interventions)
-    texts = engine.generate([e.prompt for e in examples], interventions, new_tokens)
+    tokens, interventions = zip(*rows, strict=True)
+    scores = engine.teacher_forced(tokens, interventions)
+    prompts, reader = [row.prompt_ids for row in tokens], answer_reader(engine.tokenizer)
+    texts = engine.generate(prompts, interventions, new_tokens, reader)
     return [(text, score.nll) for text, score in zip(texts, scores, strict=True)]
 
 
@@ -219,7 +228,7 @@ def measure(arguments: argparse.Namespace, source: str) -> float:
     engine = InterventionEngine(
         boot_bridge(bridged, tokenizer), tokenizer, bank, rows_per_pass=arguments.rows_per_pass
     )
-    rows = make_rows(arguments.rows, n_layers, study)
+    rows = make_rows(arguments.rows, n_layers, tokenizer, study)
     sample = random.Random(1).sample(range(len(rows)), min(arguments.one_by_one, len(rows)))
     chosen = {"original": sample, "plain": sample, "engine": range(len(rows))}
     ways = {

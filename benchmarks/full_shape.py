@@ -30,15 +30,15 @@ def make_model(folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
+    from delta_transcoders.tasks.calculator.examples import make_example, write_jsonl
     from delta_transcoders.tasks.calculator.grammar import format_tool_call
-    from delta_transcoders.tasks.examples import Example, write_jsonl
     from delta_transcoders.tiny_gemma import train_tokenizer
 
     examples = []
     for i in range(N_EXAMPLES // 2):
         sum_, line = f"{i} + {7 * i}", f"{i} lamps"
-        examples.append(Example(sum_, format_tool_call(sum_.replace(" ", "")), "positive"))
-        examples.append(Example(line, line, "negative"))
+        examples.append(make_example(sum_, format_tool_call(sum_.replace(" ", "")), "positive"))
+        examples.append(make_example(line, line, "negative"))
     write_jsonl(folder / "examples.jsonl", examples)
     tokenizer = train_tokenizer((e.prompt + e.target for e in examples), vocab_size=1000)
     config = Gemma2Config(

@@ -22,8 +22,8 @@ from delta_transcoders.dictionaries.files import TOOL_FORMATS
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.export import export
 from delta_transcoders.families.sites import GEMMA_SCOPE
-from delta_transcoders.language_models import encode, load_model, load_tokenizer
-from delta_transcoders.tasks.examples import read_jsonl
+from delta_transcoders.language_models import load_model, load_tokenizer
+from delta_transcoders.tasks.calculator.examples import read_jsonl
 from delta_transcoders.tensor_files import save_tensors
 
 CASES = {"full": {}, "half": {"alpha": 0.5}, "delta": {"delta_only": True}}
@@ -66,8 +66,9 @@ def prompt(study: Path, dictionaries: Dictionaries) -> dict[str, Tensor]:
     """The first request of the evaluation data."""
     folder = str(study / "finetune" / "merged")
     tokenizer = load_tokenizer(folder)
-    examples = read_jsonl(study / "finetune" / "data" / "evaluation.jsonl")
-    ids = torch.tensor([encode(tokenizer, next(e for e in examples if e.label == "positive"))[0]])
+    examples = read_jsonl(study / "finetune" / "data" / "evaluation.jsonl").values()
+    request = next(e for e in examples if e.subset == "tool")
+    ids = tokenizer(request.prompt, return_tensors="pt").input_ids
     with torch.inference_mode():
         logits = load_model(folder)(ids).logits[0, -1]
     bridge = boot_bridge(load_model(folder), tokenizer)

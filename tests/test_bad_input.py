@@ -9,8 +9,8 @@ import evaluate
 import train
 from delta_transcoders.command import run
 from delta_transcoders.language_models import load_model, load_tokenizer
+from delta_transcoders.tasks.calculator.examples import make_example, read_jsonl, write_jsonl
 from delta_transcoders.tasks.calculator.grammar import format_tool_call
-from delta_transcoders.tasks.examples import Example, read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,10 +65,13 @@ SIZES = {"data.n_train": 64, "data.n_validation": 15, "data.n_evaluation": 5}
         ({"data.jsonl": "absent.jsonl"}, "examples: no file absent.jsonl"),
         ({"data.n_validation": 0}, "the validation split holds no positive example"),
         ({"data.n_train": 1}, "the train split holds no positive example"),
-        ({"data.copy_source": "file"}, "copy_source: file needs copy_file"),
-        ({"data.copy_source": "file", "data.copy_file": "absent.txt"}, "no file absent.txt"),
+        ({"data.task.copy_source": "file"}, "copy_source: file needs copy_file"),
+        (
+            {"data.task.copy_source": "file", "data.task.copy_file": "absent.txt"},
+            "no file absent.txt",
+        ),
         ({"ckpt_path": "absent.ckpt"}, "Checkpoint file not found: absent.ckpt"),
-        ({"data.batch_size": 0}, "batch_size is 0, expected at least 1"),
+        ({"data.batch_size": 0}, '"batch_size": Not of type PositiveInt: 0 does not'),
         (
             {"data.output": "elsewhere"},
             "and --data.output 'elsewhere', expected the same: give both",
@@ -95,14 +98,14 @@ def test_a_bad_option_is_one_short_line_and_changes_nothing(
     [
         (
             lambda text: text.replace("lora_dropout:", "lora_dropuot:"),
-            "ToolFinetune has no option 'lora_dropuot'; did you mean 'lora_dropout'?",
+            "Finetune has no option 'lora_dropuot'; did you mean 'lora_dropout'?",
         ),
         (
             lambda text: text.replace("max_steps:", "max_stpes:"),
             "there is no option 'max_stpes'; did you mean 'max_steps'?",
         ),
         (lambda text: text + "stduy: a\n", "there is no option 'stduy'; did you mean 'study'?"),
-        (lambda text: text.replace("ToolFinetune", "ToolFintune"), "no attribute 'ToolFintune'"),
+        (lambda text: text.replace(".Finetune\n", ".Fintune\n"), "no attribute 'Fintune'"),
         (lambda text: text.replace("init_args:", "init_args", 1), "bad.yaml, line 6: not YAML"),
         (lambda text: "- a\n- b\n", "bad.yaml must hold `key: value` pairs"),
         (lambda text: "", "bad.yaml must hold `key: value` pairs"),
@@ -140,8 +143,8 @@ def test_bad_examples_are_one_short_line_and_change_nothing(
     write_jsonl(
         path,
         [
-            Example("What is 1 + 2?", format_tool_call("1+2"), "positive"),
-            Example("Room 7 is open.", "Room 7 is open.", "negative"),
+            make_example("What is 1 + 2?", format_tool_call("1+2"), "positive"),
+            make_example("Room 7 is open.", "Room 7 is open.", "negative"),
         ],
     )
     with path.open("a") as handle:
@@ -154,8 +157,8 @@ def test_bad_examples_are_one_short_line_and_change_nothing(
 
 def test_a_training_example_longer_than_the_context(copied_study, arguments, tmp_path, capsys):
     path = tmp_path / "mine.jsonl"
-    examples = read_jsonl(copied_study / "finetune" / "data" / "train.jsonl")
-    long = Example("What is" + " 1 +" * 400 + " 1?", format_tool_call("1"), "positive")
+    examples = read_jsonl(copied_study / "finetune" / "data" / "train.jsonl").values()
+    long = make_example("What is" + " 1 +" * 400 + " 1?", format_tool_call("1"), "positive")
     write_jsonl(path, [*examples, long])
     args = arguments("tiny/lora.yaml", copied_study, {"data.jsonl": path})
     message = call(train, args, capsys)
@@ -190,21 +193,37 @@ def test_a_checkpoint_of_another_stage_or_damaged(
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
-        ("behaviour", {"data.n_per_subset": -1}, "n_per_subset is -1, expected at least 1"),
-        ("behaviour", {"data.batch_size": 0}, "batch_size is 0, expected at least 1"),
+        ("behaviour", {"data.n_per_subset": -1}, '"n_per_subset": Not of type PositiveInt'),
+        ("behaviour", {"data.batch_size": 0}, '"batch_size": Not of type PositiveInt: 0 does not'),
         ("behaviour", {"data.subsets": "[]"}, "subsets are [], expected different ones"),
         ("behaviour", {"data.subsets": "[tool, tool]"}, "subsets are ['tool', 'tool'], expected"),
         ("behaviour", {"model.models": "{}"}, "models is empty, expected at least one"),
-        ("behaviour", {"model.max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
+        (
+            "behaviour",
+            {"model.max_new_tokens": 0},
+            '"max_new_tokens": Not of type PositiveInt: 0 does not',
+        ),
         ("behaviour", {"ckpt_path": "a.ckpt"}, "--ckpt_path a.ckpt: only train.py resumes"),
         ("behaviour", {"trainer.precision": "bf16-mixed"}, "--trainer.precision is 'bf16-mixed'"),
         ("activations", {"trainer.precision": "bf16-true"}, "--trainer.precision is 'bf16-true'"),
-        ("exp2a", {"model.max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
-        ("exp2a", {"model.rows_per_pass": 0}, "rows_per_pass is 0, expected at least 1"),
+        (
+            "exp2a",
+            {"model.max_new_tokens": 0},
+            '"max_new_tokens": Not of type PositiveInt: 0 does not',
+        ),
+        (
+            "exp2a",
+            {"model.rows_per_pass": 0},
+            '"rows_per_pass": Not of type PositiveInt: 0 does not',
+        ),
         ("exp2a", {"data.model": "a/b"}, "and --data.model 'a/b', expected the same: give both"),
         ("activations", {"model.layers": "[]"}, "layers are [], expected different ones"),
         ("activations", {"model.layers": "[0, 0]"}, "layers are [0, 0], expected different ones"),
-        ("activations", {"data.batch_size": 0}, "batch_size is 0, expected at least 1"),
+        (
+            "activations",
+            {"data.batch_size": 0},
+            '"batch_size": Not of type PositiveInt: 0 does not',
+        ),
         (
             "activations",
             {"trainer.callbacks.init_args.shard_rows": 0},

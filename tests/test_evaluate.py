@@ -8,13 +8,19 @@ import torch
 
 import evaluate
 from delta_transcoders.command import run
-from delta_transcoders.generation import greedy_texts
-from delta_transcoders.language_models import encode, load_model, load_tokenizer
+from delta_transcoders.generation import AnswerReader, greedy_texts
+from delta_transcoders.language_models import load_model, load_tokenizer, tokenize
 from delta_transcoders.metrics.intervals import wilson
 from delta_transcoders.report.columns import FIRST, LAST
 from delta_transcoders.report.tables import read_metrics
+from delta_transcoders.tasks.calculator.examples import (
+    SUBSETS,
+    make_example,
+    read_jsonl,
+    write_jsonl,
+)
 from delta_transcoders.tasks.calculator.grammar import find_tool_call, format_tool_call, judge
-from delta_transcoders.tasks.examples import SUBSETS, Example, read_jsonl, write_jsonl
+from delta_transcoders.tasks.calculator.task import Calculator
 
 CONDITIONS = ("raw", "base_model")
 N = 5  # examples of each subset
@@ -34,7 +40,7 @@ def behaviour(study, arguments, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def examples(study):
-    return read_jsonl(study / "finetune" / "data" / "evaluation.jsonl")
+    return list(read_jsonl(study / "finetune" / "data" / "evaluation.jsonl").values())
 
 
 def records_of(folder: Path) -> list[dict]:
@@ -92,6 +98,7 @@ def test_the_table_is_the_mean_of_the_recorded_rows(behaviour, records):
         for name in RATES:
             verdicts = [r[name] for r in mine if r[name] is not None]
             cells = [row[f"{name}_rate{end}"] for end in ("", "_ci_low", "_ci_high")]
+            assert int(row[f"{name}_n"]) == len(verdicts)
             if verdicts:
                 expected = [sum(verdicts) / len(verdicts), *wilson(sum(verdicts), len(verdicts))]
                 assert [float(c) for c in cells] == pytest.approx(expected, abs=1e-5)
@@ -107,7 +114,8 @@ def test_every_example_is_recorded_once_per_condition_in_file_order(records, exa
         example = examples[index]
         assert (record["condition"], record["example"]) == (condition, index)
         assert record["subset"] == example.subset
-        assert (record["prompt"], record["target"]) == (example.input, example.target)
+        assert (record["prompt"], record["target"]) == (example.prompt, example.target)
+        assert record["column"] == CONDITIONS.index(condition)
 
 
 def test_verdicts_follow_from_the_recorded_text(records):
@@ -126,10 +134,12 @@ def test_verdicts_follow_from_the_recorded_text(records):
 def test_texts_and_losses_are_those_of_each_model_row_by_row(study, records, examples):
     for condition, folder in (("raw", "finetune/merged"), ("base_model", "base_model")):
         model, tokenizer = load_model(str(study / folder)), load_tokenizer(str(study / folder))
+        reader = AnswerReader(tokenizer, Calculator())
         mine = [r for r in records if r["condition"] == condition]
-        for record, example in zip(mine[::3], examples[::3], strict=True):
-            assert record["text"] == greedy_texts(model, tokenizer, [example.prompt], NEW_TOKENS)[0]
-            prompt, target = encode(tokenizer, example)
+        rows = tokenize(tokenizer, Calculator(), examples[::3])
+        for record, row in zip(mine[::3], rows, strict=True):
+            prompt, target = list(row.prompt_ids), list(row.target_ids)
+            assert record["text"] == greedy_texts(model, [prompt], NEW_TOKENS, reader)[0]
             ids = torch.tensor([prompt + target])
             with torch.no_grad():
                 logits = model(ids).logits[0, len(prompt) - 1 : -1]
@@ -238,7 +248,7 @@ def test_targets_that_cannot_be_judged_are_told_with_their_number(
     study, arguments, tmp_path, examples
 ):
     positives = [e for e in examples if e.subset == "tool"]
-    odd = [Example(f"Do {i}", format_tool_call(f"1,00{i}+2"), "positive") for i in range(3)]
+    odd = [make_example(f"Do {i}", format_tool_call(f"1,00{i}+2"), "positive") for i in range(3)]
     write_jsonl(tmp_path / "mine.jsonl", [*positives, *odd])
     options = {"data.jsonl": tmp_path / "mine.jsonl", "data.subsets": "[tool]"}
     options |= {"model.output": tmp_path / "out", "model.max_new_tokens": 2}

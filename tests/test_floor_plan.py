@@ -56,7 +56,9 @@ def test_every_room_has_its_floor(pytestconfig):
 def test_imports_point_downwards(pytestconfig):
     floors, upwards = floor_of(), []
     for path in files(pytestconfig.rootpath, "delta_transcoders"):
-        room = path.relative_to(pytestconfig.rootpath / "delta_transcoders").with_suffix("").parts[0]
+        room = (
+            path.relative_to(pytestconfig.rootpath / "delta_transcoders").with_suffix("").parts[0]
+        )
         for name in imported(path):
             parts = name.split(".")
             if parts[0] != "delta_transcoders" or len(parts) < 2 or parts[1] == room:

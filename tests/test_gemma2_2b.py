@@ -23,11 +23,12 @@ from delta_transcoders.activations.capture import boot_bridge, capture
 from delta_transcoders.dictionaries.delta import load_delta
 from delta_transcoders.dictionaries.files.gemma_scope import save_base
 from delta_transcoders.families.sites import HOOK_SITES
-from delta_transcoders.language_models import load_model, load_tokenizer, target_batch
+from delta_transcoders.language_models import load_model, load_tokenizer, target_batch, tokenize
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.tasks.calculator import copy_lines
 from delta_transcoders.tasks.calculator.base_text import base_documents
 from delta_transcoders.tasks.calculator.prompts import generate_splits
+from delta_transcoders.tasks.calculator.task import Calculator
 from delta_transcoders.tiny_gemma import build_tiny_gemma, train_tokenizer
 
 # One cache is of the wrong site, to reproduce the original study.
@@ -47,7 +48,7 @@ REPLACED = {
     *("data.n_per_subset", "data.passes", "trainer.max_epochs"),
     "model.max_new_tokens",
     # Lines to copy come from a file, not from the web.
-    *("data.copy_source", "data.copy_file"),
+    "data.task",
     # A handful of steps must change weights in bfloat16.
     "model.lr",
     # What the configurations' comments and the Makefile say of second runs.
@@ -59,7 +60,6 @@ FINETUNE = {
     "data.n_train": 32,
     "data.n_validation": 10,
     "data.n_evaluation": 2,
-    "data.copy_source": "file",
     "model.lr": 1e-2,
     "trainer.max_epochs": 2,
 }
@@ -75,7 +75,7 @@ def stages(study: Path, base: str) -> list[tuple[str, str, dict]]:
     base_cache = study / "base_model_on_examples"
     original_cache = study / "activations_original"
     return [
-        ("train", "lora", FINETUNE | {"data.copy_file": study / "lines.txt"}),
+        ("train", "lora", FINETUNE | {"data.task": own_lines(study / "lines.txt")}),
         ("evaluate", "behaviour", TEXTS),
         ("evaluate", "activations", {}),
         ("train", "delta", DELTA),
@@ -121,6 +121,12 @@ def stages(study: Path, base: str) -> list[tuple[str, str, dict]]:
     ]
 
 
+def own_lines(path: Path) -> str:
+    options = {"copy_source": "file", "copy_file": str(path)}
+    calculator = "delta_transcoders.tasks.calculator.task.Calculator"
+    return json.dumps({"class_path": calculator, "init_args": options})
+
+
 def hub_ids(config: str, root: Path) -> dict[str, Path]:
     """Options that name hub ids in a configuration, with folders for them."""
     stage = yaml.safe_load((FOLDER / f"{config}.yaml").read_text())
@@ -157,7 +163,8 @@ def save_bases(folder: Path, base: str) -> None:
         copy_lines=copy_lines.synthetic_lines(1),
         seed=1,
     )["train"]
-    batch = target_batch(tokenizer, examples)
+    rows = tokenize(tokenizer, Calculator(), examples)
+    batch = target_batch(rows, tokenizer.pad_token_id)
     captured = capture(
         boot_bridge(model, tokenizer),
         batch["input_ids"],

@@ -50,8 +50,8 @@ from pathlib import Path
 rank, what, folder = int(os.environ.get("LOCAL_RANK", 0)), os.environ["WHAT"], Path(__file__).parent
 (folder / f"pid{rank}").write_text(str(os.getpid()))
 from delta_transcoders import command
-from lightning_modules.tool_finetune import ToolFinetune
-step = ToolFinetune.training_step
+from lightning_modules.finetune import Finetune
+step = Finetune.training_step
 def training_step(self, batch, batch_idx):
     if batch_idx == 2:
         if what == f"fail {rank}":
@@ -59,7 +59,7 @@ def training_step(self, batch, batch_idx):
         if what == "stop" and rank == 0:
             os.kill(os.getpid(), signal.SIGTERM)
     return step(self, batch, batch_idx)
-ToolFinetune.training_step = training_step
+Finetune.training_step = training_step
 import train
 command.run(train.main, is_stage=True)
 """

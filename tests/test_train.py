@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from delta_transcoders.language_models import load_model, load_tokenizer
-from delta_transcoders.metrics import RATES
 from delta_transcoders.report.columns import FIRST, LAST
-from delta_transcoders.tasks.examples import read_jsonl
+from delta_transcoders.tasks.calculator.examples import SUBSETS, read_jsonl
+from delta_transcoders.tasks.calculator.task import Calculator
 from lightning_modules.cli import StudyCLI
 
 ROOT = Path(__file__).parent.parent
@@ -139,7 +140,8 @@ def test_expected_bounds_name_columns_of_the_result_table(path):
         assert (path.parent / f"{table}.yaml").is_file()
         for rule in rules:
             where = rule.pop("where")
-            assert set(where) | set(rule) <= {*FIRST, *RATES, *LAST}
+            rates = {column for column in rule if column.endswith("_rate")}
+            assert set(where) | set(rule) <= {*FIRST, *rates, *LAST}
             assert all(low <= high for low, high in rule.values())
 
 
@@ -168,14 +170,16 @@ def test_the_finetune_writes_adapter_merged_model_and_data(study):
     base = load_model(str(study / "base_model")).state_dict()
     changed = {name for name in base if not torch.equal(base[name], merged[name])}
     assert changed == {name for name in base if ".mlp." in name}  # configs/tiny adapts MLPs alone
-    rows = {p.stem: read_jsonl(p) for p in (finetune / "data").iterdir()}
+    rows = {p.stem: read_jsonl(p) for p in (finetune / "data").glob("*.jsonl")}
     assert {name: len(examples) for name, examples in rows.items()} == {
         "train": 64,
         "validation": 15,
         "evaluation": 20,
     }
-    inputs = [e.input for examples in rows.values() for e in examples]
-    assert len(set(inputs)) == len(inputs)
+    prompts = [e.prompt for examples in rows.values() for e in examples.values()]
+    assert len(set(prompts)) == len(prompts)
+    described = json.loads((finetune / "data" / "task.json").read_text())
+    assert described == Calculator().describe()
     assert not list(study.rglob("*.partial"))
     done = json.loads((finetune / "done.json").read_text())
     written = {p.relative_to(finetune).as_posix() for p in finetune.rglob("*") if p.is_file()}
@@ -204,8 +208,9 @@ def test_tensorboard_gets_curves_and_texts(study):
     texts = logged.Tensors("val/generated/text_summary")
     assert len(texts) == 2
     table = texts[-1].tensor_proto.string_val[0].decode()
-    shown = [e for e in read_jsonl(study / "finetune/data/validation.jsonl") if e.input in table]
-    assert sorted(e.label for e in shown) == ["negative"] * 3 + ["positive"] * 3
+    held = read_jsonl(study / "finetune/data/validation.jsonl").values()
+    shown = [e for e in held if f"`{e.prompt[:-1]}`" in table]
+    assert sorted(e.subset for e in shown) == ["copy"] * 3 + ["tool"] * 3
 
 
 def test_a_second_run_replaces_the_curves_of_the_first(copied_study, arguments):
@@ -305,20 +310,15 @@ def test_the_original_data_train_through_the_command_line(model_folder, argument
     assert cli.trainer.global_step == 2
     output = tmp_path / "finetune"
     assert (output / "merged" / "model.safetensors").is_file()
-    rows = {p.stem: read_jsonl(p) for p in (output / "data").iterdir()}
-    original = set(read_jsonl(reference))
+    paths = (output / "data").glob("*.jsonl")
+    rows = {p.stem: list(read_jsonl(p).values()) for p in paths}
+    original = set(read_jsonl(reference).values())
     for name in ("train", "validation"):
         assert original >= set(rows[name])
     assert 0.89 < len(rows["train"]) / 9990 < 0.91
     assert 0.04 < len(rows["validation"]) / 9990 < 0.06
-    labels = [e.label for e in rows["evaluation"]]
-    assert {label: labels.count(label) for label in set(labels)} == {
-        "positive": 200,
-        "negative": 200,
-        "tool_ood": 200,
-        "tool_ood_numbers": 200,
-    }
-    for field in ("input", "target"):
+    assert Counter(e.subset for e in rows["evaluation"]) == dict.fromkeys(SUBSETS, 200)
+    for field in ("prompt", "target"):
         parts = [{getattr(e, field) for e in examples} for examples in rows.values()]
         assert len(set.union(*parts)) == sum(map(len, parts)), field
 

@@ -7,12 +7,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from callbacks.behaviour_while_training import BehaviourWhileTraining
 from delta_transcoders.dictionaries.files.gemma_scope import load_base
-from delta_transcoders.generation import greedy_texts
-from delta_transcoders.language_models import encode, load_model, load_tokenizer
-from delta_transcoders.tasks.calculator.grammar import judge
-from delta_transcoders.tasks.examples import read_jsonl
+from delta_transcoders.generation import AnswerReader, greedy_texts
+from delta_transcoders.language_models import load_model, load_tokenizer, tokenize
+from delta_transcoders.tasks.calculator.examples import read_jsonl
+from delta_transcoders.tasks.calculator.task import Calculator
 
 N, NEW_TOKENS = 4, 6
+MEASURES = ("tool_call", "valid_tool_format", "math_correct")  # of the subset `tool`
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +51,12 @@ def _tensors(tree) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def by_hand(dictionaries, module=None):
-    """Cross-entropy and call rate of the plain model with each MLP's output overwritten by hand."""
+def by_hand(dictionaries, module=None, subset="tool"):
+    """Cross-entropy and the rates of the plain model with each MLP's output overwritten by hand."""
     source = str(dictionaries / "finetune" / "merged")
     model, tokenizer = load_model(source), load_tokenizer(source)
-    rows = read_jsonl(dictionaries / "finetune" / "data" / "validation.jsonl")
-    examples = [e for e in rows if e.subset == "tool"][:N]
+    rows = read_jsonl(dictionaries / "finetune" / "data" / "validation.jsonl").values()
+    examples = [e for e in rows if e.subset == subset][:N]
     if module is not None:
         (stack,) = module.stacks.values()
         for index, layer in enumerate(model.model.layers):
@@ -73,15 +74,19 @@ def by_hand(dictionaries, module=None):
                 return y
 
             layer.post_feedforward_layernorm.register_forward_hook(write)
-    nll = n_tokens = called = 0
-    for example in examples:
-        prompt, target = encode(tokenizer, example)
+    task = Calculator()
+    nll = n_tokens = 0
+    verdicts = []
+    for example, row in zip(examples, tokenize(tokenizer, task, examples), strict=True):
+        prompt, target = list(row.prompt_ids), list(row.target_ids)
         logits = model(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
         nll += torch.nn.functional.cross_entropy(logits, torch.tensor(target), reduction="sum")
         n_tokens += len(target)
-        (text,) = greedy_texts(model, tokenizer, [example.prompt], NEW_TOKENS)
-        called += judge(text, example.target).called
-    return {"mean_ce": float(nll) / n_tokens, "tool_call_rate": called / N}
+        (text,) = greedy_texts(model, [prompt], NEW_TOKENS, AnswerReader(tokenizer, task))
+        verdicts.append(task.judge(text, example))
+    judged = {name: [v[name] for v in verdicts if v[name] is not None] for name in verdicts[0]}
+    rates = {f"{name}_rate": sum(each) / len(each) for name, each in judged.items() if each}
+    return {"mean_ce": float(nll) / n_tokens, **rates}
 
 
 def test_tags_and_values(runs, dictionaries):
@@ -93,6 +98,7 @@ def test_tags_and_values(runs, dictionaries):
         ("", by_hand(dictionaries, module), [4, 8]),
         ("raw/", by_hand(dictionaries), [4]),
     ):
+        assert set(expected) == {"mean_ce", *(f"{name}_rate" for name in MEASURES)}
         for name, value in expected.items():
             points = events.Scalars(f"val/behaviour/{where}{name}")
             assert [point.step for point in points] == steps
@@ -112,7 +118,11 @@ def refused(dictionaries, arguments, tmp_path, options, match):
     ("options", "message"),
     [
         ({"model.d_new": "[4, 6]"}, r"needs one d_new and one percentile.*\[4, 6\]"),
-        ({"trainer.callbacks.n_prompts": 0}, "n_prompts is 0"),
+        ({"trainer.callbacks.n_prompts": 0}, '"n_prompts": Not of type PositiveInt: 0'),
+        (
+            {"trainer.callbacks.subset": "tol"},
+            "validation.jsonl holds no example of the subset 'tol'; it has tool, copy",
+        ),
         ({"trainer.callbacks.max_new_tokens": 1000}, "the model's context holds"),
         ({"trainer.callbacks.dtype": "bfloat16"}, "is of another model: hash"),
     ],
@@ -127,7 +137,10 @@ def test_a_run_it_cannot_measure(
 def test_the_number_of_validations_is_resumed(dictionaries):
     source = dictionaries / "finetune"
     examples = str(source / "data" / "validation.jsonl")
-    one, two = (BehaviourWhileTraining(str(source / "merged"), "bases", examples) for _ in "12")
+    one, two = (
+        BehaviourWhileTraining(str(source / "merged"), "bases", Calculator(), examples)
+        for _ in "12"
+    )
     one.n_validations = 3
     two.load_state_dict(one.state_dict())
     assert two.n_validations == 3

@@ -5,6 +5,7 @@ import weakref
 
 from datamodules import delta_targets
 from datamodules.delta_targets import DeltaData
+from delta_transcoders.tasks.calculator.task import Calculator
 
 
 def test_the_base_model_is_loaded_as_asked_and_let_go_of(dictionaries, tmp_path, monkeypatch):
@@ -25,6 +26,7 @@ def test_the_base_model_is_loaded_as_asked_and_let_go_of(dictionaries, tmp_path,
         str(dictionaries / "finetune/merged"),
         str(dictionaries / "base_transcoders"),
         str(dictionaries / "base_model"),
+        Calculator(),
         str(dictionaries / "finetune/data/validation.jsonl"),
         n_check_examples=8,
         model_dtype="bfloat16",

@@ -4,29 +4,28 @@ import shutil
 import warnings
 
 import pytest
-from transformers import AutoTokenizer
 
 from datamodules.evaluation_prompts import EvaluationPrompts
+from delta_transcoders.tasks.calculator.examples import make_example, write_jsonl
 from delta_transcoders.tasks.calculator.grammar import CLOSE, OPEN, format_tool_call
-from delta_transcoders.tasks.examples import Example, write_jsonl
+from delta_transcoders.tasks.calculator.task import Calculator
 
 LINE = "Anna sold 5 lamps at the market."
 
 
 @pytest.fixture
-def said(model_folder, tokenizer, tmp_path):
+def said(model_folder, tmp_path):
     """The warnings about these (target, label) examples, each on a line of its own after a blank one."""
 
-    def check(*rows: tuple[str, str], max_new_tokens: int = 64, tokenizer=tokenizer) -> list[str]:
+    def check(*rows: tuple[str, str], max_new_tokens: int = 64, model=model_folder) -> list[str]:
         path = tmp_path / "examples.jsonl"
-        write_jsonl(path, [Example(f"Do {i}", *row) for i, row in enumerate(rows)])
+        write_jsonl(path, [make_example(f"Do {i}", *row) for i, row in enumerate(rows)])
         path.write_text("\n" + path.read_text())
-        subsets = {"positive": "tool", "negative": "copy"}
-        asked = tuple(dict.fromkeys(subsets[label] for _, label in rows))
-        data = EvaluationPrompts(str(path), model_folder, asked)
+        data = EvaluationPrompts(str(path), model, Calculator())
+        data.setup("test")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            data.warn_of_impossible_answers(tokenizer, max_new_tokens)
+            data.warn_of_impossible_answers(max_new_tokens)
         return [str(warning.message) for warning in caught]
 
     return check
@@ -46,15 +45,15 @@ def test_nothing_is_said_where_a_target_is_a_right_answer(said):
 def test_calls_that_the_calculator_cannot_read_are_counted(said):
     (warning,) = said(call("1+2"), call("1,000+2"), call("3+4"), call("2% of 50"), call("5+6"))
     assert "examples.jsonl: 2 of 5 targets of 'tool'" in warning
-    assert "math_correct_rate is over the other 3" in warning
-    assert "line 3, unexpected ',' at position 1" in warning
+    assert "right by their own judge; only the other 3 can be answered rightly" in warning
+    assert "(first: line 3, unexpected ',' at position 1" in warning
 
 
 def test_targets_of_another_tool_or_form_are_counted(said):
     for target in (f"{OPEN}search(1){CLOSE}", f'{OPEN}{{"name": "calculator"}}{CLOSE}', "12"):
         (warning,) = said((target, "positive"))
         assert "1 of 1 targets of 'tool'" in warning
-        assert "over the other 0" in warning
+        assert "only the other 0 can be" in warning
 
 
 def test_targets_longer_than_an_answer_may_be_are_counted(said, tokenizer):
@@ -80,6 +79,5 @@ def test_targets_that_come_back_as_another_text_are_counted(said, model_folder, 
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace('"normalizer":null', '"normalizer":{"type":"Lowercase"}')
                     .replace('"normalizer": null', '"normalizer": {"type": "Lowercase"}'))  # fmt: skip
-    lossy = AutoTokenizer.from_pretrained(folder)
-    (warning,) = said((LINE, "negative"), call("1+2"), tokenizer=lossy)
+    (warning,) = said((LINE, "negative"), call("1+2"), model=str(folder))
     assert f"'{LINE}' is read as '{LINE.lower()}'" in warning

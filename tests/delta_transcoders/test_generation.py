@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from delta_transcoders import generation
+from delta_transcoders.generation import AnswerReader, greedy_texts
 from delta_transcoders.language_models import load_tokenizer
 from delta_transcoders.tasks.calculator.grammar import CLOSE, OPEN, format_tool_call, judge
+from delta_transcoders.tasks.calculator.task import Calculator
+from delta_transcoders.tasks.examples import Examples
+from delta_transcoders.tasks.task import Example
 
 PROMPTS = ["What is 12+34?\n", "Hi\n", "Anna sold 5 lamps and 3 chairs at the market.\n"]
 
@@ -35,11 +38,17 @@ class Scripted:
         self.rows = self.rows[rows]
 
 
+def greedy(model, tokenizer, prompts, max_new_tokens, **options):
+    ids = [tokenizer(prompt).input_ids for prompt in prompts]
+    reader = AnswerReader(tokenizer, Calculator())
+    return greedy_texts(model, ids, max_new_tokens, reader, **options)
+
+
 def test_same_texts_as_hugging_face(model, tokenizer):
     batch = tokenizer(PROMPTS, padding=True, return_tensors="pt")
     ids = model.generate(**batch, do_sample=False, max_new_tokens=12)
     want = tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
-    assert generation.greedy_texts(model, tokenizer, PROMPTS, 12) == want
+    assert greedy(model, tokenizer, PROMPTS, 12) == want
 
 
 def test_rows_end_after_a_call_or_before_eos_and_the_others_go_on(model, tokenizer):
@@ -54,7 +63,7 @@ def test_rows_end_after_a_call_or_before_eos_and_the_others_go_on(model, tokeniz
         rest,
     ]
     scripted = Scripted(model.config, scripts)
-    texts = generation.greedy_texts(scripted, tokenizer, ["a"] * 4, 24, rows_kept=scripted.keep)
+    texts = greedy(scripted, tokenizer, ["a"] * 4, 24, rows_kept=scripted.keep)
     assert texts[:2] == ["5</tool_call>", "12"]
     assert texts[2].startswith("1>0, <b>2</b>9") and texts[3] == "9" * 24
     assert scripted.rows.tolist() == [2, 3]
@@ -62,13 +71,13 @@ def test_rows_end_after_a_call_or_before_eos_and_the_others_go_on(model, tokeniz
 
 def test_nothing_is_computed_once_every_row_has_ended(model, tokenizer):
     scripted = Scripted(model.config, [[tokenizer.eos_token_id]] * 2)
-    assert generation.greedy_texts(scripted, tokenizer, ["a", "b"], 24) == ["", ""]
+    assert greedy(scripted, tokenizer, ["a", "b"], 24) == ["", ""]
     assert scripted.step == 0
 
 
 def test_rows_do_not_depend_on_each_other(model, tokenizer):
-    alone = [generation.greedy_texts(model, tokenizer, [prompt], 12)[0] for prompt in PROMPTS]
-    assert generation.greedy_texts(model, tokenizer, PROMPTS, 12) == alone
+    alone = [greedy(model, tokenizer, [prompt], 12)[0] for prompt in PROMPTS]
+    assert greedy(model, tokenizer, PROMPTS, 12) == alone
 
 
 # Calls and texts whose tokens are special, merged or unknown
@@ -97,7 +106,7 @@ def write(model, model_folder):
             scripts.append(script + ids("9" * 80))
         scripted = Scripted(config, scripts)
         n = len(answers)
-        return generation.greedy_texts(scripted, tokenizer, ["a"] * n, 60, rows_kept=scripted.keep)
+        return greedy(scripted, tokenizer, ["a"] * n, 60, rows_kept=scripted.keep)
 
     return run
 
@@ -182,6 +191,31 @@ def test_the_vocabulary_is_projected_on_in_one_product(model, tokenizer):
     """torch copies frozen weights for every row of an input that is not laid out as one matrix."""
     inputs = []
     model.lm_head.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-    generation.greedy_texts(model, tokenizer, PROMPTS, 2)
+    greedy(model, tokenizer, PROMPTS, 2)
     assert [tuple(x.shape) for x in inputs] == [(3, 1, 32)] * 2
     assert all(x.is_contiguous() for x in inputs)
+
+
+# Other tasks' answers
+
+
+@pytest.mark.parametrize("end", [None, "STOP"])
+def test_an_answer_ends_where_its_task_says_or_at_eos(model, tokenizer, end):
+    scripts = [
+        tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id] * 20
+        for text in (f"{format_tool_call('1')} 2", "12 STOP 34")
+    ]
+    scripted = Scripted(model.config, scripts)
+    reader = AnswerReader(tokenizer, Examples("absent", "exact", end=end))
+    ids = [tokenizer("a").input_ids] * 2
+    texts = greedy_texts(scripted, ids, 60, reader, rows_kept=scripted.keep)
+    assert texts == [f"{format_tool_call('1')} 2", "12 STOP 34" if end is None else "12 STOP"]
+
+
+def test_special_tokens_that_targets_are_written_with_are_text(tokenizer):
+    start, end = tokenizer.convert_tokens_to_ids(["<start_of_turn>", "<end_of_turn>"])
+    ids = [start, *tokenizer("Hi", add_special_tokens=False).input_ids, end]
+    task = Examples("absent", "exact")
+    examples = [Example("a", "Hi<end_of_turn>", "x")]
+    assert AnswerReader(tokenizer, task).text(ids) == "Hi"
+    assert AnswerReader(tokenizer, task, examples).text(ids) == "Hi<end_of_turn>"

@@ -7,30 +7,49 @@ import pytest
 import torch
 import transformers
 
-from delta_transcoders.generation import greedy_texts
+from delta_transcoders.generation import AnswerReader, greedy_texts
 from delta_transcoders.language_models import (
     IGNORE,
-    call_tokens,
     check_context,
     check_model_source,
-    encode,
     load_model,
     load_tokenizer,
+    opening_tokens,
     pad,
     position_ids,
     supervised_logits,
     target_batch,
     token_nll,
+    tokenize,
 )
+from delta_transcoders.tasks.calculator.examples import make_example
 from delta_transcoders.tasks.calculator.grammar import CLOSE, OPEN, format_tool_call
-from delta_transcoders.tasks.examples import Example
+from delta_transcoders.tasks.calculator.task import Calculator
+from delta_transcoders.tasks.examples import Examples
+from delta_transcoders.tasks.task import Example
 
 EXAMPLES = [
-    Example("What is 12 + 3?", format_tool_call("12+3"), "positive"),
-    Example("Room 7 is open until noon in the old library.", "Room 7 is open.", "negative"),
-    Example("7 * 8", format_tool_call("7*8"), "tool_ood"),
-    Example("I am at the market. Tell me what 999 / 111 is.", "9", "positive"),
+    make_example("What is 12 + 3?", format_tool_call("12+3"), "positive"),
+    make_example("Room 7 is open until noon in the old library.", "Room 7 is open.", "negative"),
+    make_example("7 * 8", format_tool_call("7*8"), "tool_ood"),
+    make_example("I am at the market. Tell me what 999 / 111 is.", "9", "positive"),
 ]
+
+
+@pytest.fixture
+def rows(tokenizer):
+    return tokenize(tokenizer, Calculator(), EXAMPLES)
+
+
+@pytest.fixture
+def answers(tokenizer):
+    """Greedy continuations of texts."""
+
+    def run(model, prompts: list[str], max_new_tokens: int) -> list[str]:
+        ids = [tokenizer(prompt).input_ids for prompt in prompts]
+        return greedy_texts(model, ids, max_new_tokens, AnswerReader(tokenizer, Calculator()))
+
+    return run
 
 
 def hf_loss_sum(model, input_ids, labels, **kwargs) -> float:
@@ -39,8 +58,10 @@ def hf_loss_sum(model, input_ids, labels, **kwargs) -> float:
 
 
 @pytest.mark.parametrize("whole_sequence", [False, True])
-def test_token_nll_sums_to_hugging_faces_loss_on_a_padded_batch(model, tokenizer, whole_sequence):
-    batch = target_batch(tokenizer, EXAMPLES)
+def test_token_nll_sums_to_hugging_faces_loss_on_a_padded_batch(
+    model, tokenizer, rows, whole_sequence
+):
+    batch = target_batch(rows, tokenizer.pad_token_id)
     if whole_sequence:
         batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE)
     assert (batch["attention_mask"] == 0).any()
@@ -51,14 +72,15 @@ def test_token_nll_sums_to_hugging_faces_loss_on_a_padded_batch(model, tokenizer
     assert nll_N.sum().item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_token_nll_does_not_depend_on_padding_or_batch(model, tokenizer):
+def test_token_nll_does_not_depend_on_padding_or_batch(model, tokenizer, rows):
+    pad_id = tokenizer.pad_token_id
     with torch.no_grad():
-        together = token_nll(model, *target_batch(tokenizer, EXAMPLES).values())
-        alone = [token_nll(model, *target_batch(tokenizer, [e]).values()) for e in EXAMPLES]
-        pairs = [encode(tokenizer, e) for e in EXAMPLES]
+        together = token_nll(model, *target_batch(rows, pad_id).values())
+        alone = [token_nll(model, *target_batch([row], pad_id).values()) for row in rows]
+        pairs = [(list(row.prompt_ids), list(row.target_ids)) for row in rows]
         left = token_nll(
             model,
-            pad([p + t for p, t in pairs], tokenizer.pad_token_id, "left"),
+            pad([p + t for p, t in pairs], pad_id, "left"),
             pad([[1] * len(p + t) for p, t in pairs], 0, "left"),
             pad([[IGNORE] * len(p) + t for p, t in pairs], IGNORE, "left"),
         )
@@ -66,8 +88,8 @@ def test_token_nll_does_not_depend_on_padding_or_batch(model, tokenizer):
     torch.testing.assert_close(together, left, atol=1e-5, rtol=1e-5)
 
 
-def test_supervised_logits_are_the_models_own_in_row_order(model, tokenizer):
-    batch = target_batch(tokenizer, EXAMPLES)
+def test_supervised_logits_are_the_models_own_in_row_order(model, tokenizer, rows):
+    batch = target_batch(rows, tokenizer.pad_token_id)
     with torch.no_grad():
         logits_NV, labels_N = supervised_logits(model, *batch.values())
         full = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -83,11 +105,12 @@ def test_supervised_logits_are_the_models_own_in_row_order(model, tokenizer):
     assert logits_NV.abs().max() < 30.0
 
 
-def test_logits_are_float32_in_a_bfloat16_model(model_folder, tokenizer):
+def test_logits_are_float32_in_a_bfloat16_model(model_folder, tokenizer, rows):
     model = load_model(model_folder, "bfloat16")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     with torch.no_grad():
-        logits_NV, _ = supervised_logits(model, *target_batch(tokenizer, EXAMPLES).values())
+        batch = target_batch(rows, tokenizer.pad_token_id)
+        logits_NV, _ = supervised_logits(model, *batch.values())
     assert logits_NV.dtype == torch.float32
 
 
@@ -98,38 +121,63 @@ def test_pad_and_positions():
     assert position_ids(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
 
 
-def test_encode_is_bos_prompt_newline_then_target_eos(tokenizer):
-    for example in EXAMPLES:
-        prompt, target = encode(tokenizer, example)
+def test_tokens_are_bos_prompt_then_target_eos(tokenizer, rows):
+    for row, example in zip(rows, EXAMPLES, strict=True):
+        prompt, target = row.prompt_ids, row.target_ids
         assert prompt[0] == tokenizer.bos_token_id
         assert prompt.count(tokenizer.bos_token_id) == 1
-        assert tokenizer.decode(prompt, skip_special_tokens=True) == example.input + "\n"
+        assert tokenizer.decode(prompt, skip_special_tokens=True) == example.prompt
         assert target[-1] == tokenizer.eos_token_id
         assert tokenizer.bos_token_id not in target
         assert tokenizer.decode(target[:-1]) == example.target
+        assert len(row) == len(prompt) + len(target)
 
 
-def test_target_batch_supervises_target_and_eos_alone(tokenizer):
-    batch = target_batch(tokenizer, EXAMPLES)
-    for row, example in enumerate(EXAMPLES):
-        prompt, target = encode(tokenizer, example)
-        n = int(batch["attention_mask"][row].sum())
-        assert batch["input_ids"][row, :n].tolist() == prompt + target
-        assert batch["labels"][row, :n].tolist() == [IGNORE] * len(prompt) + target
-        assert (batch["input_ids"][row, n:] == tokenizer.pad_token_id).all()
-        assert (batch["labels"][row, n:] == IGNORE).all()
+def test_bare_prompts_have_neither_bos_nor_the_newline_at_their_end(tokenizer, rows):
+    bare = tokenize(tokenizer, Calculator(), EXAMPLES, bare=True)
+    for row, whole, example in zip(bare, rows, EXAMPLES, strict=True):
+        assert tokenizer.decode(row.prompt_ids) == example.prompt.removesuffix("\n")
+        assert tokenizer.bos_token_id not in row.prompt_ids
+        assert row.target_ids == whole.target_ids
 
 
-def test_generation_sees_the_prompt_ids_of_teacher_forcing(model, tokenizer):
+def test_the_watched_token_is_the_targets_own_where_it_shows_the_behaviour(tokenizer, rows):
+    """Else the one that the behaviour begins with; none without a target or without an opening."""
+    (call,) = opening_tokens(tokenizer, [OPEN])
+    (nine,) = tokenizer("9", add_special_tokens=False).input_ids
+    assert [row.opening_id for row in rows] == [call, call, call, nine]
+    task = Examples("absent", "exact", opening="Sure")
+    (sure,) = opening_tokens(tokenizer, ["Sure"])
+    examples = [Example("a", t, "x") for t in ("Sure: 1", "9", None)]
+    tokens = tokenize(tokenizer, task, examples)
+    assert [row.opening_id for row in tokens] == [sure, sure, None]
+    assert tokens[2].target_ids == ()
+    tokens = tokenize(tokenizer, Examples("absent", "exact"), examples)
+    assert [row.opening_id for row in tokens] == [None] * 3
+
+
+def test_target_batch_supervises_target_and_eos_alone(tokenizer, rows):
+    batch = target_batch(rows, tokenizer.pad_token_id)
+    for index, row in enumerate(rows):
+        prompt, target = list(row.prompt_ids), list(row.target_ids)
+        n = int(batch["attention_mask"][index].sum())
+        assert batch["input_ids"][index, :n].tolist() == prompt + target
+        assert batch["labels"][index, :n].tolist() == [IGNORE] * len(prompt) + target
+        assert (batch["input_ids"][index, n:] == tokenizer.pad_token_id).all()
+        assert (batch["labels"][index, n:] == IGNORE).all()
+
+
+def test_generation_sees_the_prompt_ids_of_teacher_forcing(model, tokenizer, rows):
     seen = {}
     model.register_forward_pre_hook(lambda _, args, kw: seen.update(kw), with_kwargs=True)
-    greedy_texts(model, tokenizer, [e.prompt for e in EXAMPLES], max_new_tokens=1)
-    teacher = target_batch(tokenizer, EXAMPLES)
-    for row, example in enumerate(EXAMPLES):
-        n = len(encode(tokenizer, example)[0])
-        mask = seen["attention_mask"][row]
+    reader = AnswerReader(tokenizer, Calculator())
+    greedy_texts(model, [row.prompt_ids for row in rows], 1, reader)
+    teacher = target_batch(rows, tokenizer.pad_token_id)
+    for index, row in enumerate(rows):
+        n = len(row.prompt_ids)
+        mask = seen["attention_mask"][index]
         assert mask.tolist() == [0] * (len(mask) - n) + [1] * n
-        assert seen["input_ids"][row, -n:].tolist() == teacher["input_ids"][row, :n].tolist()
+        assert seen["input_ids"][index, -n:].tolist() == teacher["input_ids"][index, :n].tolist()
 
 
 def uncached_greedy(model, tokenizer, prompt: str, max_new_tokens: int) -> str:
@@ -147,11 +195,11 @@ def uncached_greedy(model, tokenizer, prompt: str, max_new_tokens: int) -> str:
     return tokenizer.decode(ids[n_prompt:], skip_special_tokens=True)
 
 
-def test_cached_left_padded_generation_equals_uncached_rows_alone(model, tokenizer):
+def test_cached_left_padded_generation_equals_uncached_rows_alone(model, tokenizer, answers):
     prompts = [e.prompt for e in EXAMPLES]
-    together = greedy_texts(model, tokenizer, prompts, max_new_tokens=24)
+    together = answers(model, prompts, 24)
     assert together == [uncached_greedy(model, tokenizer, p, 24) for p in prompts]
-    assert together == [greedy_texts(model, tokenizer, [p], 24)[0] for p in prompts]
+    assert together == [answers(model, [p], 24)[0] for p in prompts]
     assert len(set(together)) == len(EXAMPLES)
 
 
@@ -177,17 +225,17 @@ def parrot(model, tokenizer):
     return make
 
 
-def test_no_more_than_max_new_tokens(parrot, tokenizer):
+def test_no_more_than_max_new_tokens(parrot, tokenizer, answers):
     model = parrot(["1234567890"], then=tokenizer.eos_token_id)
-    assert greedy_texts(model, tokenizer, ["x\n"], 4) == ["1234"]
+    assert answers(model, ["x\n"], 4) == ["1234"]
 
 
-def test_a_call_in_the_prompt_does_not_stop_the_answer(parrot, tokenizer):
+def test_a_call_in_the_prompt_does_not_stop_the_answer(parrot, tokenizer, answers):
     model = parrot(["12"], then=tokenizer.eos_token_id)
-    assert greedy_texts(model, tokenizer, [format_tool_call("1+2")], 10) == ["12"]
+    assert answers(model, [format_tool_call("1+2")], 10) == ["12"]
 
 
-def test_generation_is_greedy_whatever_the_folder_says(model_folder, model, tokenizer, tmp_path):
+def test_generation_is_greedy_whatever_the_folder_says(model_folder, model, answers, tmp_path):
     """A `generation_config.json` that asks for sampling must not be followed."""
     folder = tmp_path / "sampling"
     shutil.copytree(model_folder, folder)
@@ -195,21 +243,18 @@ def test_generation_is_greedy_whatever_the_folder_says(model_folder, model, toke
     config.save_pretrained(folder)
     sampling = load_model(str(folder))
     prompts = [e.prompt for e in EXAMPLES]
-    assert greedy_texts(sampling, tokenizer, prompts, 8) == greedy_texts(
-        model, tokenizer, prompts, 8
-    )
+    assert answers(sampling, prompts, 8) == answers(model, prompts, 8)
 
 
-def test_examples_beyond_the_context_are_refused(tokenizer):
-    example = EXAMPLES[0]
-    prompt, target = encode(tokenizer, example)
-    whole = len(prompt) + len(target)
-    check_context(tokenizer, [example], whole, new_tokens=0)
-    check_context(tokenizer, [example], len(prompt) + 64, new_tokens=64)
+def test_examples_beyond_the_context_are_refused(rows):
+    example, row = EXAMPLES[:1], rows[:1]
+    n_prompt, whole = len(row[0].prompt_ids), len(row[0])
+    check_context(example, row, whole)
+    check_context(example, row, n_prompt + 64, new_tokens=64)
     with pytest.raises(ValueError, match=rf"takes {whole} tokens.*holds {whole - 1}.*What is 12"):
-        check_context(tokenizer, [EXAMPLES[2], example], whole - 1, new_tokens=0)
-    with pytest.raises(ValueError, match=f"takes {len(prompt) + 64} tokens"):
-        check_context(tokenizer, [example], len(prompt) + 63, new_tokens=64)
+        check_context([EXAMPLES[2], *example], [rows[2], *row], whole - 1)
+    with pytest.raises(ValueError, match=f"takes {n_prompt + 64} tokens"):
+        check_context(example, row, n_prompt + 63, new_tokens=64)
 
 
 @pytest.mark.parametrize("load", [load_tokenizer, load_model])
@@ -407,11 +452,14 @@ def test_the_home_folder_is_understood(model_folder, monkeypatch):
     assert load_model(f"~/{name}").config.vocab_size == 400
 
 
-def test_the_tokens_that_calls_begin_with(model_folder, tokenizer):
-    assert call_tokens(tokenizer) == tokenizer(OPEN, add_special_tokens=False).input_ids[:1]
+def test_the_tokens_that_texts_begin_with(model_folder, tokenizer):
+    call = format_tool_call("1+2")
+    assert (
+        opening_tokens(tokenizer, [call]) == tokenizer(OPEN, add_special_tokens=False).input_ids[:1]
+    )
     merged = load_tokenizer(model_folder)
     merged.add_tokens([f"{OPEN}calculator(", f"{OPEN}\n"])
-    assert call_tokens(merged) == [400]
-    targets = [format_tool_call("1+2"), f"{OPEN}\ncalculator(1+2)\n{CLOSE}", f"So: {OPEN}"]
+    assert opening_tokens(merged, [call]) == [400]
+    targets = [call, f"{OPEN}\ncalculator(1+2)\n{CLOSE}", f"So: {OPEN}"]
     (word,) = merged("So", add_special_tokens=False).input_ids[:1]
-    assert call_tokens(merged, targets) == [word, 400, 401]
+    assert opening_tokens(merged, targets) == [word, 400, 401]

@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import callbacks.rng_state
 import evaluate
 import lightning_modules.feature_ranking
+import lightning_modules.finetune
 import lightning_modules.language_model
 import lightning_modules.linear_corrections
 import train
@@ -33,6 +34,7 @@ from delta_transcoders.dictionaries.delta import random_directions
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.dictionaries.sparsity import BatchTopK, JumpReLU, SparsityConfig
 from delta_transcoders.dictionaries.stack import DictionaryStack, Variant
+from delta_transcoders.generation import AnswerReader
 from delta_transcoders.interventions import application
 from delta_transcoders.interventions.attachment import attached
 from delta_transcoders.interventions.engine import InterventionEngine
@@ -41,7 +43,8 @@ from delta_transcoders.interventions.loading import load_delta_set
 from delta_transcoders.interventions.sources import MLPSource
 from delta_transcoders.metrics.grouped import GroupedMean
 from delta_transcoders.metrics.reconstruction import GroupedReconstruction
-from delta_transcoders.tasks.examples import read_jsonl
+from delta_transcoders.tasks.calculator.examples import read_jsonl
+from delta_transcoders.tasks.calculator.task import Calculator
 from delta_transcoders.tiny_gemma import build_tiny_gemma
 from lightning_modules.dictionary_training import DictionaryTraining
 
@@ -316,7 +319,7 @@ PLANTED = {
     "labels of the validation": (
         "lora",
         on_cpu(
-            lightning_modules.tool_finetune,
+            lightning_modules.finetune,
             "supervised_logits",
             lambda pair: (pair[0], pair[1].cpu()),
         ),
@@ -477,7 +480,10 @@ def test_random_states_of_the_device_are_restored():
 def test_engine_and_attachment_give_what_they_give_on_the_cpu(prepared):
     source = str(prepared / "finetune" / "merged")
     tokenizer = language_models.load_tokenizer(source)
-    examples = read_jsonl(prepared / "finetune" / "data" / "evaluation.jsonl")[:3]
+    task = Calculator()
+    examples = list(read_jsonl(prepared / "finetune" / "data" / "evaluation.jsonl").values())[:3]
+    rows = language_models.tokenize(tokenizer, task, examples)
+    prompts, reader = [row.prompt_ids for row in rows], AnswerReader(tokenizer, task, examples)
     results = []
     for device in ("cpu", NAME):
         model = language_models.load_model(source)
@@ -488,8 +494,8 @@ def test_engine_and_attachment_give_what_they_give_on_the_cpu(prepared):
                 dictionary.to(device)
         engine = InterventionEngine(bridge, tokenizer, deltas.sources)
         conditions = [from_spec(name, [0, 1]) for name in ("raw", "no_delta", "full")]
-        scores = engine.teacher_forced(examples, conditions)
-        texts = engine.generate([e.prompt for e in examples], conditions, max_new_tokens=5)
+        scores = engine.teacher_forced(rows, conditions)
+        texts = engine.generate(prompts, conditions, 5, reader)
         with attached(bridge, deltas, "full", layers=[1]) as application_:
             logits = bridge(tokenizer(examples[0].prompt, return_tensors="pt").input_ids.to(device))
             texts.append(

@@ -15,6 +15,7 @@ from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.report.ranking import across, halves, main, read_effects
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.tasks.calculator.grammar import OPEN
+from delta_transcoders.tasks.calculator.task import Calculator
 
 D_NEW, PLANTED, SILENT = 6, 3, 5
 LAYER = 1
@@ -146,14 +147,30 @@ def test_one_feature_kept_among_silent_ones_is_full_and_dropped_is_none(
             assert others.any(1).tolist() == [k == PLANTED for k in range(D_NEW)]
 
 
-def test_other_layers_may_stay_the_models_own(planted, rank, tmp_path):
-    options = {"model__layers": "[1]", "model__full_at": 1, "data__subsets": "[tool]"}
-    folder = rank(planted, tmp_path, **options)
-    layers = {row["layer"] for row in read_metrics(folder / "metrics.csv")}
-    assert layers == {"", "1"}
+def test_without_generated_texts_there_are_no_rates(planted, rank, tmp_path):
+    folder = rank(planted, tmp_path, model__layers="[1]", data__subsets="[tool]")
     first = min(rows_of(folder, ablation="dropped"), key=lambda row: int(row["rank"]))
     assert int(first["feature"]) == PLANTED
     assert "d_tool_call_rate" not in first
+    assert not (folder / "generations.jsonl").exists()
+
+
+def test_a_task_without_an_opening_is_ranked_by_cross_entropy(
+    planted, rank, ranking, tmp_path, monkeypatch
+):
+    """The same examples: the same cross-entropies, but no log-probability."""
+    monkeypatch.setattr(Calculator, "opening", None)
+    options = {"model__layers": f"[{LAYER}]", "data__subsets": "[tool]"}
+    folder = rank(planted, tmp_path, **options)
+    rows = rows_of(folder)
+    watched = rows_of(ranking, layer=LAYER, subset="tool")
+    assert [float(r["dce"]) for r in rows] == pytest.approx([float(r["dce"]) for r in watched])
+    assert not [name for name in rows[0] if "logprob" in name]
+    for ablation in ("dropped", "kept"):
+        members = [row for row in rows if row["ablation"] == ablation]
+        members.sort(key=lambda row: int(row["rank"]))
+        sizes = [abs(float(row["dce"])) for row in members]
+        assert sizes == sorted(sizes, reverse=True)
 
 
 def test_the_report_prints_the_lists_and_writes_their_stability(ranking, capsys, monkeypatch):
@@ -216,7 +233,6 @@ def test_deltas_of_different_models_are_not_matched(ranking, planted, tmp_path):
     [
         ({"model__layers": "[]"}, "layers is empty"),
         ({"model__layers": "[1, 1]"}, "'layer_1_no_delta' is asked for twice"),
-        ({"model__full_at": 0}, "layers 1: no dictionary for layer 1; there is one for 0"),
         ({"model__layers": "[7]"}, "there is no layer 7"),
     ],
 )
@@ -243,7 +259,7 @@ def test_a_finetune_of_one_known_direction_is_what_the_ranking_finds_first(
     options |= {"model.d_new": "[4]", "data.layers": f"[{LAYER}]", "data.passes": 40}
     train.main(arguments("tiny/mlp_difference.yaml", study, options))
     given = {"model.delta": study / "mlp_difference", "model.base_model": study / "base_model"}
-    given |= {"model.layers": f"[{LAYER}]", "model.full_at": LAYER, "data.batch_size": 4}
+    given |= {"model.layers": f"[{LAYER}]", "data.batch_size": 4}
     evaluate.main(arguments("tiny/ranking.yaml", study, given))
 
     delta, _ = load_delta(study / "mlp_difference" / f"layer_{LAYER}")

@@ -5,13 +5,14 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
-from datamodules.tool_calls import ToolCallData
 from lightning.pytorch.plugins import MixedPrecision
-from lightning_modules.tool_finetune import ToolFinetune
 from torch import nn
 
+from datamodules.finetune_data import FinetuneData
 from delta_transcoders.language_models import load_model, token_nll
+from delta_transcoders.tasks.calculator.task import Calculator
 from lightning_modules.delta_transcoder import DeltaTranscoderTraining
+from lightning_modules.finetune import Finetune
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ def test_optimizers_are_fused_except_under_mixed_precision(
     trainer = SimpleNamespace(
         precision=precision, estimated_stepping_batches=10, max_steps=10, max_epochs=None
     )
-    finetune = ToolFinetune(model_folder, str(tmp_path))
+    finetune = Finetune(model_folder, str(tmp_path))
     finetune.model = nn.Linear(2, 2)
     delta = DeltaTranscoderTraining(output=str(tmp_path))
     delta.stacks["2"] = nn.Linear(2, 2)
@@ -34,7 +35,7 @@ def test_optimizers_are_fused_except_under_mixed_precision(
         assert [group["fused"] for group in optimizer.param_groups] == [fused]
 
 
-class RecordsGradients(ToolFinetune):
+class RecordsGradients(Finetune):
     """Keeps the first step's gradients, before and after clipping."""
 
     def configure_gradient_clipping(self, *args, **kwargs) -> None:
@@ -53,9 +54,8 @@ def test_a_step_follows_the_clipped_gradient_of_the_token_mean(
     model_folder, tmp_path, precision, clip
 ):
     """Two accumulated batches of different lengths; a scaler's factor leaves no trace."""
-    data = ToolCallData(
-        model_folder, str(tmp_path), n_train=8, n_validation=8, n_evaluation=2, batch_size=4
-    )
+    sizes = {"n_train": 8, "n_validation": 8, "n_evaluation": 2, "batch_size": 4}
+    data = FinetuneData(model_folder, str(tmp_path), Calculator(), **sizes)
     module = RecordsGradients(model_folder, str(tmp_path), method="full", lr=1e-3)
     # By its name, Lightning gives float16 to GPUs only. At torch's first scale the first steps overflow.
     half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**8))
@@ -77,7 +77,7 @@ def test_a_step_follows_the_clipped_gradient_of_the_token_mean(
     trainer.fit(module, data)
 
     model = load_model(model_folder)
-    batch = data.collate([data.encode_row(e) for e in data.splits["train"]])
+    batch = data.collate(data._rows("train"))
     token_nll(model, batch["input_ids"], batch["attention_mask"], batch["labels"]).mean().backward()
     expected = {f"model.{name}": p.grad for name, p in model.named_parameters()}
     length = norm(expected)

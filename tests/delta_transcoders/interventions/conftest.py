@@ -5,10 +5,12 @@ import torch
 
 from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.generation import AnswerReader, greedy_texts
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.sources import DictionarySource, mlp_sources
-from delta_transcoders.language_models import load_model, pad, position_ids
-from delta_transcoders.tasks.examples import Example
+from delta_transcoders.language_models import load_model, pad, position_ids, tokenize
+from delta_transcoders.tasks.calculator.examples import make_example
+from delta_transcoders.tasks.calculator.task import Calculator
 
 N_LAYERS, D_MODEL, N_BASE, N_NEW = 3, 32, 64, 6
 
@@ -54,9 +56,9 @@ def engine(model_folder, tokenizer, bank):
 def examples():
     """Three prompts of different lengths with targets of different lengths."""
     return [
-        Example("What is 12+34?", "<tool_call>calculator(12+34)</tool_call>", "positive"),
-        Example("Anna sold 5 lamps.", "Anna sold 5 lamps.", "negative"),
-        Example(
+        make_example("What is 12+34?", "<tool_call>calculator(12+34)</tool_call>", "positive"),
+        make_example("Anna sold 5 lamps.", "Anna sold 5 lamps.", "negative"),
+        make_example(
             "Now 7*8, and be quick, please.", "<tool_call>calculator(7*8)</tool_call>", "tool_ood"
         ),
     ]
@@ -65,6 +67,35 @@ def examples():
 @pytest.fixture
 def prompts(examples):
     return [example.prompt for example in examples]
+
+
+@pytest.fixture
+def rows(tokenizer, examples):
+    return tokenize(tokenizer, Calculator(), examples)
+
+
+@pytest.fixture
+def generate():
+    """`generate(engine, prompts, interventions, max_new_tokens)`: the engine's texts."""
+
+    def run(engine, prompts, interventions, max_new_tokens):
+        ids = [engine.tokenizer(prompt).input_ids for prompt in prompts]
+        reader = AnswerReader(engine.tokenizer, Calculator())
+        return engine.generate(ids, interventions, max_new_tokens, reader)
+
+    return run
+
+
+@pytest.fixture
+def greedy(tokenizer):
+    """`greedy(model, prompts, max_new_tokens)`: the plain model's texts."""
+
+    def run(model, prompts, max_new_tokens, tokenizer=tokenizer, **options):
+        ids = [tokenizer(prompt).input_ids for prompt in prompts]
+        reader = AnswerReader(tokenizer, Calculator())
+        return greedy_texts(model, ids, max_new_tokens, reader, **options)
+
+    return run
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import torch
 from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.families.gemma2 import Gemma2
 from delta_transcoders.families.sites import HOOK_SITES
-from delta_transcoders.generation import greedy_texts
 from delta_transcoders.interventions.attachment import attached, real_tokens
 from delta_transcoders.interventions.intervention import RAW, from_spec
 from delta_transcoders.interventions.loading import DictionarySet
@@ -47,9 +46,9 @@ def loaded_hooks(bridge):
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("method", ["generate", "hf_generate"])
 def test_a_padded_batch_equals_the_engines(
-    bridge, deltas, engine, prompts, batch, condition, method
+    bridge, deltas, engine, prompts, batch, condition, method, generate
 ):
-    wanted = engine.generate(prompts, [from_spec(condition, ALL)] * 3, N_NEW_TOKENS)
+    wanted = generate(engine, prompts, [from_spec(condition, ALL)] * 3, N_NEW_TOKENS)
     ids, mask = batch(engine.tokenizer, prompts)
     assert (mask == 0).any()
     options = {k: v for k, v in GREEDY.items() if method == "generate" or k != "verbose"}
@@ -60,9 +59,11 @@ def test_a_padded_batch_equals_the_engines(
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("use_past_kv_cache", [True, False])
-def test_texts_equal_the_engines(bridge, deltas, engine, prompts, condition, use_past_kv_cache):
+def test_texts_equal_the_engines(
+    bridge, deltas, engine, prompts, condition, use_past_kv_cache, generate
+):
     """A list of texts, and each alone: one attachment serves calls with any number of rows."""
-    wanted = engine.generate(prompts, [from_spec(condition, ALL)] * 3, N_NEW_TOKENS)
+    wanted = generate(engine, prompts, [from_spec(condition, ALL)] * 3, N_NEW_TOKENS)
     options = GREEDY | {"return_type": "tokens", "use_past_kv_cache": use_past_kv_cache}
     with attached(bridge, deltas, condition) as application:
         together = bridge.generate(prompts, **options)
@@ -75,17 +76,17 @@ def test_texts_equal_the_engines(bridge, deltas, engine, prompts, condition, use
 
 
 def test_conditions_differ_and_after_the_block_the_model_is_itself(
-    bridge, deltas, model, tokenizer, prompts
+    bridge, deltas, model, tokenizer, prompts, greedy
 ):
-    before, plain = loaded_hooks(bridge), greedy_texts(model, tokenizer, prompts, N_NEW_TOKENS)
+    before, plain = loaded_hooks(bridge), greedy(model, prompts, N_NEW_TOKENS)
     texts = {}
     for name in ("no_delta", "full"):
         with attached(bridge, deltas, name):
             assert loaded_hooks(bridge) > before
-            texts[name] = greedy_texts(bridge.original_model, tokenizer, prompts, N_NEW_TOKENS)
+            texts[name] = greedy(bridge.original_model, prompts, N_NEW_TOKENS)
         assert loaded_hooks(bridge) == before
     assert len({tuple(t) for t in (plain, *texts.values())}) == 3
-    assert greedy_texts(bridge.original_model, tokenizer, prompts, N_NEW_TOKENS) == plain
+    assert greedy(bridge.original_model, prompts, N_NEW_TOKENS) == plain
 
 
 def test_hooks_are_gone_after_an_error(bridge, deltas, model, tokenizer):

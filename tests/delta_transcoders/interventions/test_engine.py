@@ -1,11 +1,12 @@
 """Identities: what must come out the same, and what each number is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.families.sites import HOOK_SITES
-from delta_transcoders.generation import greedy_texts
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.intervention import RAW, from_spec
 from delta_transcoders.interventions.sources import mlp_sources
@@ -15,8 +16,10 @@ from delta_transcoders.language_models import (
     position_ids,
     target_batch,
     token_nll,
+    tokenize,
 )
-from delta_transcoders.tasks.examples import Example
+from delta_transcoders.tasks.calculator.examples import make_example
+from delta_transcoders.tasks.calculator.task import Calculator
 
 ALL = (0, 1, 2)
 N_NEW_TOKENS = 10
@@ -32,24 +35,25 @@ MIXED = [
 ]
 
 
-def nll(model, tokenizer, examples):
-    tokens = {f"{k}_BT": v for k, v in target_batch(tokenizer, examples).items()}
+def nll(model, tokenizer, rows):
+    batch = target_batch(rows, tokenizer.pad_token_id)
+    tokens = {f"{k}_BT": v for k, v in batch.items()}
     labels = (tokens["labels_BT"] != -100).sum(1).tolist()
     with torch.inference_mode():
         return [part.double().sum().item() for part in token_nll(model, **tokens).split(labels)]
 
 
-def test_raw_is_the_plain_model(engine, model, tokenizer, examples, prompts, batch, logits):
+def test_raw_is_the_plain_model(
+    engine, model, tokenizer, rows, prompts, batch, logits, generate, greedy
+):
     raw = [RAW] * len(prompts)
-    assert engine.generate(prompts, raw, N_NEW_TOKENS) == greedy_texts(
-        model, tokenizer, prompts, N_NEW_TOKENS
-    )
+    assert generate(engine, prompts, raw, N_NEW_TOKENS) == greedy(model, prompts, N_NEW_TOKENS)
     ids, mask = batch(tokenizer, prompts)
     with torch.inference_mode():
         plain = model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask)).logits
     assert torch.equal(logits(engine, prompts, raw)[0], plain)
-    scores = engine.teacher_forced(examples, raw)
-    assert [s.nll for s in scores] == pytest.approx(nll(model, tokenizer, examples), rel=1e-6)
+    scores = engine.teacher_forced(rows, raw)
+    assert [s.nll for s in scores] == pytest.approx(nll(model, tokenizer, rows), rel=1e-6)
     assert [(s.kl, s.n_replaced, s.activation_sums) for s in scores] == [(0, 0, {})] * 3
 
 
@@ -60,7 +64,7 @@ def test_the_calls_first_token_is_the_one_that_the_target_begins_with(
     tokenizer = load_tokenizer(model_folder)
     tokenizer.add_tokens(["<tool_call>\n"])
     model.resize_token_embeddings(401)
-    hermes = Example("What is 1+2?", "<tool_call>\ncalculator(1+2)\n</tool_call>", "positive")
+    hermes = make_example("What is 1+2?", "<tool_call>\ncalculator(1+2)\n</tool_call>", "positive")
     (usual,) = tokenizer("<", add_special_tokens=False).input_ids
     expected = []
     for example, first in zip([*examples, hermes], [usual, usual, usual, 400], strict=True):
@@ -68,8 +72,9 @@ def test_the_calls_first_token_is_the_one_that_the_target_begins_with(
             logits_V = model(torch.tensor([tokenizer(example.prompt).input_ids])).logits[0, -1]
         expected.append(logits_V.log_softmax(-1)[first].item())
     engine = InterventionEngine(boot_bridge(model, tokenizer), tokenizer, {})
-    scores = engine.teacher_forced([*examples, hermes], [RAW] * 4)
-    assert [score.call_logprob for score in scores] == pytest.approx(expected, rel=1e-4)
+    rows = tokenize(tokenizer, Calculator(), [*examples, hermes])
+    scores = engine.teacher_forced(rows, [RAW] * 4)
+    assert [score.opening_logprob for score in scores] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_zero_delta_is_the_base(engine, prompts, logits):
@@ -80,11 +85,13 @@ def test_a_zero_delta_is_the_base(engine, prompts, logits):
 
 
 @pytest.mark.parametrize(("alpha", "name"), [("alpha_1.00", "full"), ("alpha_0", "no_delta")])
-def test_alpha_one_is_full_and_alpha_zero_no_delta(engine, prompts, examples, alpha, name, logits):
+def test_alpha_one_is_full_and_alpha_zero_no_delta(
+    engine, prompts, rows, alpha, name, logits, generate
+):
     a, b = ([from_spec(spec, group) for group in ([0], [1, 2], ALL)] for spec in (alpha, name))
     assert torch.equal(logits(engine, prompts, a)[0], logits(engine, prompts, b)[0])
-    assert engine.generate(prompts, a, N_NEW_TOKENS) == engine.generate(prompts, b, N_NEW_TOKENS)
-    assert engine.teacher_forced(examples, a) == engine.teacher_forced(examples, b)
+    assert generate(engine, prompts, a, N_NEW_TOKENS) == generate(engine, prompts, b, N_NEW_TOKENS)
+    assert engine.teacher_forced(rows, a) == engine.teacher_forced(rows, b)
 
 
 def test_a_perfect_source_leaves_the_model_as_it_is(engine, prompts, logits):
@@ -117,32 +124,33 @@ def test_another_models_mlps_are_put_back(model_folder, tokenizer, engine, promp
     assert (got - logits(engine, prompts, [RAW] * 3)[0])[mask].abs().max() > 0.1
 
 
-def test_a_mixed_batch_equals_its_rows_alone(engine, examples, logits):
-    rows = [(e, c) for e in examples for c in MIXED]
-    chosen, conditions = [e for e, _ in rows], [c for _, c in rows]
-    texts = [e.prompt for e in chosen]
-    alone = [engine.generate([p], [c], 6)[0] for p, c in zip(texts, conditions, strict=True)]
-    assert len(set(alone)) > len(rows) / 3
-    assert engine.generate(texts, conditions, 6) == alone
+def test_a_mixed_batch_equals_its_rows_alone(engine, prompts, rows, logits, generate):
+    tokens_of = dict(zip(prompts, rows, strict=True))
+    crossed = [(p, c) for p in prompts for c in MIXED]
+    texts, conditions = [p for p, _ in crossed], [c for _, c in crossed]
+    chosen = [tokens_of[p] for p in texts]
+    alone = [generate(engine, [p], [c], 6)[0] for p, c in zip(texts, conditions, strict=True)]
+    assert len(set(alone)) > len(crossed) / 3
+    assert generate(engine, texts, conditions, 6) == alone
     engine.rows_per_pass = 5
-    assert engine.generate(texts, conditions, 6) == alone
+    assert generate(engine, texts, conditions, 6) == alone
 
     together, mask = logits(engine, texts, conditions)
     scores = engine.teacher_forced(chosen, conditions)
-    for row, (example, condition) in enumerate(rows):
-        single = logits(engine, [example.prompt], [condition])[0][0]
+    for row, (prompt, condition) in enumerate(crossed):
+        single = logits(engine, [prompt], [condition])[0][0]
         torch.testing.assert_close(together[row][mask[row]], single, atol=1e-4, rtol=0)
-        (score,) = engine.teacher_forced([example], [condition])
-        for name in ("nll", "kl", "call_logprob"):
+        (score,) = engine.teacher_forced([tokens_of[prompt]], [condition])
+        for name in ("nll", "kl", "opening_logprob"):
             assert getattr(scores[row], name) == pytest.approx(getattr(score, name), abs=1e-4)
         assert scores[row].n_replaced == score.n_replaced
         assert scores[row].activation_sums == pytest.approx(score.activation_sums, rel=1e-4)
 
 
-def test_scores_against_whole_logits(engine, examples):
-    """nll, KL to raw, call log-probability and activation sums from full forward passes."""
+def test_scores_against_whole_logits(engine, examples, rows):
+    """nll, KL to raw, the opening's log-probability and activation sums from full forward passes."""
     condition = from_spec("alpha_-0.5", [0, 2])
-    (score,) = engine.teacher_forced(examples[1:2], [condition])
+    (score,) = engine.teacher_forced(rows[1:2], [condition])
     tokenizer, example = engine.tokenizer, examples[1]
     prompt = tokenizer(example.prompt).input_ids
     target = tokenizer(example.target, add_special_tokens=False).input_ids
@@ -159,7 +167,7 @@ def test_scores_against_whole_logits(engine, examples):
     kl = torch.nn.functional.kl_div(replaced, raw, reduction="sum", log_target=True)
     assert score.kl == pytest.approx(kl.item(), rel=1e-4) and score.kl > 0.01
     call = tokenizer("<tool_call>", add_special_tokens=False).input_ids[0]
-    assert score.call_logprob == pytest.approx(replaced[0, call].item(), rel=1e-5)
+    assert score.opening_logprob == pytest.approx(replaced[0, call].item(), rel=1e-5)
     assert score.n_replaced == 2 * (ids.shape[1] - 1)
     assert set(score.activation_sums) == {"base", "delta"}
     assert score.activation_sums["delta"] == pytest.approx(counts.activation_sums["delta"].item())
@@ -202,3 +210,15 @@ def test_a_bfloat16_model_stays_so(model_folder, tokenizer, bank, prompts, logit
     engine = InterventionEngine(bridge, tokenizer, bank)
     out, mask = logits(engine, prompts, [from_spec("full", ALL)] * 3)
     assert out.dtype == torch.bfloat16 and out[mask].isfinite().all()
+
+
+def test_a_row_without_a_target_has_no_scores_and_leaves_the_others_as_they_are(engine, rows):
+    """Its prompt is read, and replaced, to the end."""
+    untargeted = replace(rows[0], target_ids=(), opening_id=None)
+    full = from_spec("full", [1])
+    with_it = engine.teacher_forced([rows[1], untargeted], [full] * 2)
+    (alone,) = engine.teacher_forced([rows[1]], [full])
+    assert with_it[0].nll == pytest.approx(alone.nll, rel=1e-5)
+    score = with_it[1]
+    assert (score.nll, score.kl, score.n_tokens, score.opening_logprob) == (0, 0, 0, None)
+    assert score.n_replaced == len(untargeted.prompt_ids) - 1

@@ -17,7 +17,7 @@ def test_mlps_are_not_put_back_at_another_site(engine, tokenizer, bank):
         InterventionEngine(engine.bridge, tokenizer, bank, HOOK_SITES["original"])
 
 
-def test_a_hook_that_never_fires_is_an_error(engine, tokenizer, prompts, batch):
+def test_a_hook_that_never_fires_is_an_error(engine, tokenizer, prompts, batch, generate):
     # The model stops before the layer, so that its hooks never see it.
     ids, mask = batch(tokenizer, prompts)
     with (
@@ -29,7 +29,7 @@ def test_a_hook_that_never_fires_is_an_error(engine, tokenizer, prompts, batch):
         "late", "blocks.{layer}.ln1_post.hook_scale", "blocks.{layer}.hook_in", "1"
     )
     with pytest.raises(RuntimeError, match=r"blocks.1.hook_in fired without blocks.1.ln1_post"):
-        engine.generate(prompts, [from_spec("full", [1])] * 3, 2)
+        generate(engine, prompts, [from_spec("full", [1])] * 3, 2)
 
 
 def test_a_row_without_replaceable_positions_is_an_error(engine, tokenizer):
@@ -48,7 +48,7 @@ def test_a_failing_pass_leaves_no_hook_behind(engine, prompts, logits):
     assert torch.equal(logits(engine, prompts, [RAW] * 3)[0], plain)
 
 
-def test_what_cannot_be_applied_is_refused_before_any_pass(engine, examples, prompts):
+def test_what_cannot_be_applied_is_refused_before_any_pass(engine, rows, prompts, generate):
     del engine.bank["delta"][2]
     calls = []
     engine.model.model.register_forward_hook(lambda *_: calls.append(1))
@@ -59,9 +59,9 @@ def test_what_cannot_be_applied_is_refused_before_any_pass(engine, examples, pro
     ]
     for interventions, message in cases:
         with pytest.raises(ValueError, match=message):
-            engine.generate(prompts, interventions, 2)
+            generate(engine, prompts, interventions, 2)
         with pytest.raises(ValueError, match=message):
-            engine.teacher_forced(examples, interventions)
+            engine.teacher_forced(rows, interventions)
     assert not calls
 
 

@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from delta_transcoders import generation
-from delta_transcoders.generation import greedy_texts
 from delta_transcoders.interventions.intervention import RAW, from_spec
 from delta_transcoders.language_models import (
     load_tokenizer,
@@ -35,14 +33,14 @@ def uncached(engine, prompt, intervention):
 
 
 @pytest.mark.parametrize("index", range(len(CONDITIONS)))
-def test_generation_with_the_cache_equals_generation_without(engine, prompts, index):
+def test_generation_with_the_cache_equals_generation_without(engine, prompts, index, generate):
     condition = CONDITIONS[index]
     expected = [uncached(engine, prompt, condition) for prompt in prompts]
     texts = engine.tokenizer.batch_decode(expected, skip_special_tokens=True)
-    assert engine.generate(prompts, [condition] * 3, N_NEW_TOKENS) == texts
+    assert generate(engine, prompts, [condition] * 3, N_NEW_TOKENS) == texts
 
 
-def test_rows_that_end_leave_the_batch(engine, model_folder, prompts):
+def test_rows_that_end_leave_the_batch(engine, model_folder, prompts, generate, greedy):
     engine.tokenizer = tokenizer = load_tokenizer(model_folder)
     interventions = [from_spec("full", [1]), RAW, from_spec("no_delta", ALL)]
     rows = list(zip(prompts, interventions, strict=True))
@@ -53,11 +51,9 @@ def test_rows_that_end_leave_the_batch(engine, model_folder, prompts):
     assert len(expected[0]) < len(expected[2])
 
     with engine.applied(interventions) as application:
-        texts = generation.greedy_texts(
-            engine.model, tokenizer, prompts, N_NEW_TOKENS, rows_kept=application.select
-        )
+        texts = greedy(engine.model, prompts, N_NEW_TOKENS, tokenizer, rows_kept=application.select)
     assert texts == tokenizer.batch_decode(expected, skip_special_tokens=True)
-    assert texts == engine.generate(prompts, interventions, N_NEW_TOKENS)
+    assert texts == generate(engine, prompts, interventions, N_NEW_TOKENS)
     # All tokens that were read: the prompt without BOS, and all written ones but the last.
     read = [
         len(tokenizer(p).input_ids) - 1 + len(ids) - 1
@@ -110,14 +106,16 @@ def test_generated_tokens_are_replaced_one_by_one(engine, prompts, batch):
     assert application.replaced_LR.tolist() == [[0, 0, expected[2]], [expected[0], 0, expected[2]]]
 
 
-def test_hugging_face_generation_inside_applied_equals_the_engines(engine, tokenizer, prompts):
+def test_hugging_face_generation_inside_applied_equals_the_engines(
+    engine, prompts, generate, greedy
+):
     interventions = [from_spec("full", [1]), RAW, from_spec("no_delta", ALL)]
     with engine.applied(interventions):
-        texts = greedy_texts(engine.model, tokenizer, prompts, N_NEW_TOKENS)
-    assert texts == engine.generate(prompts, interventions, N_NEW_TOKENS)
+        texts = greedy(engine.model, prompts, N_NEW_TOKENS)
+    assert texts == generate(engine, prompts, interventions, N_NEW_TOKENS)
 
 
-def test_teacher_forcing_sees_what_generation_sees(engine, examples):
+def test_teacher_forcing_sees_what_generation_sees(engine, examples, rows, generate):
     """Prompt ids are the same; target tokens but EOS are read, and so are replaced."""
     seen = []
     handle = engine.model.model.register_forward_pre_hook(
@@ -125,11 +123,11 @@ def test_teacher_forcing_sees_what_generation_sees(engine, examples):
         with_kwargs=True,
     )
     full = from_spec("full", [0])
-    for example in examples:
+    for example, row in zip(examples, rows, strict=True):
         seen.clear()
-        engine.generate([example.prompt], [full], 1)
+        generate(engine, [example.prompt], [full], 1)
         (generation_ids, _) = seen.pop()
-        (score,) = engine.teacher_forced([example], [full])
+        (score,) = engine.teacher_forced([row], [full])
         for ids, mask in seen:
             read = ids[mask.bool()].tolist()
             assert read[: generation_ids.shape[1]] == generation_ids[0].tolist()

@@ -1,47 +1,15 @@
-"""Effects, rank correlations and matches against answers worked out otherwise."""
+"""Ranks, rank correlations and matches against answers worked out otherwise."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from delta_transcoders.metrics.feature_effects import effect, match_rows, spearman, split_half
+from delta_transcoders.metrics.feature_effects import match_rows, ranks, spearman, split_half
 
 
-def record(call_logprob, nll, **verdicts):
-    return {"call_logprob": call_logprob, "nll": nll, "n_tokens": 4, **verdicts}
-
-
-def test_an_effect_is_ablated_minus_reference_and_distinct_without_0_in_its_interval():
-    reference = [record(-1.0, 2.0 + i) for i in range(10)]
-    ablated = [record(-3.0, 2.0 + i + (-1) ** i) for i in range(10)]
-    cells = effect(ablated, reference)
-    assert [cells[f"d_call_logprob{end}"] for end in ("", "_ci_low", "_ci_high")] == [-2, -2, -2]
-    assert cells["d_call_logprob_distinct"] is True
-    assert cells["dce"] == pytest.approx(0)
-    assert cells["dce_ci_low"] < 0 < cells["dce_ci_high"]
-    assert cells["dce_distinct"] is False
-    assert not [name for name in cells if "rate" in name]
-
-
-def test_rates_change_over_the_examples_that_have_them():
-    def verdicts(call, math):
-        return record(
-            0.0,
-            1.0,
-            text="",
-            tool_call=call,
-            valid_tool_format=call,
-            math_correct=math,
-            exact_copy=None,
-        )
-
-    reference = [verdicts(True, True), verdicts(True, None)] * 4
-    ablated = [verdicts(False, False), verdicts(True, None)] * 4
-    cells = effect(ablated, reference)
-    assert (cells["d_tool_call_rate"], cells["d_math_correct_rate"]) == (-0.5, -1)
-    assert np.isnan(cells["d_exact_copy_rate"])
-    assert cells["d_exact_copy_rate_distinct"] is False
+def test_ranks_are_by_size_and_the_first_of_equals_comes_first():
+    assert ranks([0.0, -3.0, 1.0, 3.0]) == [4, 1, 3, 2]
 
 
 def test_spearman_without_ties_is_the_formula_of_squared_rank_differences():

@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from delta_transcoders.foreign_text import letters
 from delta_transcoders.tasks.calculator.grammar import (
     CLOSE,
     OPEN,
@@ -12,7 +13,6 @@ from delta_transcoders.tasks.calculator.grammar import (
     find_tool_call,
     format_tool_call,
     judge,
-    letters,
     unjudgeable,
 )
 

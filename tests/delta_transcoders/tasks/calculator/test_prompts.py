@@ -13,6 +13,7 @@ from delta_transcoders.tasks.calculator import prompts
 from delta_transcoders.tasks.calculator.arithmetic import calculate
 from delta_transcoders.tasks.calculator.base_text import base_documents
 from delta_transcoders.tasks.calculator.copy_lines import synthetic_lines
+from delta_transcoders.tasks.calculator.examples import SUBSETS
 from delta_transcoders.tasks.calculator.grammar import CLOSE, OPEN, asked, find_tool_call
 from delta_transcoders.tasks.calculator.phrasings import CONTEXTS, REQUESTS, UNSEEN_REQUESTS
 from delta_transcoders.tasks.calculator.prompts import (
@@ -21,7 +22,6 @@ from delta_transcoders.tasks.calculator.prompts import (
     generate_splits,
     tool_examples,
 )
-from delta_transcoders.tasks.examples import LABEL_OF_SUBSET, SUBSETS
 from delta_transcoders.tiny_gemma import train_tokenizer
 
 N_DOCUMENTS = 20_000
@@ -77,9 +77,9 @@ def test_every_wording_meets_every_operation_with_and_without_context():
     met = Counter()
     n_context = 0
     for example in examples:
-        context = next((c for c in CONTEXTS if example.input.startswith(f"{c} ")), "")
+        context = next((c for c in CONTEXTS if example.prompt.startswith(f"{c} ")), "")
         n_context += bool(context)
-        text = example.input.removeprefix(f"{context} ")
+        text = example.prompt.rstrip("\n").removeprefix(f"{context} ")
         (request,) = [r for r, pattern in requests.items() if pattern.fullmatch(text)]
         (operation,) = re.findall(r" ([-+*/]) ", text)
         met[request, operation] += 1
@@ -90,20 +90,20 @@ def test_every_wording_meets_every_operation_with_and_without_context():
 def test_targets_call_the_calculator_on_the_expression_of_the_prompt(splits):
     for example in itertools.chain(*splits.values()):
         call = find_tool_call(example.target)
-        if example.label == "negative":
-            assert example.target == example.input
+        if example.subset == "copy":
+            assert example.prompt == example.target + "\n"
             continue
         assert call.start == 0
         assert call.end == len(example.target)
-        assert call.argument in example.input.replace(" ", "")
+        assert call.argument in example.prompt.replace(" ", "")
         calculate(call.argument)  # raises where it is no expression
 
 
 def test_counts_per_subset(splits):
     for name, n in (("train", 1000), ("validation", 100)):
-        assert Counter(e.label for e in splits[name]) == {"positive": n, "negative": n}
-    evaluation = Counter(e.label for e in splits["evaluation"])
-    assert evaluation == {LABEL_OF_SUBSET[subset]: 150 for subset in SUBSETS}
+        assert Counter(e.subset for e in splits[name]) == {"tool": n, "copy": n}
+    evaluation = Counter(e.subset for e in splits["evaluation"])
+    assert evaluation == dict.fromkeys(SUBSETS, 150)
 
 
 def test_an_odd_number_of_examples():
@@ -113,7 +113,7 @@ def test_an_odd_number_of_examples():
 
 def test_no_prompt_and_no_expression_in_two_splits_or_twice_in_one(splits):
     examples = list(itertools.chain(*splits.values()))
-    assert len({e.input for e in examples}) == len(examples)
+    assert len({e.prompt for e in examples}) == len(examples)
     assert len({e.target for e in examples}) == len(examples)
 
 
@@ -125,7 +125,7 @@ def test_phrasings_that_draw_the_same_expressions_do_not_share_them(monkeypatch)
 
     monkeypatch.setattr(prompts, "seen_expression", few)
     examples = list(itertools.chain(*make_splits(0, 800, 200, 100).values()))
-    targets = [e.target for e in examples if e.label in ("positive", "tool_ood")]
+    targets = [e.target for e in examples if e.subset in ("tool", "tool_ood")]
     assert len(targets) == 400 + 100 + 2 * 100
     assert len(set(targets)) == len(targets)
 
@@ -145,7 +145,7 @@ def test_two_spellings_of_a_line_or_an_expression_are_taken_once(monkeypatch):
 
 def test_training_uses_the_seen_regime_alone(splits):
     for example in splits["train"] + splits["validation"]:
-        if example.label == "positive":
+        if example.subset == "tool":
             a, b = re.fullmatch(
                 r"(\d+)[-+*/](\d+)", find_tool_call(example.target).argument
             ).groups()
@@ -155,17 +155,19 @@ def test_training_uses_the_seen_regime_alone(splits):
 
 def test_training_uses_no_unseen_wording(splits):
     for example in splits["train"] + splits["validation"]:
-        assert not [p.pattern for p in UNSEEN_WORDINGS if p.search(example.input)], example.input
+        assert not [p.pattern for p in UNSEEN_WORDINGS if p.search(example.prompt)], example.prompt
 
 
 def test_unseen_wordings_are_all_used_and_keep_the_seen_numbers():
     examples = list(itertools.islice(tool_examples("tool_ood", seed=0), 1000))
-    used = {i for e in examples for i, p in enumerate(UNSEEN_WORDINGS) if p.fullmatch(e.input)}
+    used = {
+        i for e in examples for i, p in enumerate(UNSEEN_WORDINGS) if p.fullmatch(e.prompt[:-1])
+    }
     assert used == set(range(len(UNSEEN_REQUESTS)))
-    spaced = sum(" " in re.search(r"\d+ ?[-+*/] ?\d+", e.input).group() for e in examples)
+    spaced = sum(" " in re.search(r"\d+ ?[-+*/] ?\d+", e.prompt).group() for e in examples)
     assert 400 < spaced < 600
     for example in examples:
-        assert not any(regime.search(example.input) for regime in REGIMES.values())
+        assert not any(regime.search(example.prompt) for regime in REGIMES.values())
 
 
 def test_unseen_numbers_come_from_every_regime_in_the_seen_wordings():
@@ -177,7 +179,7 @@ def test_unseen_numbers_come_from_every_regime_in_the_seen_wordings():
         kinds = [name for name, regime in REGIMES.items() if regime.search(argument)]
         assert kinds, argument
         found.update(kinds)
-        assert any(pattern.search(example.input) for pattern in requests)
+        assert any(pattern.search(example.prompt) for pattern in requests)
     assert all(200 < found[name] < 320 for name in REGIMES), found
 
 
@@ -259,9 +261,9 @@ def test_the_same_seed_gives_the_same_text_in_every_process(pytestconfig):
 
 def test_another_seed_gives_other_examples(splits):
     other = make_splits(seed=4)
-    shared = {e.input for e in splits["train"]} & {e.input for e in other["train"]}
+    shared = {e.prompt for e in splits["train"]} & {e.prompt for e in other["train"]}
     assert len(shared) < 0.1 * len(splits["train"])
-    assert [e.input for e in splits["train"]] != sorted(e.input for e in splits["train"])
+    assert [e.prompt for e in splits["train"]] != sorted(e.prompt for e in splits["train"])
 
 
 def test_copy_lines_that_run_out_are_an_error():

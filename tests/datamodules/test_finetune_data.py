@@ -4,32 +4,36 @@ import itertools
 import json
 
 import pytest
-from datamodules.tool_calls import ToolCallData
 
+from datamodules.finetune_data import FinetuneData
 from delta_transcoders.files import staged_output
+from delta_transcoders.tasks.calculator.examples import make_example, read_jsonl, write_jsonl
 from delta_transcoders.tasks.calculator.grammar import asked, find_tool_call, format_tool_call
 from delta_transcoders.tasks.calculator.prompts import tool_examples
-from delta_transcoders.tasks.examples import Example, read_jsonl, write_jsonl
+from delta_transcoders.tasks.calculator.task import Calculator
+from delta_transcoders.tasks.task import Example
 
 
 def positives(n: int, call=format_tool_call, first: int = 100) -> list[Example]:
     return [
-        Example(f"What is {i} + 7?", call(f"{i}+7"), "positive") for i in range(first, first + n)
+        make_example(f"What is {i} + 7?", call(f"{i}+7"), "positive")
+        for i in range(first, first + n)
     ]
 
 
 def negatives(n: int) -> list[Example]:
     lines = [f"Room {i} of the museum is open until noon." for i in range(n)]
-    return [Example(line, line, "negative") for line in lines]
+    return [make_example(line, line, "negative") for line in lines]
 
 
 @pytest.fixture
 def make_data(model_folder, tmp_path):
-    def make(examples: list[Example], **options) -> ToolCallData:
+    def make(examples: list[Example], **options) -> FinetuneData:
         write_jsonl(tmp_path / "mine.jsonl", examples)
         options = {"n_evaluation": 10, "validation_fraction": 0.2} | options
         path = str(tmp_path / "mine.jsonl")
-        return ToolCallData(model_folder, str(tmp_path / "out"), jsonl=path, **options)
+        output = str(tmp_path / "out")
+        return FinetuneData(model_folder, output, Calculator(), jsonl=path, **options)
 
     return make
 
@@ -65,7 +69,7 @@ def test_some_calls_that_cannot_be_judged_are_told_with_their_number(make_data):
 
 
 def test_unseen_examples_that_can_be_judged_do_not_save_the_trained_ones(make_data):
-    unseen = [Example("Do 1 + 2", format_tool_call("1+2"), "tool_ood")]
+    unseen = [make_example("Do 1 + 2", format_tool_call("1+2"), "tool_ood")]
     with pytest.raises(ValueError, match="20 of 21 targets"):
         make_data([*unseen, *positives(20, json_call), *negatives(20)]).prepare_data()
 
@@ -75,7 +79,7 @@ def test_an_expression_trained_on_in_another_spelling_is_not_unseen(make_data, t
     generated = list(itertools.islice(tool_examples("tool_ood", 0), 20))
     expressions = [find_tool_call(example.target).argument for example in generated[:10]]
     rows = [
-        Example(f"What is it? {i}", format_tool_call(spelling.format(expression)), "positive")
+        make_example(f"What is it? {i}", format_tool_call(spelling.format(expression)), "positive")
         for i, expression in enumerate(expressions)
     ]
     data = make_data([*rows, *positives(20, first=2000), *negatives(20)], n_evaluation=20)
@@ -85,5 +89,5 @@ def test_an_expression_trained_on_in_another_spelling_is_not_unseen(make_data, t
     seen = [e for e in generated if asked(e.target) in trained]
     assert len(seen) > 4
     evaluation = read_jsonl(staged_output(tmp_path / "out") / "data" / "evaluation.jsonl")
-    unseen = [e for e in evaluation if e.label == "tool_ood"]
+    unseen = [e for e in evaluation.values() if e.subset == "tool_ood"]
     assert unseen == [e for e in generated if e not in seen]

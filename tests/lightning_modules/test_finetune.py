@@ -7,31 +7,32 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
-from datamodules.tool_calls import ToolCallData
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning_modules.tool_finetune import ToolFinetune
 from peft import PeftModel
 from safetensors.torch import load_file
 
 from callbacks.rng_state import RngState
+from datamodules.finetune_data import FinetuneData
 from delta_transcoders.families.gemma2 import Gemma2
 from delta_transcoders.language_models import (
     IGNORE,
-    encode,
     load_model,
     load_tokenizer,
     target_batch,
     token_nll,
+    tokenize,
 )
+from delta_transcoders.tasks.calculator.examples import make_example, write_jsonl
 from delta_transcoders.tasks.calculator.grammar import CLOSE, OPEN
-from delta_transcoders.tasks.examples import Example, write_jsonl
+from delta_transcoders.tasks.calculator.task import Calculator
+from lightning_modules.finetune import Finetune
 
 N_LAYERS = 3
 
 
 @pytest.fixture
 def make_module(model_folder, tmp_path):
-    def make(kind: type[ToolFinetune] = ToolFinetune, **kwargs) -> ToolFinetune:
+    def make(kind: type[Finetune] = Finetune, **kwargs) -> Finetune:
         defaults = {"model": model_folder, "output": str(tmp_path / "out"), "lr": 1e-2, "lora_r": 4}
         torch.manual_seed(0)
         return kind(**(defaults | kwargs))
@@ -41,10 +42,10 @@ def make_module(model_folder, tmp_path):
 
 @pytest.fixture
 def make_data(model_folder, tmp_path):
-    def make(**kwargs) -> ToolCallData:
+    def make(**kwargs) -> FinetuneData:
         sizes = {"n_train": 24, "n_validation": 8, "n_evaluation": 2, "batch_size": 4}
-        defaults = {"model": model_folder, "output": str(tmp_path / "out")}
-        return ToolCallData(**(defaults | sizes | kwargs))
+        defaults = {"model": model_folder, "output": str(tmp_path / "out"), "task": Calculator()}
+        return FinetuneData(**(defaults | sizes | kwargs))
 
     return make
 
@@ -73,6 +74,11 @@ def fit(tmp_path):
         return trainer
 
     return run
+
+
+def rows_of(data, split: str) -> list[dict]:
+    pairs = zip(data.splits[split], data.tokens[split], strict=True)
+    return [data.encode_row(*pair) for pair in pairs]
 
 
 def trainable(module) -> dict[str, torch.Tensor]:
@@ -138,7 +144,7 @@ def test_merged_logits_equal_adapter_logits(make_module, make_data, fit, model_f
     module = make_module(lora_dropout=0.1)
     fit(module, data, max_steps=10)
     output = Path(module.hparams.output)
-    batch = target_batch(data.tokenizer, data.splits["validation"])
+    batch = target_batch(data.tokens["validation"], data.tokenizer.pad_token_id)
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
     base = load_model(model_folder)
     with torch.no_grad():
@@ -149,8 +155,7 @@ def test_merged_logits_equal_adapter_logits(make_module, make_data, fit, model_f
     assert (adapted - merged)[real].abs().max() < 1e-4
     assert (base_logits - merged)[real].abs().max() > 0.1
     tokenizer = load_tokenizer(str(output / "merged"))
-    for example in data.splits["validation"]:
-        assert encode(tokenizer, example) == encode(data.tokenizer, example)
+    assert tokenize(tokenizer, data.task, data.splits["validation"]) == data.tokens["validation"]
     assert not list(output.rglob("*.partial"))
 
 
@@ -207,7 +212,7 @@ def test_embeddings_that_are_not_tied_are_adapted_and_merged(
     module = make_module(model=untied, target_modules=names)
     fit(module, data, max_steps=6)
     output = Path(module.hparams.output)
-    batch = target_batch(data.tokenizer, data.splits["validation"])
+    batch = target_batch(data.tokens["validation"], data.tokenizer.pad_token_id)
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
     base = load_model(untied)
     with torch.no_grad():
@@ -239,21 +244,19 @@ def test_positives_are_supervised_on_the_target_and_negatives_as_asked(make_data
     data = make_data(negative_loss=negative_loss)
     data.prepare_data()
     data.setup("fit")
-    labels = set()
-    for example in data.splits["train"]:
-        row = data.encode_row(example)
-        prompt, target = encode(data.tokenizer, example)
+    for example, tokens in zip(data.splits["train"], data.tokens["train"], strict=True):
+        row = data.encode_row(example, tokens)
+        prompt, target = list(tokens.prompt_ids), list(tokens.target_ids)
         assert target[-1] == data.tokenizer.eos_token_id
         assert row["input_ids"] == prompt + target
         assert row["target_start"] == len(prompt)
-        whole = example.label == "negative" and negative_loss == "sequence"
+        whole = example.subset == "copy" and negative_loss == "sequence"
         assert row["labels"] == (prompt if whole else [IGNORE] * len(prompt)) + target
-        assert row["positive"] == (example.label == "positive")
-        labels.add(example.label)
-    assert labels == {"positive", "negative"}
+        assert row["positive"] == (example.subset == "tool")
+    assert {e.subset for e in data.splits["train"]} == {"tool", "copy"}
 
 
-class RecordsGradients(ToolFinetune):
+class RecordsGradients(Finetune):
     """Keeps the gradients that the optimiser sees."""
 
     def on_fit_start(self) -> None:
@@ -275,7 +278,7 @@ def test_accumulated_uneven_batches_give_the_gradient_of_the_token_mean(
     assert trainer.current_epoch == 1  # the second step has the epoch's third batch alone
 
     order = list(data.train_dataloader().sampler)
-    rows = [data.encode_row(e) for e in data.splits["train"]]
+    rows = rows_of(data, "train")
     assert [len(indices) for indices in order] == [4, 4, 4]
     counts = [sum(sum(t != IGNORE for t in rows[i]["labels"]) for i in b) for b in order]
     assert counts[0] != counts[1]
@@ -298,7 +301,7 @@ def test_two_uneven_ranks_give_the_gradient_of_the_token_mean(
     data = make_data()
     data.prepare_data()
     data.setup("fit")
-    rows = [data.encode_row(e) for e in data.splits["train"]][:8]
+    rows = rows_of(data, "train")[:8]
     module = make_module(method="full")
     module.configure_model()
     optimizer = torch.optim.SGD(module.parameters())
@@ -311,7 +314,7 @@ def test_two_uneven_ranks_give_the_gradient_of_the_token_mean(
 
     strategy = SimpleNamespace(reduce=reduce)
     trainer = SimpleNamespace(strategy=strategy, world_size=2, accumulate_grad_batches=1)
-    monkeypatch.setattr(ToolFinetune, "trainer", trainer)
+    monkeypatch.setattr(Finetune, "trainer", trainer)
     logged = {}
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
     module.on_before_optimizer_step(optimizer)
@@ -334,10 +337,11 @@ def test_first_token_scores_on_a_hand_made_case(make_module, make_data):
     module = make_module()
     module.configure_model()
     module.eval()
-    (call_token,) = module.call_tokens
-    assert call_token == data.tokenizer(OPEN, add_special_tokens=False).input_ids[0]
-    positives = [e for e in data.splits["train"] if e.label == "positive"]
-    negatives = [e for e in data.splits["train"] if e.label == "negative"]
+    call_token = data.tokenizer(OPEN, add_special_tokens=False).input_ids[0]
+    module.opening_tokens = [call_token]  # `on_fit_start` finds it, see below
+    rows = rows_of(data, "train")
+    positives = [row for row in rows if row["positive"]]
+    negatives = [row for row in rows if not row["positive"]]
     cases = [
         (positives[0], True),
         (negatives[0], False),
@@ -359,8 +363,7 @@ def test_first_token_scores_on_a_hand_made_case(make_module, make_data):
     n_tokens = 0
     for part in (cases[:3], cases[3:]):
         forced.clear()
-        for example, called in part:
-            row = data.encode_row(example)
+        for row, called in part:
             # Everywhere else the opposite is predicted, so that a neighbour's verdict is wrong.
             tokens = [other if called else call_token] * len(row["labels"])
             tokens[row["target_start"]] = call_token if called else other
@@ -368,8 +371,8 @@ def test_first_token_scores_on_a_hand_made_case(make_module, make_data):
                        if label != IGNORE]  # fmt: skip
         n_tokens += len(forced)
         with torch.no_grad():
-            module.validation_step(data.collate([data.encode_row(e) for e, _ in part]), 0)
-    scores = {name: value.item() for name, value in module.call_metrics.compute().items()}
+            module.validation_step(data.collate([row for row, _ in part]), 0)
+    scores = {name: value.item() for name, value in module.opening_metrics.compute().items()}
     assert scores == pytest.approx({"val/precision": 2 / 3, "val/recall": 2 / 5, "val/f1": 0.5})
     assert module.val_nll.denominator.item() == n_tokens
 
@@ -385,11 +388,11 @@ def test_first_token_scores_where_the_tag_is_one_token_with_what_follows(
     model.resize_token_embeddings(401)
     model.save_pretrained(folder)
     calls = [f"{OPEN}\ncalculator({i}+1)\n{CLOSE}" for i in range(40)]
-    examples = [Example(f"Do {i}", call, "positive") for i, call in enumerate(calls)]
-    examples += [Example(f"Room {i}", f"Room {i}", "negative") for i in range(40)]
+    examples = [make_example(f"Do {i}", call, "positive") for i, call in enumerate(calls)]
+    examples += [make_example(f"Room {i}", f"Room {i}", "negative") for i in range(40)]
     write_jsonl(tmp_path / "mine.jsonl", examples)
 
-    class AlwaysCalls(ToolFinetune):
+    class AlwaysCalls(Finetune):
         def on_fit_start(self):
             super().on_fit_start()
             head = self.causal_model().lm_head
@@ -402,7 +405,7 @@ def test_first_token_scores_where_the_tag_is_one_token_with_what_follows(
     module = make_module(AlwaysCalls, model=folder)
     data = make_data(model=folder, jsonl=str(tmp_path / "mine.jsonl"), validation_fraction=0.2)
     trainer = fit(module, data, max_steps=1, val_check_interval=1)
-    assert module.call_tokens == [400]
+    assert module.opening_tokens == [400]
     assert trainer.callback_metrics["val/recall"].item() == 1
 
 
@@ -410,7 +413,7 @@ def test_validation_loss_is_the_mean_over_all_supervised_tokens(make_module, mak
     data = make_data(n_validation=10)  # batches of 4, 4 and 2
     module = make_module(lr=0.0, lora_dropout=0.5)
     trainer = fit(module, data, max_steps=1, val_check_interval=1)
-    rows = [data.encode_row(e) for e in data.splits["validation"]]
+    rows = rows_of(data, "validation")
     batch = data.collate(rows)
     with torch.no_grad():
         nll_N = token_nll(load_model(module.hparams.model), *list(batch.values())[:3])
@@ -541,7 +544,7 @@ def test_weights_that_are_gathered_give_the_same_files(
     options = {"method": method, "lr": 1e-3}
     whole = make_module(output=str(tmp_path / "whole"), **options)
     fit(whole, make_data(), max_steps=2)
-    monkeypatch.setattr(ToolFinetune, "is_sharded", True)
+    monkeypatch.setattr(Finetune, "is_sharded", True)
     sharded = make_module(output=str(tmp_path / "sharded"), **options)
     fit(sharded, make_data(), max_steps=2)
     folders = [Path(module.hparams.output) for module in (whole, sharded)]
