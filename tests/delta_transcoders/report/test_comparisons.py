@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-from delta_transcoders.metrics.tool_metrics import Answer
 
 from delta_transcoders.metrics.intervals import newcombe_paired
 from delta_transcoders.report.comparisons import (
@@ -18,8 +17,9 @@ from delta_transcoders.report.comparisons import (
 )
 from delta_transcoders.report.records import read_experiments
 from delta_transcoders.report.tables import read_metrics, write_generations, write_metrics
+from delta_transcoders.tasks.calculator.examples import make_example
 from delta_transcoders.tasks.calculator.grammar import format_tool_call
-from delta_transcoders.tasks.examples import Example
+from delta_transcoders.tasks.calculator.task import Calculator
 
 MEASURES = (
     "mean_ce",
@@ -38,7 +38,7 @@ BASE_NLL = (0.5, 0.1, 0.7, 0.2, 0.9, 0.4)
 def example(subset, i, prompts):
     text = f"Line {i}." if subset == "copy" else format_tool_call(f"{i}+1")
     label = "negative" if subset == "copy" else "positive"
-    return Example(f"{prompts} {i}", text, label)
+    return make_example(f"{prompts} {i}", text, label)
 
 
 def answer(column, subset, i, nll, called, prompts):
@@ -46,8 +46,10 @@ def answer(column, subset, i, nll, called, prompts):
     asked = example(subset, i, prompts)
     text = asked.target if called else "no"
     number = i + N * (subset == "copy")
-    record = Answer(number, text, float(nll), N_TOKENS[i]).record(asked)
-    return {**column, **record, "kl": float(nll) / 2, "call_logprob": -float(nll)}
+    record = {"example": number, "subset": subset, "prompt": asked.prompt, "target": asked.target}
+    record |= {"nll": float(nll), "n_tokens": N_TOKENS[i], "kl": float(nll) / 2}
+    record |= {"call_logprob": -float(nll), "text": text}
+    return {**column, **record, **Calculator().judge(text, asked)}
 
 
 def write(folder, nlls, calls=None, prompts="Add", columns=None, subsets=("tool",)):

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-from delta_transcoders.metrics.tool_metrics import Answer
 
 from delta_transcoders.metrics.intervals import wilson
 from delta_transcoders.report.findings import (
@@ -20,8 +19,9 @@ from delta_transcoders.report.findings import (
     write_figures,
 )
 from delta_transcoders.report.tables import write_generations, write_metrics
+from delta_transcoders.tasks.calculator.examples import make_example
 from delta_transcoders.tasks.calculator.grammar import format_tool_call
-from delta_transcoders.tasks.examples import Example
+from delta_transcoders.tasks.calculator.task import Calculator
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -44,10 +44,12 @@ def write_study(folder: Path, calls: int, ce: float, fvu: float) -> Path:
         rate |= dict.fromkeys(("mean_kl", "call_logprob"))
         rows.append(labels | {"subset": "tool"} | rate)
         for i in range(N):
-            example = Example(f"Add {i}", format_tool_call(f"{i}+1"), "positive")
+            example = make_example(f"Add {i}", format_tool_call(f"{i}+1"), "positive")
             text = example.target if i < n_calls else "no"
-            record = Answer(i, text, 4 * of_column, 4).record(example)
-            records.append({**labels, **record, "kl": 0.0, "call_logprob": 0.0})
+            record = {"example": i, "subset": "tool", "prompt": example.prompt}
+            record |= {"target": example.target, "nll": 4 * of_column, "n_tokens": 4, "text": text}
+            record |= {"kl": 0.0, "call_logprob": 0.0} | Calculator().judge(text, example)
+            records.append({**labels, **record})
     write_metrics(folder / "exp2a", rows)
     write_generations(folder / "exp2a", records)
     return folder

@@ -9,7 +9,7 @@ from delta_transcoders.dictionaries.files.exported import ExportCard
 from delta_transcoders.report import model_card as cards
 from delta_transcoders.report.model_card import read_study
 from delta_transcoders.report.tables import write_metrics
-from delta_transcoders.tasks.examples import Example, write_jsonl
+from delta_transcoders.tasks.calculator.examples import make_example, write_jsonl
 
 NAN = float("nan")
 
@@ -204,7 +204,7 @@ def test_behaviour_and_data(study):
             for name, r in (("raw", 1.0), ("base_model", 0.0))
         ],
     )
-    examples = [Example("1+1?", "2", "positive")] * 3 + [Example("a", "a", "negative")]
+    examples = [make_example("1+1?", "2", "positive")] * 3 + [make_example("a", "a", "negative")]
     (run / "finetune/data").mkdir()
     write_jsonl(run / "finetune/data/train.jsonl", examples)
     card = model_card(run, "merged")
