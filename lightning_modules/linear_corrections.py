@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from jsonargparse.typing import NonNegativeFloat
 from lightning import LightningModule
 from torch import Tensor
 
@@ -44,7 +45,7 @@ class LinearCorrections(LightningModule):
         self,
         output: str,
         deltas: str,
-        penalty: float = 1e-4,
+        penalty: NonNegativeFloat = 1e-4,
         towards: str = "tool",
         away: str = "copy",
     ) -> None:
