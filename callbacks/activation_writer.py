@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
@@ -39,15 +40,10 @@ class ActivationWriter(BasePredictionWriter):
         self,
         output: str,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-        shard_rows: int = 16384,
-        n_targets: int = 1,
+        shard_rows: PositiveInt = 16384,
+        n_targets: NonNegativeInt = 1,
     ) -> None:
         super().__init__(write_interval="batch")
-        if shard_rows < 1 or n_targets < 0:
-            raise ValueError(
-                f"shard_rows is {shard_rows}, expected at least 1; n_targets is {n_targets}, expected 0 or "
-                "more"
-            )
         self.output = output
         self.dtype = dtype
         self.shard_rows = shard_rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jsonargparse.typing import PositiveInt
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -20,7 +21,7 @@ class GeneratedTexts(Callback):
         max_new_tokens: per answer.
     """
 
-    def __init__(self, n_prompts: int = 3, max_new_tokens: int = 48) -> None:
+    def __init__(self, n_prompts: PositiveInt = 3, max_new_tokens: PositiveInt = 48) -> None:
         self.n_prompts = n_prompts
         self.max_new_tokens = max_new_tokens
 

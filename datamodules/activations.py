@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader, IterableDataset
 
-from datamodules.batching import ResumableData, ResumableDataLoader, check_positive
+from datamodules.batching import ResumableData, ResumableDataLoader
 from delta_transcoders.activations.cache import ActivationCache, Batch
 from delta_transcoders.fingerprints import tokenizer_fingerprint
 from delta_transcoders.language_models import check_model_source, load_tokenizer
@@ -92,15 +93,14 @@ class ActivationData(ResumableData):
         cache: str,
         model: str,
         model_dtype: str = "float32",
-        layers: list[int] | None = None,
-        batch_tokens: int = 2048,
-        buffer_tokens: int = 65536,
-        passes: int = 8,
+        layers: list[NonNegativeInt] | None = None,
+        batch_tokens: PositiveInt = 2048,
+        buffer_tokens: PositiveInt = 65536,
+        passes: PositiveInt = 8,
         seed: int = 0,
     ) -> None:
         super().__init__()
         check_model_source(model)
-        check_positive(batch_tokens=batch_tokens, passes=passes)
         self.save_hyperparameters()
 
     @property

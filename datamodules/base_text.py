@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 
+from jsonargparse.typing import PositiveInt
+
 from datamodules.batching import (
     ResumableData,
     ResumableDataLoader,
@@ -38,10 +40,10 @@ class BaseTextData(ResumableData):
     def __init__(
         self,
         task: Task,
-        n_documents: int = 24000,
-        n_validation: int = 512,
-        batch_size: int = 32,
-        vocab_size: int = 768,
+        n_documents: PositiveInt = 24000,
+        n_validation: PositiveInt = 512,
+        batch_size: PositiveInt = 32,
+        vocab_size: PositiveInt = 768,
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -9,6 +9,8 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+
 from datamodules.activations import ActivationData, TokenStream
 from datamodules.batching import ResumableDataLoader
 from delta_transcoders.activations.capture import boot_bridge
@@ -60,27 +62,25 @@ class DeltaData(ActivationData):
         base_model: str,
         task: Task,
         examples: str,
-        percentiles: list[float] = (0.5,),
-        width: int | None = None,
-        n_check_examples: int = 128,
+        percentiles: list[ClosedUnitInterval] = (0.5,),
+        width: PositiveInt | None = None,
+        n_check_examples: PositiveInt = 128,
         model_dtype: str = "float32",
-        layers: list[int] | None = None,
-        batch_tokens: int = 2048,
-        buffer_tokens: int = 65536,
-        passes: int = 8,
+        layers: list[NonNegativeInt] | None = None,
+        batch_tokens: PositiveInt = 2048,
+        buffer_tokens: PositiveInt = 65536,
+        passes: PositiveInt = 8,
         seed: int = 0,
     ) -> None:
         super().__init__(
             cache, model, model_dtype, layers, batch_tokens, buffer_tokens, passes, seed
         )
         check_model_source(base_model)
-        if n_check_examples < 1:
-            raise ValueError(f"n_check_examples is {n_check_examples}, expected at least 1")
-        if not percentiles or not all(0 <= p <= 1 for p in percentiles):
-            raise ValueError(f"percentiles are {list(percentiles)}, expected numbers in [0, 1]")
+        if not percentiles:
+            raise ValueError("percentiles is empty, expected at least one")
         self.save_hyperparameters(ignore=["task"])
         self.task = task
-        self._percentiles = {f"p{p:g}": p for p in percentiles}
+        self._percentiles = {f"p{p:g}": p for p in self.hparams.percentiles}
 
     target_kind = "residual"
 

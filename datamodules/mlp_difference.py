@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 
 import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from datamodules.activations import ActivationData
 from delta_transcoders.activations.targets import add_target
@@ -52,10 +53,10 @@ class MLPDifferenceData(ActivationData):
         model: str,
         base_model: str,
         model_dtype: str = "float32",
-        layers: list[int] | None = None,
-        batch_tokens: int = 2048,
-        buffer_tokens: int = 65536,
-        passes: int = 8,
+        layers: list[NonNegativeInt] | None = None,
+        batch_tokens: PositiveInt = 2048,
+        buffer_tokens: PositiveInt = 65536,
+        passes: PositiveInt = 8,
         seed: int = 0,
     ) -> None:
         super().__init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from jsonargparse.typing import NonNegativeInt
 from lightning import LightningModule
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class ActivationCapture(LightningModule):
     def __init__(
         self,
         model: str,
-        layers: list[int] | None = None,
+        layers: list[NonNegativeInt] | None = None,
         hook_site: SiteName | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveInt
+
 from delta_transcoders.tiny_gemma import build_tiny_gemma
 from lightning_modules.language_model import LanguageModelTraining
 from lightning_modules.outputs import check_trained, stage_output
@@ -28,16 +30,16 @@ class BaseModelTraining(LanguageModelTraining):
     def __init__(
         self,
         output: str,
-        d_model: int = 96,
-        n_layers: int = 4,
-        n_heads: int = 4,
-        n_kv_heads: int = 2,
-        d_mlp: int = 384,
-        context: int = 256,
-        lr: float = 4e-3,
-        warmup_fraction: float = 0.05,
-        final_lr_fraction: float = 0.05,
-        weight_decay: float = 0.01,
+        d_model: PositiveInt = 96,
+        n_layers: PositiveInt = 4,
+        n_heads: PositiveInt = 4,
+        n_kv_heads: PositiveInt = 2,
+        d_mlp: PositiveInt = 384,
+        context: PositiveInt = 256,
+        lr: NonNegativeFloat = 4e-3,
+        warmup_fraction: ClosedUnitInterval = 0.05,
+        final_lr_fraction: ClosedUnitInterval = 0.05,
+        weight_decay: NonNegativeFloat = 0.01,
         betas: tuple[float, float] = (0.9, 0.98),
     ) -> None:
         super().__init__(lr, warmup_fraction, final_lr_fraction, weight_decay, betas)

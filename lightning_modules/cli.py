@@ -18,13 +18,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
+from callbacks.latest_curves import LatestCurves
 from callbacks.progress import StageProgress
 from callbacks.stop_on_signal import EndTogether, StopOnSignal
 from delta_transcoders import console
 from delta_transcoders.command import config_files, defaults_beside, with_home
 from delta_transcoders.files import check_output
 from lightning_modules.language_model import LanguageModelTraining
-from lightning_modules.loggers import forget_curves
 from lightning_modules.outputs import kind_of
 
 _KEY = re.compile(r'Parser key "([^"]+)":\s*')
@@ -35,7 +35,7 @@ _GIVEN = re.compile(r"Given value: (?:NestedArg\(key='.*', val=)?'?(.*?)'?\)?$")
 _TYPE = re.compile(r"<class '(?:\w+\.)*(\w+)'>|typing\.")
 _WRONG_TYPE = re.compile(r"Expected an? ((?:(?! but ).)+?)(?:\. Got value: (.*))?")
 _OUT_OF_RANGE = re.compile(
-    r"Not of type (\w+): (?:(?:(\S+) )?does not conform to restriction (v.*)|.*)"
+    r"Not of type (\w+): (?:(?:(\S+) )?does not conform to restriction (v.*)|.*: '(.*)')"
 )
 
 
@@ -73,7 +73,7 @@ def one_line(message: str, known: Iterable[str] = ()) -> str:
             value = found[2] or value
         elif found := _OUT_OF_RANGE.fullmatch(line):
             expected.append((found[3] or "").replace("v", "") or found[1])
-            value = found[2] or value
+            value = found[2] or found[4] or value
         elif line and not line.startswith(("Does not validate", "Subtypes", "Errors", "Given")):
             problem.append(line)
     option, text = f"--{'.'.join(keys)}", " ".join(problem)
@@ -210,8 +210,6 @@ class StudyCLI(LightningCLI):
         self._check_precision()
         self._check_outputs()
         self._check_strategy()
-        if self.config.ckpt_path is None:
-            forget_curves(self.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
@@ -223,6 +221,8 @@ class StudyCLI(LightningCLI):
             callbacks.append(StageProgress())
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         trainer.callbacks.append(StopOnSignal())  # after Lightning has put checkpoints last
+        if self.config.ckpt_path is None:
+            trainer.callbacks.append(LatestCurves(trainer))
         return trainer
 
     def _check_shared_options(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from jsonargparse.typing import NonNegativeFloat
 from lightning import LightningModule
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class LinearCorrections(LightningModule):
         deltas: str,
         towards: str,
         away: str,
-        penalty: float = 1e-4,
+        penalty: NonNegativeFloat = 1e-4,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()

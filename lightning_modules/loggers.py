@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -17,15 +16,6 @@ def log_scalars(trainer: Trainer, values: Mapping[str, float]) -> None:
     """
     for logger in trainer.loggers:
         logger.log_metrics(dict(values), step=trainer.global_step)
-
-
-def forget_curves(trainer: Trainer) -> None:
-    """Remove what TensorBoard has of an earlier run in the same folder: it would draw both as one curve."""
-    if trainer.is_global_zero:
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                for path in Path(logger.log_dir).glob("events.out.tfevents.*"):
-                    path.unlink()
 
 
 def tensorboards(trainer: Trainer) -> list[SummaryWriter]:

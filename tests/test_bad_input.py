@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import evaluate
 import train
@@ -227,7 +228,7 @@ def test_a_checkpoint_of_another_stage_or_damaged(
         (
             "activations",
             {"trainer.callbacks.init_args.shard_rows": 0},
-            "shard_rows is 0, expected at least 1",
+            "--trainer.callbacks.shard_rows is 0, expected >0",
         ),
     ],
 )
@@ -238,6 +239,37 @@ def test_a_bad_option_of_an_evaluation_is_one_short_line(
     args = arguments(f"tiny/{config}.yaml", copied_study, options)
     assert message in call(evaluate, args, capsys)
     assert files_in(copied_study) == before
+
+
+@pytest.mark.parametrize(
+    ("config", "option", "value", "expected"),
+    [
+        ("delta", "model.sparsity.threshold_momentum", 1.0, ">=0 and <1"),
+        ("delta", "model.sparsity.bandwidth", 0, ">0"),
+        ("delta", "model.sparsity.l1_weight", -0.5, ">=0"),
+        ("delta", "model.sparsity.mode", "topk", "Literal['batch_topk', 'jumprelu', 'l1']"),
+        ("delta", "data.n_check_examples", 0, ">0"),
+        ("delta", "data.width", 0, ">0"),
+        ("delta", "data.batch_tokens", "many", "PositiveInt"),
+        ("mlp_difference", "data.buffer_tokens", -1, ">0"),
+        ("corrections", "model.penalty", -1, ">=0"),
+        ("base_model", "data.line_loss_fraction", 1.5, ">=0 and <=1"),
+        ("base_model", "model.n_layers", 0, ">0"),
+    ],
+)
+def test_a_value_out_of_range_is_named_wherever_it_is_given(
+    arguments, tmp_path, capsys, config, option, value, expected
+):
+    message = f"--{option} is {value}, expected {expected}"
+    args = arguments(f"tiny/{config}.yaml", tmp_path / "study", {option: value})
+    assert call(train, args, capsys) == message
+    part, *names = option.split(".")
+    for name in reversed(names):
+        value = {name: value}
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump({part: {"init_args": value}}))
+    args = [*arguments(f"tiny/{config}.yaml", tmp_path / "study"), f"--config={tmp_path}/more.yaml"]
+    assert call(train, args, capsys) == message
+    assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.parametrize("config", ["base_transcoder", "delta", "mlp_difference", "corrections"])

@@ -215,22 +215,16 @@ def test_tensorboard_gets_curves_and_texts(study):
 
 def test_a_second_run_replaces_the_curves_of_the_first(copied_study, arguments):
     logs = copied_study / "logs/finetune"
-    stranger = logs / "notes.txt"
-    stranger.touch()
-    options = SIZES | {
-        "data.batch_size": 8,
-        "trainer.max_steps": 2,
-        "trainer.val_check_interval": 2,
-    }
-    train.main(
-        arguments("tiny/lora.yaml", copied_study, options | {"trainer.log_every_n_steps": 1})
-    )
-    assert [e.step for e in events(logs).Scalars("train/loss")] == [
-        0,
-        1,
-    ]  # not the first run's 2 and 3
+    (logs / "notes.txt").touch()
+    with pytest.raises(FileNotFoundError):  # a refused run leaves them
+        train.main(arguments("tiny/lora.yaml", copied_study, {"data.jsonl": "absent.jsonl"}))
+    assert [e.step for e in events(logs).Scalars("train/loss")] == [0, 1, 2, 3]
+    options = {"data.batch_size": 8, "trainer.max_steps": 2, "trainer.val_check_interval": 2}
+    options |= SIZES | {"trainer.log_every_n_steps": 1}
+    train.main(arguments("tiny/lora.yaml", copied_study, options))
+    assert [e.step for e in events(logs).Scalars("train/loss")] == [0, 1]
     assert len(list(logs.glob("events.*"))) == 1
-    assert stranger.exists()
+    assert (logs / "notes.txt").exists()
 
 
 def test_throughput_is_logged_with_the_loss_whatever_the_length_of_an_epoch(

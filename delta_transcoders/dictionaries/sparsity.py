@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jsonargparse.typing import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    restricted_number_type,
+)
 from torch import Tensor, nn
+
+Momentum = restricted_number_type("Momentum", float, [(">=", 0), ("<", 1)])
 
 
 @dataclass(frozen=True)
@@ -22,17 +30,17 @@ class SparsityConfig:
     mode: Literal["batch_topk", "jumprelu", "l1"] = "batch_topk"
     """batch_topk keeps the l0 · B largest of a batch; jumprelu learns thresholds that reach l0;
     l1 penalises activations and has no l0."""
-    threshold_momentum: float = 0.99
+    threshold_momentum: Momentum = 0.99
     """batch_topk: memory of the running mean of the smallest kept activation."""
-    bandwidth: float = 0.1
+    bandwidth: PositiveFloat = 0.1
     """jumprelu: width of the window around the threshold in which it receives a gradient."""
-    l0_weight: float = 1.0
+    l0_weight: NonNegativeFloat = 1.0
     """jumprelu: weight of (L0 / l0 − 1)²."""
-    l1_weight: float = 1e-3
+    l1_weight: NonNegativeFloat = 1e-3
     """l1: weight of the mean activation."""
-    l1_warmup_steps: int = 1000
+    l1_warmup_steps: NonNegativeInt = 1000
     """l1: steps over which the weight rises linearly to its value."""
-    l1_threshold: float = 1e-3
+    l1_threshold: NonNegativeFloat = 1e-3
     """l1: fixed threshold, never trained."""
     unit_rows: bool = False
     """l1: keep decoder rows at norm 1; otherwise activations are weighted by their row's norm."""
@@ -40,10 +48,6 @@ class SparsityConfig:
     def __post_init__(self) -> None:
         if self.mode not in ("batch_topk", "jumprelu", "l1"):
             raise ValueError(f"mode is {self.mode!r}, expected batch_topk, jumprelu or l1")
-        if not 0 <= self.threshold_momentum < 1:
-            raise ValueError(f"threshold_momentum is {self.threshold_momentum}, expected [0, 1)")
-        if self.bandwidth <= 0:
-            raise ValueError(f"bandwidth is {self.bandwidth}, expected a positive number")
         if self.unit_rows and self.mode != "l1":
             raise ValueError(f"unit_rows belongs to mode l1, not to {self.mode}")
 

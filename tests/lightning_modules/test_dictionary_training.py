@@ -246,10 +246,11 @@ def test_the_original_s_site_is_used_under_its_name_and_warns(
     ("options", "message"),
     [
         ({"model.d_new": "[0]"}, r"d_new is \[0\]"),
-        ({"data.percentiles": "[1.5]"}, r"percentiles are \[1.5\]"),
+        ({"data.percentiles": "[1.5]"}, "--data.percentiles is 1.5, expected >=0 and <=1"),
         ({"data.layers": "[7]"}, "layer 7"),
         ({"data.layers": "[]"}, "layers is empty"),
-        ({"data.passes": 0}, "passes is 0"),
+        ({"data.percentiles": "[]"}, "percentiles is empty"),
+        ({"data.passes": 0}, "--data.passes is 0, expected >0"),
         ({"model.d_new": "[6, 6]"}, r"d_new is \[6, 6\]"),
     ],
 )

@@ -115,8 +115,6 @@ def test_l1_is_the_mean_activation_warmed_up_and_weighted_by_rows():
     ("options", "message"),
     [
         ({"mode": "topk"}, "mode is 'topk'"),
-        ({"threshold_momentum": 1.0}, "threshold_momentum is 1.0"),
-        ({"bandwidth": 0.0}, "bandwidth is 0.0"),
         ({"unit_rows": True}, "unit_rows belongs to mode l1"),
     ],
 )
