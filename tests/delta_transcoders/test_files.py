@@ -286,7 +286,7 @@ def test_json_is_read_back_and_nothing_is_left_beside_it(tmp_path):
 )
 def test_a_damaged_configuration_is_named(tmp_path, text, message):
     path = tmp_path / "settings.json"
-    with pytest.raises(FileNotFoundError, match="settings.json does not exist: no settings here"):
+    with pytest.raises(FileNotFoundError, match=r"settings\.json does not exist: no settings here"):
         files.read_config(path, Settings, "no settings here")
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
