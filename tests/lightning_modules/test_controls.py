@@ -50,6 +50,15 @@ def controls(controlled, arguments):
     return rows_of(controlled / "controls")
 
 
+def test_a_subset_that_the_cache_lacks_is_refused(dictionaries, arguments, tmp_path):
+    options = {"model.away": "poems", "data.n_check_examples": 8, "model.output": tmp_path / "out"}
+    with pytest.raises(
+        ValueError, match="away is 'poems', expected one of the cache's subsets: to"
+    ):
+        train.main(arguments("tiny/corrections.yaml", dictionaries, options))
+    assert not (tmp_path / "out").exists()
+
+
 def test_corrections_say_how_well_they_fit(controlled):
     cache = ActivationCache(controlled / "activations")
     for layer in (0, 1):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +12,15 @@ from tokenizers.normalizers import Lowercase
 import evaluate
 import train
 from delta_transcoders.activations.cache import ActivationCache
+from delta_transcoders.console import StudyWarning
 from delta_transcoders.dictionaries import stack
 from delta_transcoders.dictionaries.delta import load_delta
 from delta_transcoders.dictionaries.files.gemma_scope import available_l0s, load_base, save_base
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.stack import Variant
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.report.tables import read_metrics
+from lightning_modules.base_transcoder import BaseTranscoderTraining
 
 
 def test_a_base_dictionary_is_named_after_the_l0_that_it_has(dictionaries):
@@ -297,3 +301,18 @@ def test_experiments_write_a_row_for_every_layer_subset_and_condition(
         json.loads(lines[0])
     )
     assert (tmp_path / "exp2b" / "plots" / "dose_response.png").is_file()
+
+
+def test_two_l0_that_print_alike_have_folders_of_their_own(tmp_path):
+    module = BaseTranscoderTraining(output="")
+    module.trainer = SimpleNamespace(datamodule=SimpleNamespace(layers=[3]))
+    tensors = {"W_enc": torch.ones(4, 6), "b_enc": torch.ones(6), "W_dec": torch.ones(6, 4)}
+    base = JumpReLUTranscoder(**tensors, b_dec=torch.ones(4), threshold=torch.ones(6))
+    variant = Variant("layer_3/l0_24", 0, 0, 24)
+    for l0 in (24.123, 24.124, 24.26, 24.1231):
+        assert module.export(tmp_path, variant, base, {"l0": l0}) == "layer_3/width_6"
+    held = [24, 24.1, 24.12, 24.3]
+    assert available_l0s(str(tmp_path), 3, 6) == held
+    with pytest.warns(StudyWarning, match=r"layer_3/l0_24 is not written: .* the L0 24.0000 too"):
+        module.export(tmp_path, variant, base, {"l0": 24.0})
+    assert available_l0s(str(tmp_path), 3, 6) == held
