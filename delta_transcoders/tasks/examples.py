@@ -89,7 +89,9 @@ class Examples(Task):
     def identities(self, example: Example) -> tuple[Hashable, ...]:
         if example.group:
             return (("group", example.group),)
-        return (("prompt", letters(json.dumps(example.prompt_record, ensure_ascii=False))),)
+        if isinstance(example.prompt, str):
+            return (("prompt", letters(example.prompt)),)
+        return (("messages", *((m.role, letters(m.content)) for m in example.prompt)),)
 
     def read(self, path: str | Path) -> dict[int, Example]:
         return numbered(path, self._example)
