@@ -14,13 +14,6 @@ from delta_transcoders.language_models import IGNORE, pad
 from delta_transcoders.processes import rank_and_world_size
 
 
-def check_positive(**values: int) -> None:
-    """Refuse numbers below 1 by their option's name."""
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
-
-
 class BucketedBatchSampler(Sampler[list[int]]):
     """Batches of row indices of similar length, in random order, the same number on every rank.
 
