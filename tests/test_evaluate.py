@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
 from delta_transcoders.command import run
@@ -104,6 +105,36 @@ def test_the_table_is_the_mean_of_the_recorded_rows(behaviour, records):
                 assert [float(c) for c in cells] == pytest.approx(expected, abs=1e-5)
             else:
                 assert cells == ["nan"] * 3
+
+
+def test_every_logger_shows_the_estimates_of_the_table(study, arguments, tmp_path):
+    logger = "lightning.pytorch.loggers."
+    given = [
+        {"class_path": f"{logger}{name}", "init_args": {"save_dir": str(tmp_path), "name": name}}
+        for name in ("CSVLogger", "TensorBoardLogger")
+    ]
+    options = {"model.output": tmp_path / "out", "trainer.logger": json.dumps(given)}
+    options |= {"data.n_per_subset": 2, "model.max_new_tokens": 4}
+    evaluate.main(arguments("tiny/behaviour.yaml", study, options))
+    expected = {
+        f"test/{row['subset']}/{row['condition']}/{name}": value
+        for row in json.loads((tmp_path / "out" / "metrics.json").read_text())
+        for name, value in row.items()
+        if name == "mean_ce" or (name.endswith("_rate") and value is not None)
+    }
+    assert len(expected) == 2 * (4 * 3 + 3 + 1)  # no value is right on `copy`, all else is no copy
+    (path,) = (tmp_path / "CSVLogger").rglob("metrics.csv")
+    with path.open() as handle:
+        (logged,) = csv.DictReader(handle)
+    for shown in (logged, scalars(tmp_path / "TensorBoardLogger")):
+        ours = {name: float(value) for name, value in shown.items() if name.startswith("test/")}
+        assert ours == pytest.approx(expected, rel=1e-6)
+
+
+def scalars(folder: Path) -> dict[str, float]:
+    (path,) = folder.rglob("events.out.*")
+    events = EventAccumulator(str(path)).Reload()
+    return {name: events.Scalars(name)[-1].value for name in events.Tags()["scalars"]}
 
 
 def test_every_example_is_recorded_once_per_condition_in_file_order(records, examples):

@@ -1,5 +1,6 @@
 """Before anything is asked: which answers could never count as right."""
 
+import json
 import shutil
 import warnings
 
@@ -9,6 +10,7 @@ from datamodules.evaluation_prompts import EvaluationPrompts
 from delta_transcoders.tasks.calculator.examples import make_example, write_jsonl
 from delta_transcoders.tasks.calculator.grammar import CLOSE, OPEN, format_tool_call
 from delta_transcoders.tasks.calculator.task import Calculator
+from delta_transcoders.tasks.examples import Examples
 
 LINE = "Anna sold 5 lamps at the market."
 
@@ -81,3 +83,35 @@ def test_targets_that_come_back_as_another_text_are_counted(said, model_folder, 
                     .replace('"normalizer": null', '"normalizer": {"type": "Lowercase"}'))  # fmt: skip
     (warning,) = said((LINE, "negative"), call("1+2"), model=str(folder))
     assert f"'{LINE}' is read as '{LINE.lower()}'" in warning
+
+
+def test_other_tasks_are_told_by_their_own_judge(model_folder, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    rows = [
+        {"prompt": "a", "target": '{"name": 1}'},
+        {"prompt": "b", "target": "none"},
+        {"prompt": "c"},
+        {"prompt": "d", "target": '{"other": 1}', "subset": "unseen"},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    task = Examples(str(path), "json", fields=("name",))
+    data = EvaluationPrompts(str(path), model_folder, task)
+    data.setup("test")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data.warn_of_impossible_answers(64)
+    first, second = (str(warning.message) for warning in caught)
+    assert (
+        "1 of 3 targets of 'examples' are not right by their own judge; only the other 2" in first
+    )
+    assert "(first: line 2, its own judge says valid_json, has_fields: false)" in first
+    assert "1 of 1 targets of 'unseen'" in second
+    assert "(first: line 4, its own judge says has_fields: false)" in second
+
+
+def test_messages_without_a_template_are_refused_before_any_model_is_loaded(model_folder, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}], "target": "Ho"}))
+    data = EvaluationPrompts(str(path), model_folder, Examples(str(path), "exact"))
+    with pytest.raises(ValueError, match="has no chat template"):
+        data.setup("test")

@@ -15,6 +15,7 @@ from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.loading import load_delta_sets
 from delta_transcoders.language_models import load_model
 from delta_transcoders.report.tables import read_metrics
+from delta_transcoders.tasks.calculator.examples import read_jsonl
 
 OPTIONS = {
     "model.layers": "[0, all]",
@@ -68,6 +69,19 @@ def test_two_processes_give_the_texts_and_counts_of_one(
                 assert twin[name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
             else:
                 assert twin[name] == value, name
+
+
+def test_answers_are_recorded_with_their_prompt_target_and_what_the_delta_was_fitted_to(
+    one, dictionaries
+):
+    path = dictionaries / "finetune" / "data" / "evaluation.jsonl"
+    examples = [e for e in read_jsonl(path).values() if e.subset in SUBSETS]
+    examples.sort(key=lambda example: SUBSETS.index(example.subset))
+    for line in records_of(one):
+        example = examples[line["example"]]
+        assert (line["prompt"], line["target"]) == (example.prompt, example.target)
+        assert line["subset"] == example.subset
+        assert line["fitted_to"] == (None if line["condition"] == "raw" else "residual")
 
 
 def test_the_same_run_gives_the_same_table_byte_for_byte(one, dictionaries, arguments, tmp_path):
