@@ -140,7 +140,9 @@ class Finetune(LanguageModelTraining):
         if h.method == "lora":
             from peft import LoraConfig, get_peft_model
 
-            targets = h.target_modules or family_of(model.config).lora_targets
+            targets = h.target_modules
+            if targets is None:
+                targets = family_of(model.config).lora_targets
             check_target_modules(model, targets)
             config = LoraConfig(
                 r=h.lora_r,

@@ -67,7 +67,7 @@ class ModelFamily(ABC):
         if site not in self.mlps:
             known = ", ".join(repr(exact.name) for exact in self.mlps)
             raise ValueError(
-                f"hook site {site.name!r} is not where an MLP of {self.title} can be put back; that is "
+                f"hook site {site.name!r} is not where an MLP of {self.title} can be put back exactly; use "
                 f"{known}"
             )
         return self.mlps[site](model.get_submodule(f"{self.blocks_path}.{layer}"))
