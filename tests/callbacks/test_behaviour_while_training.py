@@ -118,7 +118,7 @@ def refused(dictionaries, arguments, tmp_path, options, match):
     ("options", "message"),
     [
         ({"model.d_new": "[4, 6]"}, r"needs one d_new and one percentile.*\[4, 6\]"),
-        ({"trainer.callbacks.n_prompts": 0}, '"n_prompts": Not of type PositiveInt: 0'),
+        ({"trainer.callbacks.n_prompts": 0}, "n_prompts is 0, expected >0"),
         (
             {"trainer.callbacks.subset": "tol"},
             "validation.jsonl holds no example of the subset 'tol'; it has tool, copy",

@@ -112,6 +112,8 @@ def test_other_tasks_are_told_by_their_own_judge(model_folder, tmp_path):
 def test_messages_without_a_template_are_refused_before_any_model_is_loaded(model_folder, tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}], "target": "Ho"}))
-    data = EvaluationPrompts(str(path), model_folder, Examples(str(path), "exact"))
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    data = EvaluationPrompts(str(path), str(folder), Examples(str(path), "exact"))
     with pytest.raises(ValueError, match="has no chat template"):
         data.setup("test")

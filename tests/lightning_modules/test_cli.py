@@ -41,7 +41,7 @@ def home(tmp_path, monkeypatch):
             "lora",
             {
                 "data.jsonl": "~/mine.jsonl",
-                "data.copy_file": "~/lines.txt",
+                "task.copy_file": "~/lines.txt",
                 "ckpt_path": "~/a.ckpt",
             },
         ),
@@ -119,16 +119,12 @@ def test_a_configuration_of_another_encoding_is_named(tmp_path, capsys, monkeypa
 # What the stages of a folder share
 
 PARTS = """
-from abc import ABC, abstractmethod
+from delta_transcoders.tasks.examples import Examples
+from delta_transcoders.tasks.task import Task
 from lightning import LightningDataModule, LightningModule
 
-class Task(ABC):
-    @abstractmethod
-    def judge(self): ...
-
-class Words(Task):
+class Words(Examples):
     def __init__(self, folder: str, n: int = 3): self.folder, self.n = folder, n
-    def judge(self): return True
 
 class Letters(Words):
     def __init__(self, folder: str): super().__init__(folder, 1)
@@ -136,7 +132,7 @@ class Letters(Words):
 class Data(LightningDataModule):
     def __init__(self, task: Task, subsets: list[str] | None = None):
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["task"])
         self.task = task
 
 class Model(LightningModule):
