@@ -39,6 +39,8 @@ _OUT_OF_RANGE = re.compile(
     r"Not of type (\w+): (?:(?:(\S+) )?does not conform to restriction (v.*)|.*: '(.*)')"
 )
 
+_SAYS_NOTHING = ("Does not validate", "Subtypes", "Errors", "Given", "Expected a path but")
+
 
 def one_line(message: str, known: Iterable[str] = ()) -> str:
     """What a message of jsonargparse comes down to: the option, its value, and what is expected.
@@ -53,6 +55,8 @@ def one_line(message: str, known: Iterable[str] = ()) -> str:
     '--n is 0, expected >0'
     >>> one_line("Option 'sede' is not accepted", ["seed", "study"])
     "there is no option 'sede'; did you mean 'seed'?"
+    >>> one_line("Parser key \"a\": Expected a Literal['b', 'c']. Got value: d")
+    "--a is d, expected 'b', 'c'"
     """
     keys, owner, expected, problem, value = [], None, [], [], None
     for line in (line.strip().removeprefix("- ") for line in message.splitlines()):
@@ -75,13 +79,14 @@ def one_line(message: str, known: Iterable[str] = ()) -> str:
         elif found := _OUT_OF_RANGE.fullmatch(line):
             expected.append((found[3] or "").replace("v", "") or found[1])
             value = found[2] or found[4] or value
-        elif line and not line.startswith(("Does not validate", "Subtypes", "Errors", "Given")):
+        elif line and not line.startswith(_SAYS_NOTHING):
             problem.append(line)
     option, text = f"--{'.'.join(keys)}", " ".join(problem)
     if unknown := _UNKNOWN.match(text):
         return _no_such_option(unknown[unknown.lastindex], owner, known)
     if expected and not problem:
-        meant = [name for name in expected if name != "NoneType"]
+        names = (re.sub(r"^Literal\[(.*)\]$", r"\1", name) for name in expected)
+        meant = [name for name in names if name != "NoneType"]
         return f"{option} is {value}, expected {' or '.join(meant)}"
     return f"{option}: {text}" if keys else text
 
