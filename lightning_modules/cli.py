@@ -55,8 +55,8 @@ def one_line(message: str, known: Iterable[str] = ()) -> str:
     '--n is 0, expected >0'
     >>> one_line("Option 'sede' is not accepted", ["seed", "study"])
     "there is no option 'sede'; did you mean 'seed'?"
-    >>> one_line("Parser key \"a\": Expected a Literal['b', 'c']. Got value: d")
-    "--a is d, expected 'b', 'c'"
+    >>> one_line('Parser key "a": Expected a Literal[1, 2]. Got value: 3')
+    '--a is 3, expected 1, 2'
     """
     keys, owner, expected, problem, value = [], None, [], [], None
     for line in (line.strip().removeprefix("- ") for line in message.splitlines()):
