@@ -236,8 +236,8 @@ def call(args, capsys) -> str:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model.max_new_token": 3}, "Option 'max_new_token' is not accepted"),
-        ({"model.dtype": "float23"}, "Literal['float32', 'bfloat16']"),
+        ({"model.max_new_token": 3}, "did you mean 'max_new_tokens'?"),
+        ({"model.dtype": "float23"}, "expected 'float32', 'bfloat16'"),
         ({"model.models.raw": "absent/a/b"}, "no model folder 'absent/a/b'"),
         ({"data.jsonl": "absent.jsonl"}, "examples: no file absent.jsonl"),
         ({"data.subsets": "[tool, tol]"}, "holds no example of the subset 'tol'"),

@@ -1,6 +1,5 @@
 """What a stranger adds takes one file: a measure, a source. (A task: tests/test_tasks.py.)"""
 
-import csv
 import json
 
 import pytest
@@ -100,37 +99,3 @@ def test_a_new_source_takes_the_mlp_s_place(dictionaries, arguments, written, tm
     ce = {(row["condition"], row["subset"]): row["mean_ce"] for row in rows}
     for subset in ("tool", "copy", "tool_ood"):
         assert ce["gone", subset] == ce["nothing", subset] != ce["no_delta", subset]
-
-
-def test_csv_and_tensorboard_show_the_tables_numbers(dictionaries, arguments, tmp_path):
-    logs, out = tmp_path / "logs", tmp_path / "out"
-    loggers = [
-        {"class_path": "CSVLogger", "init_args": {"save_dir": str(logs), "name": "csv"}},
-        {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(logs), "name": "tb"}},
-    ]
-    options = {
-        "trainer.logger": json.dumps(loggers),
-        "model.output": out,
-        "model.layers": "[0,all]",
-        "model.max_new_tokens": 4,
-        "model.reconstruction": "true",
-        "data.n_per_subset": 3,
-    }
-    evaluate.main(arguments("tiny/exp2a.yaml", dictionaries, options))
-    (line,) = csv.DictReader(next((logs / "csv").rglob("metrics.csv")).open())
-    in_csv = {tag: float(value) for tag, value in line.items() if tag.startswith("test/")}
-    assert in_csv == pytest.approx(event_scalars(logs / "tb"), rel=1e-6)
-    checked = 0
-    for row in read_metrics(out / "metrics.csv"):
-        parts = ["test", row["subset"], row["condition"]]
-        where = "/".join([*parts, f"layer_{row['layer']}"] if row["layer"] else parts)
-        for column, text in row.items():
-            estimate = column.startswith(("mean_", "dce", "fvu", "l0_", "finetune_share", "call_"))
-            if (
-                (estimate or column.endswith("_rate"))
-                and "_ci_" not in column
-                and text not in ("", "nan")
-            ):
-                assert in_csv[f"{where}/{column}"] == pytest.approx(float(text), rel=2e-6, abs=1e-9)
-                checked += 1
-    assert checked == len(in_csv) > 100

@@ -10,7 +10,6 @@ import shutil
 from types import SimpleNamespace
 
 import emulated_device
-import lightning_modules.tool_finetune
 import numpy as np
 import pytest
 import torch

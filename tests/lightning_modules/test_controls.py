@@ -162,15 +162,3 @@ def test_a_control_that_cannot_be_one(controlled, arguments, tmp_path, controls,
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate.main(arguments("tiny/controls.yaml", controlled, options))
     assert not (tmp_path / "result").exists()
-
-
-@pytest.mark.parametrize("option", ["towards", "away"])
-def test_a_direction_to_a_subset_that_the_cache_does_not_hold(
-    dictionaries, arguments, tmp_path, option
-):
-    study = shutil.copytree(dictionaries, tmp_path / "study")
-    options = {"data.n_check_examples": 8, f"model.{option}": "tol"}
-    message = f"--model.{option} is 'tol', expected a subset of .*activations: copy, tool"
-    with pytest.raises(ValueError, match=message):
-        train.main(arguments("tiny/corrections.yaml", study, options))
-    assert not (study / "corrections").exists()

@@ -239,12 +239,13 @@ def test_messages_are_rendered_with_the_generation_prompt_and_one_bos(chatting):
         assert chatting.decode(row.target_ids) == "Paris<eos>"
 
 
-def test_messages_without_a_template_are_refused(tokenizer):
+def test_messages_without_a_template_are_refused(chatting):
+    chatting.chat_template = None
     example = Example((Message("user", "Hi"),), "Ho", "x")
     with pytest.raises(
         ValueError, match="has no chat template to make a prompt of them: give `pro"
     ):
-        tokenize(tokenizer, Examples("mine.jsonl", "exact"), [example])
+        tokenize(chatting, Examples("mine.jsonl", "exact"), [example])
 
 
 def test_what_a_template_refuses_is_said_in_its_words(chatting):
@@ -305,7 +306,7 @@ def test_a_finetune_reads_the_tasks_own_file_and_trains_on_no_subset_that_is_hel
 
 
 def test_what_cannot_be_finetuned_on_is_refused_by_line_before_anything_is_written(
-    finetune_data, jsonl, tmp_path
+    finetune_data, jsonl, model_folder, tmp_path
 ):
     jsonl(*rows(20), {"prompt": "Who?"})
     with pytest.raises(ValueError, match=r"mine\.jsonl, line 21: no target, and so nothing to fin"):
@@ -319,8 +320,10 @@ def test_what_cannot_be_finetuned_on_is_refused_by_line_before_anything_is_writt
     with pytest.raises(ValueError, match="its 2 examples leave none for validation: give more of"):
         finetune_data().prepare_data()
     jsonl(*[{"messages": CHAT, "target": "Paris"}] * 1, *rows(20))
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="has no chat template"):
-        finetune_data().prepare_data()
+        finetune_data(str(folder)).prepare_data()
     assert not staged_output(tmp_path / "out").exists()
 
 
