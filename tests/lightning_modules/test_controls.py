@@ -53,7 +53,7 @@ def controls(controlled, arguments):
 def test_a_subset_that_the_cache_lacks_is_refused(dictionaries, arguments, tmp_path):
     options = {"model.away": "poems", "data.n_check_examples": 8, "model.output": tmp_path / "out"}
     with pytest.raises(
-        ValueError, match="away is 'poems', expected one of the cache's subsets: to"
+        ValueError, match="away is 'poems', expected one of the cache's subsets: copy, tool"
     ):
         train.main(arguments("tiny/corrections.yaml", dictionaries, options))
     assert not (tmp_path / "out").exists()
