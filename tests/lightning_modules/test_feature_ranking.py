@@ -1,7 +1,10 @@
 """The causal ranking of features, on a delta of which one feature is known to make the call likely."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import huggingface_hub
 import pytest
@@ -78,6 +81,37 @@ def ranking(planted, rank, tmp_path_factory):
 def rows_of(folder, **where) -> list[dict[str, str]]:
     rows = read_metrics(folder / "ranking.csv")
     return [row for row in rows if all(row[k] == str(v) for k, v in where.items())]
+
+
+def test_two_processes_rank_as_one(
+    ranking, planted, dictionaries, arguments, tmp_path, pytestconfig
+):
+    if not torch.distributed.is_gloo_available():
+        pytest.skip("torch without gloo")
+    options = {"model.delta": planted, "model.output": tmp_path / "two", "model.layers": "[0, 1]"}
+    options |= {"data.batch_size": 4, "model.generate": "true", "model.max_new_tokens": 4}
+    options |= {"trainer.devices": 2, "trainer.strategy": "ddp"}
+    script = tmp_path / "two.py"  # Lightning starts it again for the second process
+    args = arguments("tiny/ranking.yaml", dictionaries, options)
+    script.write_text(f"import evaluate\nevaluate.main({args})\n")
+    environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath), "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=environment, check=True, timeout=300
+    )
+    for name in ("metrics.csv", "ranking.csv"):
+        ours, theirs = (read_metrics(folder / name) for folder in (tmp_path / "two", ranking))
+        assert len(ours) == len(theirs)
+        for row, twin in zip(ours, theirs, strict=True):
+            assert row.keys() == twin.keys()
+            for column, text in twin.items():
+                if column == "rank":  # of effects that are the same but for rounding
+                    continue
+                try:
+                    expected = pytest.approx(float(text), rel=1e-4, abs=1e-5, nan_ok=True)
+                except ValueError:
+                    assert row[column] == text
+                else:
+                    assert float(row[column]) == expected, column
 
 
 def test_the_planted_feature_comes_first_dropped_and_kept(ranking):
