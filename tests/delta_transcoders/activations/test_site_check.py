@@ -4,27 +4,35 @@ import pytest
 import torch
 
 from delta_transcoders.activations.capture import boot_bridge, capture_hooks
-from delta_transcoders.activations.site_check import hook_names, hook_site_check, require_site
+from delta_transcoders.activations.site_check import (
+    SiteFit,
+    hook_names,
+    hook_site_check,
+    require_site,
+)
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.families.gemma2 import Gemma2
 from delta_transcoders.families.sites import HOOK_SITES
 
 CANDIDATES = Gemma2.candidates
+N_FEATURES = 256
 
 
 def fitted(x, y):
     """Random features with biases, so that scale matters, and the decoder that suits y best."""
     generator = torch.Generator().manual_seed(0)
-    W_enc = torch.randn(x.shape[1], 64, generator=generator)
-    b_enc = torch.randn(64, generator=generator) * (x @ W_enc).std()
-    a = torch.cat([(x @ W_enc + b_enc).relu(), torch.ones(len(x), 1)], 1)
-    solution = torch.linalg.lstsq(a.double(), y.double()).solution.float()
+    W_enc = torch.randn(x.shape[1], N_FEATURES, generator=generator)
+    b_enc = torch.randn(N_FEATURES, generator=generator) * (x @ W_enc).std()
+    a = torch.cat([(x @ W_enc + b_enc).relu(), torch.ones(len(x), 1)], 1).double()
+    gram = a.T @ a
+    ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    solution = torch.linalg.solve(gram + ridge, a.T @ y.double()).float()
     return JumpReLUTranscoder(
         W_enc=W_enc,
         b_enc=b_enc,
         W_dec=solution[:-1],
         b_dec=solution[-1],
-        threshold=torch.zeros(64),
+        threshold=torch.zeros(N_FEATURES),
     )
 
 
@@ -44,9 +52,18 @@ def test_the_site_a_dictionary_was_fitted_at_fits_best(activations, site):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert require_site(table, site) == table[0]
-    other = HOOK_SITES["original" if site == HOOK_SITES["gemma_scope"] else "gemma_scope"]
-    with pytest.raises(ValueError, match=f"{other.name}.* layer 1 .*{site.names(1)[0]} -> "):
-        require_site(table, other)
+    for other in CANDIDATES:
+        if other != site:
+            with pytest.raises(ValueError, match=f" layer 1 .*{site.names(1)[0]} -> "):
+                require_site(table, other)
+
+
+def test_a_rival_must_be_clearly_better():
+    ours, theirs = (SiteFit(HOOK_SITES[name], 2, 0.4, 0.9) for name in ("gemma_scope", "original"))
+    with pytest.warns(UserWarning, match="layer 2: .* about as well at another .* 0.4 .* FVU 0.33"):
+        assert require_site([theirs._replace(fvu=0.33), ours], ours.site) == ours
+    with pytest.raises(ValueError, match=r"layer 2 belongs: FVU 0\.4 .* but FVU 0\.31"):
+        require_site([theirs._replace(fvu=0.31), ours], ours.site)
 
 
 def test_a_poor_fit_only_warns(activations):
