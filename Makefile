@@ -1,5 +1,5 @@
 # `make help` lists the targets. STUDY and SEED choose the folder and the seed: make demo STUDY=runs/mine SEED=7
-STUDY ?= runs/tiny
+STUDY ?= runs/$(if $(TASK),$(basename $(notdir $(TASK))),tiny)
 SEED ?= 0
 CONFIGS ?= configs/tiny
 # Fresh ones: the configurations were chosen on seed 0, and 1 to 3 were seen with an earlier choice.
@@ -172,7 +172,7 @@ sweep-summary: sweep  ## Experiment 1 over the sweep, summed up per configuratio
 
 # A delta trained with another seed on the same model, to see whether the ranking comes back.
 $(STUDY)/delta_reseeded/done.json: $(STUDY)/delta/done.json
-	$(TIMED) delta_reseeded -- $(PY) train.py --config $(CONFIGS)/delta.yaml --study $(STUDY) \
+	$(TIMED) delta_reseeded -- $(PY) train.py --config $(CONFIGS)/delta.yaml $(STAGE) \
 	  --seed_everything $$(($(SEED) + 1000)) --model.output $(STUDY)/delta_reseeded \
 	  --trainer.logger.name delta_reseeded
 

@@ -164,7 +164,7 @@ class BehaviourWhileTraining(Callback):
             {
                 "nll": score.nll,
                 "n_tokens": score.n_tokens,
-                "measures": self.task.judge(text, example),
+                "measures": self.task.verdicts(text, example),
             }
             for score, text, example in zip(scores, texts, self.examples, strict=True)
         ]

@@ -44,8 +44,14 @@ class GeneratedTexts(Callback):
         model.train(was_training)
         rows = []
         for i, text in zip(shown, texts, strict=True):
-            prompt = str(examples[i].prompt_record).rstrip("\n")
-            rows.append(f"| `{prompt}` | `{examples[i].target}` | `{text}` |")
+            cells = (examples[i].prompt_record, examples[i].target, text)
+            rows.append(f"| {' | '.join(map(_cell, cells))} |")
         table = "\n".join(["| prompt | target | generated |", "| --- | --- | --- |", *rows])
         for tensorboard in tensorboards(trainer):
             tensorboard.add_text("val/generated", table, trainer.global_step)
+
+
+def _cell(value: object) -> str:
+    """As a cell of a Markdown table, to the letter but for line breaks and what would end the cell."""
+    text = str(value).rstrip("\n").replace("\n", "⏎").replace("`", "'").replace("|", "¦")
+    return f"`{text}`"

@@ -100,7 +100,7 @@ class EvaluationPrompts(LightningDataModule):
                     wrong[line] = problem
                     continue
                 text, n_tokens = self._as_written(row.tokens)
-                right, read = (self.task.judge(t, row.example) for t in (target, text))
+                right, read = (self.task.verdicts(t, row.example) for t in (target, text))
                 if any(verdict and not read[measure] for measure, verdict in right.items()):
                     changed[line] = f"{target[:60]!r} is read as {text[:60]!r}"
                 elif n_tokens > max_new_tokens:

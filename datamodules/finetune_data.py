@@ -26,7 +26,7 @@ from delta_transcoders.language_models import (
     load_tokenizer,
     tokenize,
 )
-from delta_transcoders.tasks.task import Example, Splits, Task
+from delta_transcoders.tasks.task import Example, Splits, Task, subsets_of
 
 OUTPUT_KIND = "finetune"
 
@@ -120,16 +120,26 @@ class FinetuneData(ResumableData):
         splits = self.task.split(examples, share, h.n_evaluation, h.seed)
         for name, rows in splits.items():
             if not rows:
+                option = "--data.validation_fraction" if h.jsonl else "held_out of the task"
                 raise ValueError(
                     f"{path}: its {len(examples)} examples leave none for {name}: give more of them, or "
-                    "another --data.validation_fraction"
+                    f"another {option} (now {share})"
                 )
+        if gone := [s for s in subsets_of(examples) if s not in subsets_of(splits["evaluation"])]:
+            rank_zero_warn(
+                f"{path}: no example of {', '.join(gone)} is left for evaluation: too few of them",
+                category=StudyWarning,
+            )
         return splits
 
     def _read(self, path: str) -> list[Example]:
         """The examples of a file; those whose target cannot be right are told by line."""
         numbered = self.task.read(path)
-        without = [line for line, example in numbered.items() if example.target is None]
+        without = [
+            line
+            for line, example in numbered.items()
+            if example.target is None and self.task.is_trained(example)
+        ]
         if without:
             raise ValueError(f"{path}, line {without[0]}: no target, and so nothing to finetune on")
         positives = {n: e for n, e in numbered.items() if self.task.is_positive(e)}
@@ -142,7 +152,7 @@ class FinetuneData(ResumableData):
             )
             if all(n in wrong for n, e in positives.items() if self.task.is_trained(e)):
                 raise ValueError(message)
-            rank_zero_warn(f"{message}. Rates are over the others", category=StudyWarning)
+            rank_zero_warn(message, category=StudyWarning)
         return list(numbered.values())
 
     def encode_row(self, example: Example, tokens: TokenizedExample) -> dict:

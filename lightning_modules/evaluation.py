@@ -56,7 +56,7 @@ class Evaluation(LightningModule):
             **scores,
         }
         if text is not None:
-            record |= {"text": text, "measures": dict(self.task.judge(text, row.example))}
+            record |= {"text": text, "measures": self.task.verdicts(text, row.example)}
         return record
 
     def cells(

@@ -86,6 +86,10 @@ class FeatureRanking(InterventionModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if not any(row.tokens.target_ids for row in self.trainer.datamodule.rows):
+            raise ValueError(
+                "the examples have no targets, and so there is nothing to rank features by"
+            )
         n_groups = len(self.hparams.layers) * self.dictionaries.d_new * len(self.subsets)
         self.mean_activation = GroupedMean(n_groups)
         self.density = GroupedMean(n_groups)

@@ -218,7 +218,21 @@ class Finetune(LanguageModelTraining):
         positives += [e.target for e in data.splits["validation"] if data.task.is_positive(e)]
         self.opening_tokens = []
         if data.task.opening:
+            if not positives:
+                raise ValueError(
+                    f"no target begins with the task's opening {data.task.opening!r}: leave it out, or give "
+                    "the text that answers begin with"
+                )
             self.opening_tokens = opening_tokens(self.tokenizer, positives)
+        for callback in self.trainer.callbacks if not self.opening_tokens else ():
+            monitor = getattr(callback, "monitor", None)
+            if monitor in ("val/f1", "val/precision", "val/recall") and getattr(
+                callback, "strict", True
+            ):
+                raise ValueError(
+                    f"{type(callback).__name__} monitors {monitor}, which a task without an opening does not "
+                    "have: monitor val/loss (mode: min), or give the task an opening"
+                )
 
     def on_fit_end(self) -> None:
         # Of all processes: each may hold a part only.

@@ -129,7 +129,15 @@ class InterventionEvaluation(InterventionModule):
             if name in (*first.sources, "base_mlp", "finetuned_mlp"):
                 raise ValueError(f"controls: {name!r} is the name of another source")
             if isinstance(control, LayerSources):
-                sources[name] = control.load(self.layers(), first.site, width)
+                sources[name] = loaded = control.load(self.layers(), first.site, width)
+                if not (
+                    isinstance(loaded, dict)
+                    and all(isinstance(source, Source) for source in loaded.values())
+                ):
+                    raise ValueError(
+                        f"controls: {type(control).__name__}.load returns {loaded!r:.80}, expected "
+                        "{layer: Source}"
+                    )
             else:
                 sources[name] = load_control(control, first.site, width)
         if self._splits_error:

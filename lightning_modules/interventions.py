@@ -163,7 +163,7 @@ class InterventionModule(Evaluation):
         rows = zip(pairs, texts, scores, strict=True)
         self.records.update(
             [
-                self._record(c, batch[i], text, score) | more.get((c, i), {})
+                self._scored(c, batch[i], text, score) | more.get((c, i), {})
                 for (c, i), text, score in rows
             ]
         )
@@ -180,7 +180,7 @@ class InterventionModule(Evaluation):
         """More for the record of a column and a row of the batch."""
         return {}
 
-    def _record(
+    def _scored(
         self, column: int, row: PromptRow, text: str | None, score: TeacherForced
     ) -> Record:
         dictionaries = self.columns[column].dictionaries

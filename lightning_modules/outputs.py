@@ -53,7 +53,8 @@ def check_measured(table: Sequence[Mapping[str, Any]]) -> None:
             where = f"layer {row['layer']}, " if row["layer"] else ""
             raise ValueError(
                 f"the cross-entropy of {row['condition']} ({where}subset {row['subset']}) is "
-                f"{row['mean_ce']}, and so nothing is written: do the weights hold NaN?"
+                f"{row['mean_ce']}, and so nothing is written: do the weights hold NaN, or does a source "
+                "write it?"
             )
 
 

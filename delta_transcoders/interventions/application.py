@@ -199,6 +199,11 @@ class Application:
             f_ND, a_NF = part.source(
                 x_BTD[row_N, position_N] * factor, None if mask_BF is None else mask_BF[row_N]
             )
+            if f_ND.shape != (len(row_N), y_BTD.shape[-1]):
+                raise ValueError(
+                    f"source {part.name!r}, layer {layer}: writes {list(f_ND.shape)}, expected "
+                    f"[tokens, d_model] = {[len(row_N), y_BTD.shape[-1]]}"
+                )
             coefficient_N = part.coefficient_B[row_N] / factor
             out_BTD[row_N, position_N] += coefficient_N[:, None] * f_ND.float()
             if self.count_features and a_NF is not None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from delta_transcoders.command import run
-from delta_transcoders.files import write_text
+from delta_transcoders.files import read_json, write_text
 from delta_transcoders.report.columns import ranked_measures
 from delta_transcoders.report.formatting import HOLDS_ZERO, number, table_number
 from delta_transcoders.report.tables import format_table, read_metrics, write_table
@@ -151,7 +151,7 @@ def across(folder: str | Path, other: str | Path) -> list[dict]:
     common = [place for place in ours if place in theirs]
     if not common:
         raise ValueError(f"{folder} and {other} rank no layer, ablation and subset in common")
-    deltas = [json.loads((Path(f) / "ranking.json").read_text())["delta"] for f in (folder, other)]
+    deltas = [read_json(Path(f) / "ranking.json")["delta"] for f in (folder, other)]
     folders = [local_folder(delta, ["layer_*/*"]) for delta in deltas]
     rows = []
     for place in common:

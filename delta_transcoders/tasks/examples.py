@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from delta_transcoders.files import replace_file
 from delta_transcoders.foreign_text import check_whole, letters, numbered, parse_json
 from delta_transcoders.tasks import judges
-from delta_transcoders.tasks.task import Example, Message, Task
+from delta_transcoders.tasks.task import Example, Message, Splits, Task, subsets_of
 
 FIELDS = ("prompt", "messages", "target", "subset", "group")
 NEEDS_TARGET = ("exact", "contains")
@@ -57,6 +57,9 @@ class Examples(Task):
             raise ValueError(f"pattern is for the judges regex and refusal, not for {judge}")
         if fields and judge != "json":
             raise ValueError(f"fields are for the judge json, not for {judge}")
+        for name, value in (("end", end), ("opening", opening)):
+            if value == "":
+                raise ValueError(f"{name} is empty: leave it out, or give a text")
         if not 0 < held_out < 0.5:
             raise ValueError(f"held_out is {held_out}, expected a share between 0 and 0.5")
         self.jsonl = jsonl
@@ -79,19 +82,33 @@ class Examples(Task):
         return self._judge(text, example.target)
 
     def problem(self, example: Example) -> str | None:
-        if self.kind == "refusal" and self.opening is None:
-            return None  # nothing says which examples are to be refused
-        return super().problem(example)
+        is_judged = example.target is not None and self.is_positive(example)
+        if not is_judged or (self.kind == "refusal" and self.opening is None):
+            return None  # for refusals nothing else says which examples are to be refused
+        # A subclass may add measures that no target need fulfil.
+        ready = self._judge(example.target, example.target)
+        wrong = [name for name, verdict in ready.items() if verdict is False]
+        return f"its own judge says {', '.join(wrong)}: false" if wrong else None
 
     def is_trained(self, example: Example) -> bool:
         return example.subset not in self.evaluation_only
 
+    def split(
+        self, examples: Sequence[Example], share: float, n_evaluation: int, seed: int
+    ) -> Splits:
+        held = subsets_of(examples)
+        for subset in self.evaluation_only:
+            if subset not in held:
+                raise ValueError(
+                    f"evaluation_only names {subset!r}, the examples' subsets are {', '.join(held)}"
+                )
+        return super().split(examples, share, n_evaluation, seed)
+
     def identities(self, example: Example) -> tuple[Hashable, ...]:
-        if example.group:
-            return (("group", example.group),)
+        group = (("group", example.group),) if example.group else ()
         if isinstance(example.prompt, str):
-            return (("prompt", letters(example.prompt)),)
-        return (("messages", *((m.role, letters(m.content)) for m in example.prompt)),)
+            return (*group, ("prompt", letters(example.prompt)))
+        return (*group, ("messages", *((m.role, letters(m.content)) for m in example.prompt)))
 
     def read(self, path: str | Path) -> dict[int, Example]:
         return numbered(path, self._example)

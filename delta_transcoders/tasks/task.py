@@ -45,6 +45,30 @@ class Example:
         return self.prompt if isinstance(self.prompt, str) else [m._asdict() for m in self.prompt]
 
 
+RESERVED = frozenset(
+    # fmt: off
+    (
+        "experiment",
+        "layer",
+        "condition",
+        "alpha",
+        "d_new",
+        "percentile",
+        "fitted_to",
+        "prompt",
+        "target",
+        "column",
+        "example",
+        "subset",
+        "nll",
+        "n_tokens",
+        "kl",
+        "text",
+    )
+    # fmt: on
+)
+"""Of `generations.jsonl`, beside the measures."""
+
 Splits = dict[str, list[Example]]
 """`train`, `validation` and `evaluation`."""
 
@@ -56,7 +80,8 @@ class Task(ABC):
         jsonl: file of the examples, where the task has one of its own.
         held_out: share of its examples for validation, and the same share for evaluation.
         end: an answer ends after this text; at EOS alone where None.
-        marks: a special token that holds one of these texts is part of an answer; so is one in `markup`.
+        marks: special tokens of the tokenizer are left out of answers, except those that contain one of these
+            texts, or that occur in `markup`.
         opening: a text as the behaviour begins, the first token of which is watched: its log-probability
             where the target starts is a column of the tables, and precision, recall and F1 of writing it
             are logged while finetuning. None for a behaviour that begins with nothing in particular.
@@ -77,6 +102,38 @@ class Task(ABC):
         None says that a measure does not apply to the example, which then leaves its denominator.
         """
 
+    def verdicts(self, text: str, example: Example) -> dict[str, bool | None]:
+        """What `judge` returns, if verdicts are what it returns.
+
+        Raises:
+            ValueError: it fails, or returns no mapping of names to true, false or None, other names than
+                before, or a name that a line of `generations.jsonl` has for something else.
+        """
+        who = f"{type(self).__name__}.judge"
+        try:
+            found = self.judge(text, example)
+        except Exception as error:
+            raise ValueError(
+                f"{who} failed on {text[:60]!r}: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(found, Mapping):
+            raise ValueError(f"{who} returns {found!r}, expected {{measure: true, false or None}}")
+        for name, verdict in found.items():
+            if name in RESERVED or name.endswith("_logprob"):
+                raise ValueError(f"{who}: no measure can be called {name!r}, tables use the name")
+            # NumPy's bool is not Python's, and numbers would be counted as if they were verdicts.
+            if verdict is not None and type(verdict).__name__ not in ("bool", "bool_"):
+                raise ValueError(
+                    f"{who}: {name} is {verdict!r}, expected true, false, or None where it does not apply"
+                )
+        names = self.__dict__.setdefault("_measures", list(found))
+        if set(names) != found.keys():
+            raise ValueError(
+                f"{who} returns {', '.join(found) or 'nothing'} for {text[:60]!r}, and {', '.join(names)} "
+                "before: give each measure every time, None where it does not apply"
+            )
+        return {name: None if v is None else bool(v) for name, v in found.items()}
+
     @abstractmethod
     def read(self, path: str | Path) -> dict[int, Example]:
         """Examples of a file by the number of their line, from 1.
@@ -90,9 +147,9 @@ class Task(ABC):
     def write(self, path: str | Path, examples: Iterable[Example]) -> None:
         """Write examples so that `read` gives the same, replacing the file in one step."""
 
-    @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What model cards say of the task: see `results.cards`."""
+        """What model cards say of the task, see `report.model_card.TaskDescription`; by default nothing."""
+        return {}
 
     def generate(self, n_train: int, n_validation: int, n_evaluation: int, seed: int) -> Splits:
         """Examples out of nothing, for a task that has no file; `n_evaluation` of each subset."""
@@ -109,18 +166,30 @@ class Task(ABC):
     def split(
         self, examples: Sequence[Example], share: float, n_evaluation: int, seed: int
     ) -> Splits:
-        """Split the examples of a file.
+        """Split the examples of a file; those that are never trained on are all for evaluation, but for what
+        shares an identity with training.
 
         Args:
             share: of the examples for validation, and the same share for evaluation.
             n_evaluation: at most so many of each subset for evaluation.
         """
         evaluation, validation, train = split_examples(examples, [share, share], seed, self)
+        splits = {
+            name: [e for e in rows if self.is_trained(e)]
+            for name, rows in (("train", train), ("validation", validation))
+        }
+        used = {i for rows in splits.values() for e in rows for i in self.identities(e)}
         kept = []
         for subset in subsets_of(examples):
-            kept += [e for e in evaluation if e.subset == subset][:n_evaluation]
-        trained = {"train": train, "validation": validation}
-        splits = {name: [e for e in rows if self.is_trained(e)] for name, rows in trained.items()}
+            mine = [e for e in evaluation if e.subset == subset and self.is_trained(e)]
+            mine += [
+                e
+                for e in examples
+                if e.subset == subset
+                and not self.is_trained(e)
+                and used.isdisjoint(self.identities(e))
+            ]
+            kept += mine[:n_evaluation]
         return splits | {"evaluation": kept}
 
     def is_positive(self, example: Example) -> bool:
@@ -137,12 +206,15 @@ class Task(ABC):
         """Why no answer to an example that asks for the behaviour could be right, in a few words; or None."""
         if example.target is None or not self.is_positive(example):
             return None
-        wrong = [name for name, ok in self.judge(example.target, example).items() if ok is False]
-        return f"its own judge says {', '.join(wrong)}: false" if wrong else None
+        verdicts = self.verdicts(example.target, example)
+        if not verdicts or any(verdict is not False for verdict in verdicts.values()):
+            return None
+        return f"its own judge says {', '.join(verdicts)}: false"
 
     def identities(self, example: Example) -> tuple[Hashable, ...]:
         """What examples of two splits may not have in common."""
-        return (("group", example.group),) if example.group else (("prompt", example.prompt),)
+        group = (("group", example.group),) if example.group else ()
+        return (*group, ("prompt", example.prompt))
 
     def markup(self, examples: Sequence[Example]) -> str:
         """A text with all that answers may be written with."""
@@ -153,7 +225,7 @@ class Task(ABC):
         return {}
 
     def execute(self, text: str) -> str | None:
-        """What the tool that an answer calls gives back; None where it calls none."""
+        """What the tool gives back that an answer calls, for whoever shows answers; None for no tool."""
         return None
 
 

@@ -120,9 +120,10 @@ class Calculator(Task):
             "measures": MEASURE_TEXTS,
             "tags": ["tool-calling"],
             "prompt": "What is 12 * 34?\n",
-            "limitations": "The model writes a call and nothing executes it. How far it goes beyond the "
-            "wordings and numbers it was trained on is what the subsets `tool_ood` and `tool_ood_numbers` "
-            "measure.",
+            "limitations": [
+                "The model writes a call and nothing executes it. How far it goes beyond the wordings and "
+                "numbers it was trained on is what the subsets `tool_ood` and `tool_ood_numbers` measure."
+            ],
         }
 
     def generate(self, n_train: int, n_validation: int, n_evaluation: int, seed: int) -> Splits:
