@@ -5,7 +5,6 @@ Shapes: B rows, T positions, N supervised tokens (those with a label other than 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from delta_transcoders.families import family_by_type, family_of
+from delta_transcoders.files import read_json
 from delta_transcoders.fingerprints import tokenizer_fingerprint
 from delta_transcoders.hub import check_hub_id
 from delta_transcoders.tasks.task import Example, Task
@@ -64,11 +64,7 @@ def check_model_source(source: str) -> None:
             f"the model folder {source!r} has no tokenizer (tokenizer.json); save it there with "
             "`tokenizer.save_pretrained`"
         )
-    try:
-        model_type = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from error
-    _check_family(source, model_type)
+    _check_family(source, read_json(folder / "config.json").get("model_type"))
 
 
 def _check_family(source: str, model_type: str | None) -> None:

@@ -7,12 +7,12 @@ ends with exit status 1.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from delta_transcoders.command import run
+from delta_transcoders.files import read_json
 from delta_transcoders.report.columns import logprobs, rates
 from delta_transcoders.report.formatting import HOLDS_ZERO, NOT_APPLICABLE, number, table_number
 from delta_transcoders.report.stage_times import read_times
@@ -45,10 +45,7 @@ def reconstruction_table(study: Path) -> str:
     """Each layer's delta on held-out tokens: what its config.json says was measured."""
     rows = []
     for path in sorted(study.glob("delta/layer_*/config.json")):
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
+        config = read_json(path)
         measured = config["measured"]  # nothing, where the delta was imported
         cells = {name: number(value) for name, value in measured.items()}
         if "fvu_base" in measured:

@@ -45,28 +45,12 @@ class Example:
         return self.prompt if isinstance(self.prompt, str) else [m._asdict() for m in self.prompt]
 
 
-RESERVED = frozenset(
-    # fmt: off
-    (
-        "experiment",
-        "layer",
-        "condition",
-        "alpha",
-        "d_new",
-        "percentile",
-        "fitted_to",
-        "prompt",
-        "target",
-        "column",
-        "example",
-        "subset",
-        "nll",
-        "n_tokens",
-        "kl",
-        "text",
-    )
-    # fmt: on
-)
+# fmt: off
+RESERVED = {
+    "experiment", "layer", "condition", "alpha", "d_new", "percentile", "fitted_to", "prompt", "target",
+    "column", "example", "subset", "nll", "n_tokens", "kl", "text",
+}
+# fmt: on
 """Of `generations.jsonl`, beside the measures."""
 
 Splits = dict[str, list[Example]]

@@ -1,8 +1,10 @@
 """Splits of any task's examples, and what a task without code of its own does."""
 
 import random
+import re
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from delta_transcoders.tasks.task import Example, Message, Task, split_examples, subsets_of
@@ -124,10 +126,52 @@ def test_a_behaviour_shows_where_the_target_starts_as_it_begins():
     ]
 
 
-def test_a_target_that_the_judge_calls_wrong_is_named_by_its_measure():
-    assert Plain().problem(example("p", "t")) is None
+class Judged(Plain):
+    """Judges as it is told."""
+
+    def __init__(self, *returned):
+        self.returned = iter(returned)
+
+    def judge(self, text, example):
+        found = next(self.returned)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def test_a_target_is_wrong_where_nothing_of_it_is_right():
     assert Plain().problem(example("p", None)) is None
-    assert Plain().problem(example("p", "")) == "its own judge says said: false"
+    assert Judged({"right": True, "loud": False}).problem(example("p", "t")) is None
+    assert Judged({"right": None, "loud": None}).problem(example("p", "t")) is None
+    problem = Judged({"right": False, "loud": False}).problem(example("p", "t"))
+    assert problem == "its own judge says right, loud: false"
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([KeyError("x")], "Judged.judge failed on 'said': KeyError: 'x'"),
+        ([None], "returns None, expected {measure: true, false or None}"),
+        ([{"score": 0.5}], "score is 0.5, expected true, false, or None"),
+        ([{"words": 2}], "words is 2, expected"),
+        ([{"nll": True}], "no measure can be called 'nll'"),
+        ([{"a_logprob": True}], "no measure can be called 'a_logprob'"),
+        ([{"a": True}, {"b": True}], "returns b for 'said', and a before"),
+        ([{"a": True}, {}], "returns nothing for 'said', and a before"),
+    ],
+)
+def test_what_is_no_verdict_is_refused(returned, message):
+    task = Judged(*returned)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        for _ in returned:
+            task.verdicts("said", example("p"))
+
+
+def test_verdicts_of_numpy_are_verdicts():
+    assert Judged({"a": np.bool_(True), "b": None}).verdicts("x", example("p")) == {
+        "a": True,
+        "b": None,
+    }
 
 
 def test_what_a_task_does_not_have_is_said():

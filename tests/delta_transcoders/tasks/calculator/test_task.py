@@ -69,7 +69,7 @@ def test_unseen_kinds_of_requests_are_generated_where_a_file_holds_none():
     assert counts == {
         "train": {"tool": 32, "copy": 32},
         "validation": {"tool": 4, "copy": 4},
-        "evaluation": {"tool": 4, "copy": 4, "tool_ood": 1, "tool_ood_numbers": 5},
+        "evaluation": {"tool": 4, "copy": 4, "tool_ood": 5, "tool_ood_numbers": 5},
     }
     assert next(e for e in splits["evaluation"] if e.subset == "tool_ood") in own
     assert list(dict.fromkeys(e.subset for e in splits["evaluation"])) == list(SUBSETS)
