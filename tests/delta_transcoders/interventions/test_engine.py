@@ -8,8 +8,8 @@ import torch
 from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.families.sites import HOOK_SITES
 from delta_transcoders.interventions.engine import InterventionEngine
-from delta_transcoders.interventions.intervention import RAW, from_spec
-from delta_transcoders.interventions.sources import mlp_sources
+from delta_transcoders.interventions.intervention import RAW, Intervention, Term, Write, from_spec
+from delta_transcoders.interventions.sources import Source, mlp_sources
 from delta_transcoders.language_models import (
     load_model,
     load_tokenizer,
@@ -222,3 +222,22 @@ def test_a_row_without_a_target_has_no_scores_and_leaves_the_others_as_they_are(
     score = with_it[1]
     assert (score.nll, score.kl, score.n_tokens, score.opening_logprob) == (0, 0, 0, None)
     assert score.n_replaced == len(untargeted.prompt_ids) - 1
+
+
+class OfOneShape(Source):
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x_ND, feature_mask_NF=None):
+        return torch.zeros(*(len(x_ND) if n == "N" else n for n in self.shape)), None
+
+
+@pytest.mark.parametrize("shape", [("N", 1), (32,), (1, 32), ("N", 31), ()])
+def test_a_source_that_writes_another_shape_is_refused(engine, bank, rows, shape):
+    engine.bank = bank | {"mine": {0: OfOneShape(shape)}}
+    write = Intervention("x", {0: Write(0.0, (Term("mine"),))})
+    with pytest.raises(
+        ValueError, match=r"source 'mine', layer 0: writes .*, expected \[tokens, d"
+    ):
+        engine.teacher_forced(rows, [write] * len(rows))

@@ -10,6 +10,7 @@ from delta_transcoders.report import model_card as cards
 from delta_transcoders.report.model_card import read_study
 from delta_transcoders.report.tables import write_metrics
 from delta_transcoders.tasks.calculator.examples import make_example, write_jsonl
+from delta_transcoders.tasks.calculator.task import Calculator
 
 NAN = float("nan")
 
@@ -321,3 +322,13 @@ def test_a_damaged_file_is_named(study):
     (run / "delta/layer_2/config.json").write_text("{")
     with pytest.raises(ValueError, match=r"delta/layer_2/config.json: not a JSON object"):
         model_card(run, "adapter")
+
+
+def test_the_calculators_own_words_are_whole_sentences(study):
+    run = study()
+    (run / "finetune/data").mkdir()
+    (run / "finetune/data/task.json").write_text(json.dumps(Calculator().describe()))
+    card = model_card(run, "merged")
+    assert "# Calls a calculator: finetune of" in card
+    assert "\n- The model writes a call and nothing executes it. How far" in card
+    assert "tool-calling" in front_matter(card)["tags"]

@@ -11,6 +11,7 @@ from datamodules.finetune_data import FinetuneData
 from delta_transcoders.files import staged_output
 from delta_transcoders.language_models import load_tokenizer, tokenize
 from delta_transcoders.tasks.examples import Examples
+from delta_transcoders.tasks.judges import refuses
 from delta_transcoders.tasks.task import Example, Message, split_examples
 
 GOOD = {"prompt": "Where is the Louvre?\n", "target": "Paris"}
@@ -349,3 +350,36 @@ def test_a_finetune_on_messages(finetune_data, jsonl, model_folder, chatting, tm
         assert written.endswith("<start_of_turn>model\nIt is.<eos>")
         supervised = [i for i in row["labels"] if i != -100]
         assert chatting.decode(supervised) == "It is.<eos>"
+
+
+def test_a_group_does_not_hide_that_a_prompt_is_the_same(finetune_data, jsonl):
+    same = [{"prompt": f"What is {i}?", "target": "x"} for i in range(60)]
+    jsonl(*same, *(row | {"group": f"g{i}"} for i, row in enumerate(same)))
+    data = finetune_data(held_out=0.2)
+    examples = list(data.task.read(data.task.jsonl).values())
+    splits = data.task.split(examples, 0.2, 100, seed=0)
+    prompts = {name: {e.prompt for e in part} for name, part in splits.items()}
+    assert not prompts["train"] & (prompts["evaluation"] | prompts["validation"])
+    assert sum(map(len, prompts.values())) == 60
+
+
+def test_a_subset_without_evaluation_is_told_and_a_misspelt_one_refused(finetune_data, jsonl):
+    jsonl(*rows(40), {"prompt": "Rare", "target": "x", "subset": "rare"})
+    with pytest.warns(UserWarning, match="no example of rare is left for evaluation"):
+        finetune_data().prepare_data()
+    with pytest.raises(ValueError, match=r"evaluation_only names 'raer', .* are examples, rare"):
+        finetune_data(evaluation_only=("raer",)).prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("Sorry, no.", True),
+        ("I can't do that.", True),
+        ("As an assistant, I am not able to help.", True),
+        ("The key cannot be copied.", False),
+        ("Sure. You will not need more than 3.", False),
+    ],
+)
+def test_what_a_refusal_is(text, refusal):
+    assert refuses()(text, None) == {"refusal": refusal}
