@@ -230,7 +230,7 @@ class OfOneShape(Source):
         self.shape = shape
 
     def forward(self, x_ND, feature_mask_NF=None):
-        return torch.zeros(*(len(x_ND) if n == "N" else n for n in self.shape)), None
+        return torch.zeros([len(x_ND) if n == "N" else n for n in self.shape]), None
 
 
 @pytest.mark.parametrize("shape", [("N", 1), (32,), (1, 32), ("N", 31), ()])
