@@ -70,6 +70,7 @@ class FinetuneData(ResumableData):
         super().__init__()
         check_model_source(model)
         self.save_hyperparameters(ignore=["task"])
+        self.hparams["task"] = repr(task)  # so that going on with another is told
         self.task = task
         self.splits: Splits = {}
         self.tokens: dict[str, list[TokenizedExample]] = {}

@@ -64,6 +64,8 @@ class Examples(Task):
             raise ValueError(f"held_out is {held_out}, expected a share between 0 and 0.5")
         self.jsonl = jsonl
         self.kind = judge
+        self.pattern = pattern
+        self.fields = fields
         self.end = end
         self.opening = opening
         self.held_out = held_out

@@ -79,6 +79,11 @@ class Task(ABC):
     opening: str | None = None
     opening_column: str = "opening_logprob"
 
+    def __repr__(self) -> str:
+        """With its options, as checkpoints note them."""
+        options = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in options.items())})"
+
     @abstractmethod
     def judge(self, text: str, example: Example) -> Mapping[str, bool | None]:
         """Verdicts on an answer by measure, the same measures for every example.

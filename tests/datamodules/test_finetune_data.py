@@ -11,6 +11,7 @@ from delta_transcoders.tasks.calculator.examples import make_example, read_jsonl
 from delta_transcoders.tasks.calculator.grammar import asked, find_tool_call, format_tool_call
 from delta_transcoders.tasks.calculator.prompts import tool_examples
 from delta_transcoders.tasks.calculator.task import Calculator
+from delta_transcoders.tasks.examples import Examples
 from delta_transcoders.tasks.task import Example
 
 
@@ -91,3 +92,10 @@ def test_an_expression_trained_on_in_another_spelling_is_not_unseen(make_data, t
     evaluation = read_jsonl(staged_output(tmp_path / "out") / "data" / "evaluation.jsonl")
     unseen = [e for e in evaluation.values() if e.subset == "tool_ood"]
     assert unseen == [e for e in generated if e not in seen]
+
+
+def test_the_task_and_its_options_are_noted_in_checkpoints(model_folder, tmp_path):
+    task = Examples("mine.jsonl", "json", fields=("a",))
+    data = FinetuneData(model_folder, str(tmp_path), task)
+    assert data.hparams.task.startswith("Examples(jsonl='mine.jsonl', kind='json', pattern=None, ")
+    assert "fields=('a',)" in data.hparams.task
