@@ -30,7 +30,7 @@ class ActivationWriter(BasePredictionWriter):
     Args:
         output: folder of the cache; an older cache there is replaced when the new one is complete.
         dtype: of the stored activations.
-        shard_rows: tokens per file.
+        shard_rows: tokens per file; several processes, which each hold a file's, share them out.
         n_targets: targets that will be added per layer, for the estimate of the disk it takes.
     """
 
@@ -82,7 +82,8 @@ class ActivationWriter(BasePredictionWriter):
             )
         trainer.strategy.barrier()
         self.folder = files.staged_output(self.output)
-        self.writer = CacheWriter(self.folder, self.meta, trainer.global_rank, self.shard_rows)
+        rows = max(1, self.shard_rows // trainer.world_size)
+        self.writer = CacheWriter(self.folder, self.meta, trainer.global_rank, rows)
 
     def write_on_batch_end(
         self,
