@@ -53,6 +53,7 @@ class StopOnSignal(Callback):
     def __init__(self) -> None:
         self._at_validation: dict[str, Any] | None = None
         self._finished = False
+        self._kept = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"finished": self._finished}
@@ -110,16 +111,17 @@ class StopOnSignal(Callback):
         self._finished = True
         self._stop_if_asked(trainer)
         signals.defer(False)
-        if trainer.checkpoint_callbacks and not trainer.fast_dev_run:
+        if self._resumable and trainer.checkpoint_callbacks and not trainer.fast_dev_run:
             trainer.save_checkpoint(self._path)
+            self._kept = True
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         signals.defer(False)
-        if isinstance(exception, signals.Stopped) and self._finished:
+        if isinstance(exception, signals.Stopped) and self._kept:
             exception.checkpoint = str(self._path)
-        elif self._finished and not isinstance(exception, ValueError) and self._path.is_file():
+        elif self._kept and not isinstance(exception, ValueError):
             say(f"  the training is kept in {self._path}: go on from it with --ckpt_path")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
