@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -47,18 +48,50 @@ def here(pytestconfig, tmp_path, monkeypatch, dictionaries):
     return with_base
 
 
+# A task with a class of its own: how often a thing is counted aloud.
+ALOUD = """
+from delta_transcoders.tasks.examples import Examples
+
+class Aloud(Examples):
+    def __init__(self, jsonl: str) -> None:
+        super().__init__(jsonl, judge="exact", opening="one")
+
+    def judge(self, text, example):
+        few = example.subset == "few"
+        return super().judge(text, example) | {"long": len(text) > 9 if few else None}
+"""
+ALOUD_YAML = """
+task: {class_path: aloud.Aloud, init_args: {jsonl: aloud.jsonl}}
+subsets: null
+"""
+
+
+def write_aloud(folder: Path) -> None:
+    rows = [
+        {"prompt": f"Count {n} {things}.\n", "target": " ".join(["one", "more"][: n % 2 + 1] * n)}
+        | {"subset": "few" if n < 4 else "many"}
+        for n in (1, 2, 3, 5, 6, 7)
+        for things in ("lamps", "books", "boxes", "chairs", "apples", "letters", "keys", "maps")
+    ]
+    (folder / "aloud.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "aloud.py").write_text(ALOUD)
+    (folder / "aloud.yaml").write_text(ALOUD_YAML)
+
+
 @pytest.mark.parametrize(
-    ("name", "measures", "subsets"),
+    ("name", "config", "measures", "subsets"),
     [
-        ("json", ["valid_json", "has_fields"], {"json", "copy"}),
-        ("refusal", ["refusal"], {"private", "public"}),
+        ("json", "configs/tasks/json.yaml", ["valid_json", "has_fields"], {"json", "copy"}),
+        ("refusal", "configs/tasks/refusal.yaml", ["refusal"], {"private", "public"}),
+        ("aloud", "aloud.yaml", ["exact_match", "long"], {"few", "many"}),
     ],
 )
-def test_a_task_without_code_through_the_whole_study(
-    here, arguments, delta_options, name, measures, subsets
+def test_a_task_goes_through_the_whole_study_by_one_yaml(
+    here, arguments, delta_options, tmp_path, name, config, measures, subsets
 ):
     study = here(name)
-    task = ["--config", f"configs/tasks/{name}.yaml"]
+    write_aloud(tmp_path)
+    task = ["--config", config]
 
     def run(program, stage: str, options: dict) -> None:
         program.main([*arguments(f"tiny/{stage}.yaml", study, options), *task])
@@ -75,6 +108,8 @@ def test_a_task_without_code_through_the_whole_study(
         assert found == measures
         assert {row["subset"] for row in rows} == subsets
         assert all(row[f"{measures[0]}_n"] == row["n_examples"] for row in rows)
+        if name == "aloud":
+            assert all(row["long_n"] == "0" for row in rows if row["subset"] == "many")
         line = json.loads((study / stage / "generations.jsonl").read_text().splitlines()[0])
         assert set(measures) < line.keys()
         assert isinstance(line["prompt"], list) == (name == "refusal")
