@@ -193,9 +193,10 @@ def results(study: Path) -> dict[str, bytes]:
         "hook_site_check.json",
         "adapter_config.json",
         "README.md",
+        "ranking.json",  # says whose features they are, by the study's own path
     )
     return {
-        name: data.replace(str(study).encode(), b"STUDY")  # a ranking says whose features it ranks
+        name: data
         for name, data in contents(study).items()
         if not name.startswith("logs/") and not any(part in name for part in left_out)
     }
