@@ -3,12 +3,14 @@
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 from lightning import Callback
 
 import evaluate
 import train
+from callbacks.stop_on_signal import StopOnSignal
 from delta_transcoders import signals
 from delta_transcoders.signals import Stopped
 
@@ -200,3 +202,17 @@ def test_an_evaluation_ends_at_once_and_leaves_its_output_as_it_was(
     output = folder / config
     evaluate.main(args)
     assert (output / "done.json").is_file()
+
+
+def test_a_fit_that_cannot_go_on_from_a_checkpoint_names_none(tmp_path):
+    """It was stopped after its last step, while its results were written."""
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda asked, all: asked)
+    trainer = SimpleNamespace(
+        log_dir=tmp_path, checkpoint_callbacks=[object()], fast_dev_run=False, strategy=strategy
+    )
+    callback, module = StopOnSignal(), SimpleNamespace(resumable=False)
+    for hook in (callback.on_fit_start, callback.on_train_start, callback.on_train_end):
+        hook(trainer, module)
+    stopped = signals.Stopped(signal.SIGTERM)
+    callback.on_exception(trainer, module, stopped)
+    assert stopped.checkpoint is None
