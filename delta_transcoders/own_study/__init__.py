@@ -26,9 +26,9 @@ def expand(content: dict[str, Any], file: Path, study: Path, seed: int) -> dict[
         seed: over the file's own.
 
     Returns:
-        `study`, `seed` and `stages` as in a study file; `files`, the text of every configuration by its path,
-        to be written before a stage runs; and `notes`, lines to be shown before the plan: what was chosen, and
-        what is left out.
+        `study`, `seed`, `stages` and `shows` as in a study file; `files`, the text of every configuration by
+        its path, to be written before a stage runs; and `notes`, lines to be shown before the plan: what was
+        chosen, and what is left out.
 
     Raises:
         FileNotFoundError, ConnectionError: a model, dictionaries or a file that is not to be had.

@@ -104,9 +104,9 @@ def studied_layers(own: OwnStudy, found: Checked) -> tuple[int, ...]:
     if not layers:
         where = "any layer" if not found.changed else f"the layers {list(own.layers)}"
         raise ValueError(
-            f"{own.file}: {own.finetuned_model!r} has the MLPs of {own.base_model!r} in {where}: the finetune "
-            "changed none, and without dictionaries that change is what a delta learns. Is it the finetuned "
-            "model (or name its layers, or give dictionaries)?"
+            f"{own.file}: the finetune changed no MLP: {own.finetuned_model!r} has those of "
+            f"{own.base_model!r} in {where}. Without dictionaries that change is what a delta learns: give "
+            "the finetuned model, the layers that it changed, or dictionaries"
         )
     return layers
 
@@ -119,9 +119,9 @@ def check_context(own: OwnStudy, found: Checked, max_new_tokens: int) -> None:
     need = found.n_prompt + max(found.n_target, max_new_tokens)
     if need > found.context:
         raise ValueError(
-            f"{own.file}: the longest prompt of {own.examples} has {found.n_prompt} tokens and an answer up to "
-            f"{need - found.n_prompt}: more than the model's context, {found.context}. Shorten it, or give "
-            "exp2a, exp2b and behaviour a smaller model.max_new_tokens"
+            f"{own.file}: the longest prompt of {own.examples} has {found.n_prompt} tokens and its answer up "
+            f"to {need - found.n_prompt}, the model's context holds {found.context}: shorten the prompt, or "
+            "give behaviour, exp2a and exp2b a smaller model.max_new_tokens"
         )
 
 

@@ -178,10 +178,12 @@ def _model(read: _Reader, key: str) -> tuple[str, dict[str, dict[str, Any]]]:
             ) from None
         folder = local_folder(source, ["config.json", "adapter_config.json"])
     names = {"model": "config.json", "adapter": "adapter_config.json"}
-    found = {kind: read_json(folder / name) for kind, name in names.items() if (folder / name).is_file()}
+    found = {
+        kind: read_json(folder / name) for kind, name in names.items() if (folder / name).is_file()
+    }
     if not found:
         raise FileNotFoundError(
-            f"{read.where(key)}: {source!r} has neither config.json nor adapter_config.json, and so is no model"
+            f"{read.where(key)}: {source!r} has neither config.json nor adapter_config.json"
         )
     if len(found) == 2 and key == "finetuned_model":
         raise ValueError(
@@ -206,7 +208,9 @@ def _check_adapter(read: _Reader, adapter: Mapping[str, Any], base: str) -> None
     """Refuse an adapter that names another model; whether its weights fit is seen when it is read."""
     where, of = read.where("finetuned_model"), adapter.get("base_model_name_or_path") or ""
     if is_hub_id(of) and is_hub_id(base) and of != base:
-        raise ValueError(f"{where} is an adapter for {of}, and base_model is {base}: give base_model: {of}")
+        raise ValueError(
+            f"{where} is an adapter for {of}, and base_model is {base}: give base_model: {of}"
+        )
     if adapter.get("peft_type") != "LORA":
         raise ValueError(
             f"{where} is an adapter of the type {adapter.get('peft_type')}, which changes no weights: only "
@@ -214,13 +218,13 @@ def _check_adapter(read: _Reader, adapter: Mapping[str, Any], base: str) -> None
         )
 
 
-def _check_same_shape(
-    read: _Reader, base: Mapping[str, Any], finetuned: Mapping[str, Any]
-) -> None:
+def _check_same_shape(read: _Reader, base: Mapping[str, Any], finetuned: Mapping[str, Any]) -> None:
     where = read.where("finetuned_model")
     ours, theirs = base.get("model_type"), finetuned.get("model_type")
     if ours != theirs:
-        raise ValueError(f"{where} is a {theirs}, and base_model a {ours}: give the model it came from")
+        raise ValueError(
+            f"{where} is a {theirs}, and base_model a {ours}: give the model it came from"
+        )
     sizes = [vars(ModelSize.of(config)) for config in (base, finetuned)]
     for name in ("d_model", "n_layers", "d_mlp", "vocabulary"):
         ours, theirs = (size[name] for size in sizes)
@@ -236,7 +240,9 @@ def _layers(read: _Reader, n_layers: int) -> tuple[int, ...]:
         return tuple(range(n_layers))
     is_list = isinstance(asked, list) and asked != []
     if not is_list or any(not isinstance(n, int) or isinstance(n, bool) for n in asked):
-        raise ValueError(f"{read.where('layers')} is {asked!r}, expected all, or numbers as in [0, 5]")
+        raise ValueError(
+            f"{read.where('layers')} is {asked!r}, expected all, or numbers as in [0, 5]"
+        )
     for layer in asked:
         if not 0 <= layer < n_layers:
             raise ValueError(
@@ -326,4 +332,6 @@ def make_task(spec: Mapping[str, Any]) -> Task:
     try:
         return kind(**spec.get("init_args", {}))
     except TypeError as error:
-        raise ValueError(f"{name} does not take {json.dumps(spec['init_args'])}: {error}") from error
+        raise ValueError(
+            f"{name} does not take {json.dumps(spec['init_args'])}: {error}"
+        ) from error

@@ -91,7 +91,9 @@ def merge(base_model: str, adapter: str, output: str | Path, dtype: str = "float
     try:
         model = PeftModel.from_pretrained(model, str(local_folder(adapter, ADAPTER_FILES)))
     except (RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(f"the adapter {adapter!r} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(
+            f"the adapter {adapter!r} cannot be read: {' '.join(str(error).split())[:200]}"
+        ) from error
     with new_output(output, KIND) as folder:
         model.merge_and_unload().save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -1,9 +1,9 @@
 """Split a file of examples by wording: `python -m delta_transcoders.own_study.split --help`.
 
-A delta is trained on some wordings and measured on others. The wording of an example is its `group`, or else
-its prompt with numbers masked: `What is 12 * 34?` and `What is 5 * 6?` are one. No two splits share a wording or a
-prompt. Writes `train.jsonl`, `validation.jsonl` and `evaluation.jsonl`, `splits.csv` (how many examples,
-wordings and tokens each has), `task.json` and `models.json` (what is studied).
+A delta is trained on some wordings and measured on others. The wording of an example is its `group`, or
+else its prompt with numbers masked: `What is 12 * 34?` and `What is 5 * 6?` are one. No two splits share a
+wording or a prompt. Writes `train.jsonl`, `validation.jsonl` and `evaluation.jsonl`; `splits.csv`, how many
+examples, wordings and tokens each has; `task.json` and `models.json`, what is studied.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def identities(example: Example) -> tuple[Hashable, ...]:
 
 
 def split_by_wording(task: Task, examples: list[Example], n_evaluation: int, seed: int) -> Splits:
-    """Train, validation and evaluation, a share of `task.held_out` of each subset's wordings for the last two.
+    """Train, validation and evaluation; the last two have `task.held_out` of each subset's wordings.
 
     Args:
         n_evaluation: of each subset at most, as evenly over its wordings as they allow.
@@ -130,7 +130,9 @@ def write_split(
         for name, part in splits.items():
             task.write(folder / f"{name}.jsonl", part)
         write_table(folder / "splits.csv", COLUMNS, rows)
-        write_text(folder / "task.json", json.dumps(task.describe(), indent=1, ensure_ascii=False) + "\n")
+        write_text(
+            folder / "task.json", json.dumps(task.describe(), indent=1, ensure_ascii=False) + "\n"
+        )
         models = {"base_model": base_model, "finetuned_model": finetuned_model}
         write_json(folder / "models.json", models | {"dictionaries": dictionaries})
         finish_output(output)
@@ -139,7 +141,9 @@ def write_split(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", required=True, type=json.loads, help="class_path and init_args, as JSON")
+    parser.add_argument(
+        "--task", required=True, type=json.loads, help="class_path and init_args, as JSON"
+    )
     parser.add_argument("--base_model", required=True, help="folder or hub id")
     parser.add_argument("--finetuned_model", required=True, help="folder or hub id")
     parser.add_argument("--dictionaries", help="folder or hub id, noted for later")

@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 from delta_transcoders.own_study.checks import (
-    Checked,
     as_json,
     check_context,
     checked,
@@ -24,17 +23,17 @@ from delta_transcoders.own_study.sizes import Defaults, defaults_for
 from delta_transcoders.own_study.split import wording
 
 MOST_SINGLE_LAYERS = 8
-"""Layers that are replaced alone in Experiment 1, spread over those studied; half of them in Experiment 2A."""
+"""Layers that are replaced alone in Experiment 1, evenly spread; half as many in Experiment 2A."""
 N_TEXTS = 200
 """Pieces of general text."""
-MODULES = {  # class_path of the stage's module and data
-    "behaviour": ("lightning_modules.behaviour.BehaviourEvaluation", "EvaluationPrompts"),
-    "activations": ("lightning_modules.activation_capture.ActivationCapture", "ActivationTexts"),
-    "exp1": ("lightning_modules.intervention_evaluation.InterventionEvaluation", "EvaluationPrompts"),
-    "exp2a": ("lightning_modules.intervention_evaluation.InterventionEvaluation", "EvaluationPrompts"),
-    "exp2b": ("lightning_modules.intervention_evaluation.InterventionEvaluation", "EvaluationPrompts"),
-    "spillover": ("lightning_modules.spillover.Spillover", "EvaluationPrompts"),
-    "ranking": ("lightning_modules.feature_ranking.FeatureRanking", "EvaluationPrompts"),
+_EXPERIMENT = "lightning_modules.intervention_evaluation.InterventionEvaluation"
+EVALUATIONS = {
+    "behaviour": "lightning_modules.behaviour.BehaviourEvaluation",
+    "exp1": _EXPERIMENT,
+    "exp2a": _EXPERIMENT,
+    "exp2b": _EXPERIMENT,
+    "spillover": "lightning_modules.spillover.Spillover",
+    "ranking": "lightning_modules.feature_ranking.FeatureRanking",
 }
 
 
@@ -106,7 +105,7 @@ class Stages:
             "study": str(self.own.study),
             "seed": self.own.seed,
             "stages": stages,
-            "shows": [f"delta_transcoders.report.summary {self.own.study}"],
+            "shows": ["delta_transcoders.report.summary ${study}"],
             "files": {str(path): text for path, text in files.items()},
             "notes": self._notes(),
         }
@@ -136,7 +135,9 @@ class Stages:
             "arguments": arguments,
             "reads": [own.base_model, own.finetuned_model],
             "writes": [output],
-            "takes": {"megabytes": round(own.size.n_parameters * _bytes(self.defaults.dtype) / 1e6)},
+            "takes": {
+                "megabytes": round(own.size.n_parameters * _bytes(self.defaults.dtype) / 1e6)
+            },
         }
 
     def _reports(self) -> dict[str, Any]:
@@ -161,13 +162,20 @@ class Stages:
         given = self.own.options.get(stage, {})
         for key in given:
             if key not in known:
-                raise ValueError(f"{self.own.file}: {stage} has no option {key!r}{nearest(key, known)}")
+                raise ValueError(
+                    f"{self.own.file}: {stage} has no option {key!r}{nearest(key, known)}"
+                )
         return [text for key, value in given.items() for text in (f"--{key}", str(value))]
 
     # Stages with a configuration
 
     def _shared(self) -> dict[str, Any]:
-        logger = {"save_dir": "${study}/logs", "name": "${stage}", "version": "", "default_hp_metric": False}
+        logger = {
+            "save_dir": "${study}/logs",
+            "name": "${stage}",
+            "version": "",
+            "default_hp_metric": False,
+        }
         shared = {
             "study": str(self.own.study),
             "task": self.own.task,
@@ -179,10 +187,7 @@ class Stages:
                 "use_distributed_sampler": False,
                 "enable_model_summary": False,
                 "default_root_dir": "${study}/logs/${stage}",
-                "logger": {
-                    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-                    "init_args": logger,
-                },
+                "logger": _part("lightning.pytorch.loggers.TensorBoardLogger", logger),
             },
         }
         for key, value in self.own.options.get(ALL, {}).items():
@@ -198,18 +203,20 @@ class Stages:
 
     def _activations(self) -> dict[str, Any]:
         d = self.defaults
+        layers, examples = list(self.layers), "${study}/examples"
         writer = {"output": "${study}/activations", "dtype": d.cache_dtype}
         return {
-            **_parts(
-                MODULES["activations"],
-                {"model": self.model, "layers": list(self.layers), "dtype": d.dtype},
-                {"task": "${task}", "model": self.model, "examples": "${study}/examples", "batch_size": d.batch_size},
+            "model": _part(
+                "lightning_modules.activation_capture.ActivationCapture",
+                {"model": self.model, "layers": layers, "dtype": d.dtype},
+            ),
+            "data": _part(
+                "datamodules.activation_texts.ActivationTexts",
+                {"task": "${task}", "model": self.model, "examples": examples},
             ),
             "trainer": {
                 "logger": False,
-                "callbacks": [
-                    {"class_path": "callbacks.activation_writer.ActivationWriter", "init_args": writer}
-                ],
+                "callbacks": [_part("callbacks.activation_writer.ActivationWriter", writer)],
             },
         }
 
@@ -244,22 +251,16 @@ class Stages:
         }
         checkpoint = {"save_last": True, "save_top_k": 0, "enable_version_counter": False}
         return {
-            "model": {
-                "class_path": "lightning_modules.delta_transcoder.DeltaTranscoderTraining",
-                "init_args": model,
-            },
-            "data": {"class_path": kind, "init_args": data},
+            "model": _part("lightning_modules.delta_transcoder.DeltaTranscoderTraining", model),
+            "data": _part(kind, data),
             "trainer": {
                 "max_epochs": 1,
                 "val_check_interval": 0.1,
                 "num_sanity_val_steps": 0,
                 "log_every_n_steps": 20,
                 "callbacks": [
-                    {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"},
-                    {
-                        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                        "init_args": checkpoint,
-                    },
+                    "lightning.pytorch.callbacks.LearningRateMonitor",
+                    _part("lightning.pytorch.callbacks.ModelCheckpoint", checkpoint),
                 ],
             },
         }
@@ -296,7 +297,10 @@ class Stages:
         else:
             model |= swapped | {"experiment": name, "deltas": ["${study}/delta"]}
             model |= {"rows_per_pass": d.rows_per_pass, **self._experiment(name)}
-        return _parts(MODULES[name], model, data)
+        return {
+            "model": _part(EVALUATIONS[name], model),
+            "data": _part("datamodules.evaluation_prompts.EvaluationPrompts", data),
+        }
 
     def _experiment(self, name: str) -> dict[str, Any]:
         new = {"max_new_tokens": self.defaults.max_new_tokens}
@@ -310,8 +314,12 @@ class Stages:
             }
         if name == "exp2a":
             middle = len(self.layers) // 2
-            halves = ["+".join(map(str, half)) for half in (self.layers[:middle], self.layers[middle:])]
-            layers = dict.fromkeys([*self._groups(MOST_SINGLE_LAYERS // 2)[:-1], *filter(None, halves)])
+            halves = [
+                "+".join(map(str, half)) for half in (self.layers[:middle], self.layers[middle:])
+            ]
+            layers = dict.fromkeys(
+                [*self._groups(MOST_SINGLE_LAYERS // 2)[:-1], *filter(None, halves)]
+            )
             conditions = ["no_delta", "full", "error_kept", "random_delta"]
             if self.own.dictionaries:
                 conditions[2:2] = ["base_mlp", "dictionary_error"]
@@ -352,7 +360,9 @@ class Stages:
 
     def _yaml(self, name: str, config: Mapping[str, Any]) -> str:
         script = {"train": "train.py", "evaluate": "evaluate.py"}.get(STAGES.get(name, ""))
-        lines = [f"# Made of {self.own.file} by study.py, which makes it anew: change options there."]
+        lines = [
+            f"# Made of {self.own.file} by study.py, which makes it anew: change options there."
+        ]
         if script:
             lines.append(f"# python {script} --config {self.folder / f'{name}.yaml'}")
         return "\n".join([*lines, yaml.safe_dump(config, sort_keys=False, allow_unicode=True)])
@@ -373,7 +383,9 @@ class Stages:
         ]
         left_out = [layer for layer in own.layers if layer not in self.layers]
         if left_out:
-            notes.append(f"left out, their MLPs are the base model's: layers {', '.join(map(str, left_out))}")
+            notes.append(
+                f"left out, their MLPs are the base model's: layers {', '.join(map(str, left_out))}"
+            )
         notes += [f"not run: {name} ({why})" for name, why in self.skipped.items() if why]
         n_wordings = len(set(map(wording, own.loaded)))
         return notes + [f"warning: {line}" for line in too_few(n_wordings, self.found)]
@@ -383,15 +395,8 @@ def _chosen(defaults: Defaults) -> str:
     return ", ".join(f"{name} {value}" for name, value in vars(defaults).items())
 
 
-def _parts(kinds: tuple[str, str], model: dict, data: dict) -> dict[str, Any]:
-    modules = {"EvaluationPrompts": "evaluation_prompts", "ActivationTexts": "activation_texts"}
-    return {
-        "model": {"class_path": kinds[0], "init_args": model},
-        "data": {
-            "class_path": f"datamodules.{modules[kinds[1]]}.{kinds[1]}",
-            "init_args": data,
-        },
-    }
+def _part(class_path: str, init_args: dict[str, Any]) -> dict[str, Any]:
+    return {"class_path": class_path, "init_args": init_args}
 
 
 def _bytes(dtype: str) -> int:

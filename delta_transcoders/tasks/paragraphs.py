@@ -16,8 +16,8 @@ N_PROMPT, N_LONGEST, N_SHORTEST = 4, 64, 12
 class Paragraphs(Task):
     """Pieces of a text file, each its first four words as the prompt and the rest as the target.
 
-    Blank lines separate paragraphs; longer ones are cut into pieces of 64 words, and what has fewer than 12 is
-    left out. Nothing is judged: a cross-entropy, or a KL, needs no answer.
+    Blank lines separate paragraphs; longer ones are cut into pieces of 64 words, and what has fewer than 12
+    is left out. Nothing is judged: a cross-entropy, or a KL, needs no answer.
     """
 
     def judge(self, text: str, example: Example) -> Mapping[str, bool | None]:

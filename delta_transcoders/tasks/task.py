@@ -183,9 +183,7 @@ class Task(ABC):
             mine += [
                 e
                 for e in examples
-                if e.subset == subset
-                and not self.is_trained(e)
-                and used.isdisjoint(identities(e))
+                if e.subset == subset and not self.is_trained(e) and used.isdisjoint(identities(e))
             ]
             kept += mine[:n_evaluation]
         return splits | {"evaluation": kept}
