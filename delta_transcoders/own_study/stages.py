@@ -341,11 +341,10 @@ class Stages:
     def _set(self, config: dict[str, Any], stage: str, option: str, value: Any) -> None:
         """What `--option value` does on the stage's command line."""
         part, *path = option.split(".")
-        if part not in config or not path:
-            known = [f"{name}.OPTION" for name in config if isinstance(config[name], Mapping)]
-            raise ValueError(
-                f"{self.own.file}: {stage} has no option {option!r}{nearest(option, known)}"
-            )
+        parts = [name for name in config if isinstance(config[name], dict)]
+        if part not in parts or not path:
+            hint = nearest(part, parts) if part not in parts else f"; give {part}.OPTION"
+            raise ValueError(f"{self.own.file}: {stage} has no option {option!r}{hint}")
         node = config[part]
         if "class_path" in node:
             known = _arguments(node["class_path"])
@@ -404,12 +403,19 @@ def _bytes(dtype: str) -> int:
 
 
 def _arguments(class_path: str) -> list[str]:
-    """What a class takes, read off its source: to import it takes seconds."""
+    """What a class takes, read off its source: an import takes seconds."""
     module, _, name = class_path.rpartition(".")
-    source = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
-    kind = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == name)
+    tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8"))
+    kind = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
     init = next(n for n in kind.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
-    return [argument.arg for argument in init.args.args[1:]]
+    names = [argument.arg for argument in (*init.args.args[1:], *init.args.kwonlyargs)]
+    if init.args.kwarg is None:
+        return names
+    imported = {
+        a.name: n.module for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names
+    }
+    base = kind.bases[0].id
+    return names + _arguments(f"{imported.get(base, module)}.{base}")
 
 
 def study_file(own: OwnStudy) -> dict[str, Any]:

@@ -99,7 +99,9 @@ def split_table(study: Path, layers: Sequence[str] | None = None) -> str:
     """Experiment 2A's gap from raw to no_delta: finetuning's part and the dictionary's own error."""
     path = study / "exp2a" / "comparisons" / "split.csv"
     lines: dict[tuple, dict[str, str]] = {}
-    for row in read_metrics(path) if path.is_file() else []:
+    # Without dictionaries there is nothing to split, and the table is its header.
+    is_there = path.is_file() and len(path.read_text(encoding="utf-8").splitlines()) > 1
+    for row in read_metrics(path) if is_there else []:
         if layers is None or row["layer"] in layers:
             labels = {key: row[key] for key in ("layer", "subset", "measure")}
             ends = {f"estimate_ci_{end}": row[f"ci_{end}"] for end in ("low", "high")}
