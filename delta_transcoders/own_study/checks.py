@@ -53,7 +53,12 @@ def checked(own: OwnStudy, saved: Path) -> Checked:
 
 def _look(own: OwnStudy, stamp: str) -> Checked:
     from delta_transcoders.families import family_of
-    from delta_transcoders.language_models import load_config, load_tokenizer, tokenize
+    from delta_transcoders.language_models import (
+        check_same_architecture,
+        load_config,
+        load_tokenizer,
+        tokenize,
+    )
     from delta_transcoders.own_study.merge import check_adapter, layers_of_adapter
     from delta_transcoders.weights import StoredWeights, changed_mlps
 
@@ -61,8 +66,9 @@ def _look(own: OwnStudy, stamp: str) -> Checked:
     if own.is_adapter:
         tokenizer = load_tokenizer(own.base_model)
         check_adapter(own.base_model, own.finetuned_model)
-        changed = sorted(layers_of_adapter(own.finetuned_model))
+        changed = sorted(layers_of_adapter(own.finetuned_model, family.blocks_path))
     else:
+        check_same_architecture(own.base_model, own.finetuned_model)
         tokenizer = load_tokenizer(own.base_model, own.finetuned_model)
         models = (StoredWeights(source) for source in (own.base_model, own.finetuned_model))
         changed = changed_mlps(*models, range(family.n_layers), family.site)

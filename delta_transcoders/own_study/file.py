@@ -115,8 +115,6 @@ def read_own_study(content: Mapping[str, Any], file: Path, study: Path, seed: in
     finetuned, finetuned_config = _model(read, "finetuned_model")
     if "adapter" in finetuned_config:
         _check_adapter(read, finetuned_config["adapter"], base)
-    else:
-        _check_same_shape(read, base_config["model"], finetuned_config["model"])
     examples = read.text("examples")
     task, loaded = _examples(read, examples)
     layers = _layers(read, size.n_layers)
@@ -216,22 +214,6 @@ def _check_adapter(read: _Reader, adapter: Mapping[str, Any], base: str) -> None
             f"{where} is an adapter of the type {adapter.get('peft_type')}, which changes no weights: only "
             "LORA can be merged into its model"
         )
-
-
-def _check_same_shape(read: _Reader, base: Mapping[str, Any], finetuned: Mapping[str, Any]) -> None:
-    where = read.where("finetuned_model")
-    ours, theirs = base.get("model_type"), finetuned.get("model_type")
-    if ours != theirs:
-        raise ValueError(
-            f"{where} is a {theirs}, and base_model a {ours}: give the model it came from"
-        )
-    sizes = [vars(ModelSize.of(config)) for config in (base, finetuned)]
-    for name in ("d_model", "n_layers", "d_mlp", "vocabulary"):
-        ours, theirs = (size[name] for size in sizes)
-        if ours != theirs:
-            raise ValueError(
-                f"{where} has {name} {theirs}, and base_model {ours}: give the model it came from"
-            )
 
 
 def _layers(read: _Reader, n_layers: int) -> tuple[int, ...]:

@@ -61,11 +61,15 @@ def check_adapter(base_model: str, adapter: str) -> None:
             )
 
 
-def layers_of_adapter(adapter: str) -> set[int]:
-    """The layers whose MLP an adapter changes: those with a part of it that is not zero."""
-    changed = set()
+def layers_of_adapter(adapter: str, blocks_path: str) -> set[int]:
+    """The layers whose MLP an adapter changes: those with a part of it that is not zero.
+
+    Args:
+        blocks_path: of the model's family.
+    """
+    changed, mlp = set(), re.compile(rf"{re.escape(blocks_path)}\.(\d+)\.mlp\.")
     for name, weight in adapter_weights(adapter):
-        found = re.search(r"\.(\d+)\.mlp\.", name)
+        found = mlp.search(name)
         if found and not name.endswith("lora_A.weight") and weight.any():
             changed.add(int(found[1]))
     return changed

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.own_study import expand
@@ -168,7 +169,7 @@ def test_a_line_that_cannot_be_read(own_content):
 
 
 def test_models_that_do_not_belong_together(own_content, model_folder, study, tmp_path):
-    with pytest.raises(ValueError, match="finetuned_model has n_layers 3, and base_model 2"):
+    with pytest.raises(ValueError, match="its num_hidden_layers is 3, the base model's 2"):
         expanded(own_content | {"finetuned_model": model_folder})
     base = own_content["base_model"]
     model, tokenizer = load_model(base), load_tokenizer(base)
@@ -178,7 +179,7 @@ def test_models_that_do_not_belong_together(own_content, model_folder, study, tm
     with pytest.raises(ValueError, match=r"has another tokenizer than|token ids up to"):
         expanded(own_content | {"finetuned_model": other})
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"model_type": "opt"}))
-    with pytest.raises(ValueError, match="finetuned_model is a opt, and base_model a gemma2"):
+    with pytest.raises(ValueError, match="model_type 'opt' is not supported"):
         expanded(own_content | {"finetuned_model": other})
     with pytest.raises(ValueError, match=r"model_type 'opt' is not supported, only"):
         expanded(own_content | {"base_model": other})
@@ -186,7 +187,7 @@ def test_models_that_do_not_belong_together(own_content, model_folder, study, tm
         expanded(own_content | {"base_model": str(study / "finetune" / "data")})
 
 
-def test_adapters_that_do_not_belong(own_content, study, model_folder, tmp_path):
+def test_adapters_that_do_not_belong(own_content, study, tmp_path):
     adapter = study / "finetune" / "adapter"
     with pytest.raises(ValueError, match=r"base_model: .* holds an adapter"):
         expanded(own_content | {"base_model": str(adapter)})
@@ -196,8 +197,28 @@ def test_adapters_that_do_not_belong(own_content, study, model_folder, tmp_path)
         with pytest.raises(ValueError, match=f"{key}: .*(holds an adapter|a model and an adapter)"):
             expanded(own_content | {key: str(mixed)})
     own_content["finetuned_model"] = str(shutil.copytree(adapter, tmp_path / "adapter"))
-    wide = load_model(model_folder)
-    wide.resize_token_embeddings(len(load_tokenizer(own_content["base_model"])))
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = next(n for n in weights if n.endswith("layers.1.mlp.up_proj.lora_A.weight"))
+    for changed, message in (
+        (
+            {name.replace("layers.1", "layers.7"): weights[name].clone().clone()},
+            r"has no model\.layers\.7\.mlp\.up_proj:",
+        ),
+        (
+            {name: torch.ones(2, 40)},
+            r"its model\.layers\.1\.mlp\.up_proj is 40 wide, the model's \(64, 32\)",
+        ),
+    ):
+        save_file(weights | changed, tmp_path / "adapter" / "adapter_model.safetensors")
+        with pytest.raises(ValueError, match=f"the adapter .* is not for .*{message}"):
+            expanded(own_content)
+    zeros = {n: w * ("lora_A" in n) for n, w in weights.items()}
+    save_file(zeros, tmp_path / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="changed no MLP"):
+        expanded(own_content)
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no adapter_model\.safetensors"):
+        expanded(own_content)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(config | {"peft_type": "IA3"}))
