@@ -30,7 +30,7 @@ from delta_transcoders.hub import (
     portable_name,
     push_folder,
 )
-from delta_transcoders.report.model_card import model_card, read_study
+from delta_transcoders.report.model_card import model_card, models_of, read_study
 
 if TYPE_CHECKING:
     from delta_transcoders.dictionaries.files.exported import ExportCard
@@ -67,7 +67,8 @@ def export(
         delta_only: leave the base out.
         deltas: folder of `layer_L`, of one configuration; `RUN/delta`.
         base_transcoders: folder or hub id; `RUN/base_transcoders`, or else where the deltas' bases were.
-        model: the finetuned model; `RUN/finetune/merged`. A folder for `circuit_tracer`, a name otherwise.
+        model: the finetuned model; the one that was brought to the study, or `RUN/finetune/merged`. A folder
+            for `circuit_tracer`, a name otherwise.
         base_model: hub id of the model that was finetuned, where the study used a local copy.
         push_to_hub: `USER/NAME` of a model repository to upload the folder to.
         private: the repository must be private, and is made so.
@@ -105,11 +106,13 @@ def export(
             # Torch takes seconds to import, and the command's help and refusals need none of it.
             from delta_transcoders.dictionaries.files.fused import FusedDeltas
 
+            brought = models_of(run)
             if base_transcoders is None and (run / "base_transcoders").is_dir():
                 base_transcoders = run / "base_transcoders"
+            base_transcoders = base_transcoders or brought.get("dictionaries")
             bases = base_transcoders and str(base_transcoders)
             fused = FusedDeltas(deltas, bases, alpha, delta_only)
-            model = str(model or run / "finetune" / "merged")
+            model = str(model or brought.get("finetuned_model") or run / "finetune" / "merged")
             exported = _write_dictionaries(folder, format, fused, model)
         repository = push_to_hub or "THIS_REPOSITORY"
         text = model_card(study, format, repository=repository, exported=exported)
@@ -232,7 +235,7 @@ def main() -> None:
     parser.add_argument("--delta-only", action="store_true", help="leave the base out")
     parser.add_argument("--deltas", help="folder of layer_L, of one configuration (RUN/delta)")
     parser.add_argument("--base-transcoders", help="folder or hub id (RUN/base_transcoders)")
-    parser.add_argument("--model", help="the finetuned model (RUN/finetune/merged)")
+    parser.add_argument("--model", help="the finetuned model (the study's)")
     parser.add_argument(
         "--base-model", metavar="ID", help="the base's hub id, where the study used a local copy"
     )

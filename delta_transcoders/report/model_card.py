@@ -138,7 +138,7 @@ class Study:
         """How many examples each split has of each subset (or label, in files that name none)."""
         counts: Counter[tuple[str, str]] = Counter()
         for split in ("train", "validation", "evaluation"):
-            path = self.run / "finetune/data" / f"{split}.jsonl"
+            path = _data_folder(self.run) / f"{split}.jsonl"
             lines = list(text_lines(path)) if path.is_file() else []
             rows = [parse_json(line, f"{path}, line {number}") for number, line in lines]
             names = sorted(row.get("subset") or row.get("label", "") for row in rows)
@@ -154,10 +154,13 @@ def read_study(run: Path, deltas: Path, base_model: str | None) -> Study:
     """
     adapter = _read_json(run / "finetune/adapter/adapter_config.json")
     own = run / "base_model/config.json"
-    name = base_model or adapter.get("base_model_name_or_path", "")
+    brought = models_of(run)
+    name = base_model or brought.get("base_model") or adapter.get("base_model_name_or_path", "")
     base = name if is_hub_id(name) else None
     base_is_own = own.is_file() and Path(name).name in ("base_model", "")
     lora = "a finetune that this study's folder does not describe"
+    if brought:
+        lora = f"`{portable_name(brought['finetuned_model'])}`, brought to this study"
     if adapter:
         modules = ", ".join(sorted(adapter["target_modules"]))
         lora = f"LoRA (rank {adapter['r']}, alpha {adapter['lora_alpha']}) on {modules}"
@@ -173,7 +176,7 @@ def read_study(run: Path, deltas: Path, base_model: str | None) -> Study:
     configs = [_read_json(path) for _, path in sorted(layers.items())]
     captured = _manifest(run / "activations")
     is_captured = configs and captured.get("model_fingerprint") == configs[0]["model_fingerprint"]
-    described = _read_json(run / "finetune/data/task.json")
+    described = _read_json(_data_folder(run) / "task.json")
     known = [name.name for name in fields(TaskDescription) if name.name in described]
     return Study(
         run=run,
@@ -187,6 +190,16 @@ def read_study(run: Path, deltas: Path, base_model: str | None) -> Study:
         measured=deltas.resolve() == (run / "delta").resolve(),
         task=TaskDescription(**{name: described[name] for name in known}),
     )
+
+
+def models_of(run: Path) -> dict[str, Any]:
+    """The models and dictionaries that somebody brought to a study; empty for one that trained its own."""
+    return _read_json(run / "examples/models.json")
+
+
+def _data_folder(run: Path) -> Path:
+    """Of the study's examples."""
+    return run / ("examples" if models_of(run) else "finetune/data")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

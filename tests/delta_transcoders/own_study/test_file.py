@@ -201,7 +201,7 @@ def test_adapters_that_do_not_belong(own_content, study, tmp_path):
     name = next(n for n in weights if n.endswith("layers.1.mlp.up_proj.lora_A.weight"))
     for changed, message in (
         (
-            {name.replace("layers.1", "layers.7"): weights[name].clone().clone()},
+            {name.replace("layers.1", "layers.7"): weights[name].clone()},
             r"has no model\.layers\.7\.mlp\.up_proj:",
         ),
         (

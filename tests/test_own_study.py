@@ -1,0 +1,127 @@
+"""A model of one's own through the whole study: whole, as an adapter, with dictionaries and without."""
+
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import evaluate
+import train
+from delta_transcoders.export import export
+from delta_transcoders.language_models import load_model, load_tokenizer, tokenize
+from delta_transcoders.own_study import expand
+from delta_transcoders.report.tables import read_metrics
+from delta_transcoders.tasks.paragraphs import Paragraphs
+
+FAST = {
+    "split": {"n_evaluation": 6},
+    "delta": {
+        "model.d_new": [6],
+        "model.l0": 2,
+        "model.warmup_steps": 2,
+        "data.batch_tokens": 128,
+        "data.passes": 2,
+        "trainer.val_check_interval": 4,
+        "trainer.log_every_n_steps": 4,
+    },
+    "behaviour": {"model.max_new_tokens": 8},
+    "exp2a": {"model.max_new_tokens": 8},
+    "exp2b": {"model.max_new_tokens": 8},
+    "all": {"trainer.accelerator": "cpu"},
+}
+
+
+def run(content: dict, monkeypatch) -> dict:
+    """Run every stage of a study file, as `study.py` does; the study."""
+    Path("mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    study = expand(content, Path("mine.yaml"), Path("mine"), 0)
+    for path, text in study["files"].items():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text)
+    for stage in study["stages"].values():
+        if stage["run"] in ("train", "evaluate"):
+            quiet = ["--trainer.enable_progress_bar=false"]
+            main = {"train": train, "evaluate": evaluate}[stage["run"]].main
+            main([f"--config={stage['config']}", *quiet])
+        else:
+            monkeypatch.setattr(sys, "argv", [stage["run"], *stage["arguments"]])
+            importlib.import_module(stage["run"]).main()
+        assert all(Path(path).exists() for path in stage.get("writes", ()))
+    return study
+
+
+def test_an_adapter_without_dictionaries(own_content, study, monkeypatch):
+    adapter = str(study / "finetune" / "adapter")
+    expanded = run(own_content | FAST | {"finetuned_model": adapter}, monkeypatch)
+    assert list(expanded["stages"])[:2] == ["split", "model"]
+
+    # Merged here as where it was trained, bit for bit.
+    ours, theirs = (load_model(str(m)) for m in ("mine/finetuned_model", study / "finetune/merged"))
+    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+    configs = [json.loads(p.read_text()) for p in Path("mine/delta").glob("layer_*/config.json")]
+    assert {config["target"] for config in configs} == {"mlp_difference"}
+    exp2a = read_metrics("mine/exp2a/metrics.csv")
+    assert {row["layer"] for row in exp2a} == {"", "0", "1", "all"}
+    assert {row["n_examples"] for row in exp2a} <= {"5", "6"}
+
+    # Spillover, against the plain models on the same text.
+    base = load_model(own_content["base_model"])
+    tokenizer = load_tokenizer(own_content["base_model"])
+    nlls, kls, n = {"raw": 0.0, "base_model": 0.0}, 0.0, 0
+    for row in tokenize(tokenizer, Paragraphs(), Paragraphs().read("general.txt").values()):
+        ids = torch.tensor([[*row.prompt_ids, *row.target_ids]])
+        with torch.no_grad():
+            logprobs = {
+                name: model(ids).logits[0, len(row.prompt_ids) - 1 : -1].log_softmax(-1)
+                for name, model in (("raw", ours), ("base_model", base))
+            }
+        labels = torch.tensor(row.target_ids)[:, None]
+        for name, found in logprobs.items():
+            nlls[name] -= found.gather(1, labels).sum().item()
+        p = logprobs["base_model"]
+        kls += (p.exp() * (p - logprobs["raw"])).sum().item()
+        n += len(labels)
+    table = {row["condition"]: row for row in read_metrics("mine/spillover/metrics.csv")}
+    assert list(table) == ["base_model", "raw", "no_delta", "full"]
+    assert table["raw"]["n_tokens"] == str(n)
+    for name, nll in nlls.items():
+        assert float(table[name]["mean_ce"]) == pytest.approx(nll / n, rel=1e-5)
+    assert float(table["raw"]["mean_kl"]) == pytest.approx(kls / n, rel=1e-4, abs=1e-7)
+    dce = (nlls["raw"] - nlls["base_model"]) / n
+    assert float(table["raw"]["dce"]) == pytest.approx(dce, rel=1e-3, abs=1e-6)
+    assert float(table["base_model"]["mean_kl"]) == float(table["base_model"]["dce"]) == 0
+
+    page = Path("mine/report/index.html").read_text()
+    assert "Spillover: general text" in page and "base model's MLPs put back" in page
+    assert "What deltas were trained on" in page and "exact_match_rate" in page
+
+    out = export("mine", "deltas", "out")
+    card = (out / "README.md").read_text()
+    assert "`finetuned_model`, brought to this study" in card
+
+
+def test_dictionaries_some_layers_and_no_text(own_content, dictionaries, monkeypatch):
+    for part in ("base_model", "base_transcoders"):
+        shutil.copytree(dictionaries / part, part)
+    shutil.copytree(dictionaries / "finetune" / "merged", "finetuned")
+    content = own_content | FAST | {"base_model": "base_model", "finetuned_model": "finetuned"}
+    content |= {"dictionaries": "base_transcoders", "layers": [1], "text": None, "ranking": {}}
+    content["delta"] = content["delta"] | {"data.n_check_examples": 8}
+    study = run(content, monkeypatch)
+    assert "spillover" not in study["stages"] and "ranking" in study["stages"]
+    assert [path.name for path in Path("mine/delta").glob("layer_*")] == ["layer_1"]
+    exp2a = read_metrics("mine/exp2a/metrics.csv")
+    assert {row["layer"] for row in exp2a} == {"", "1"}
+    assert {"base_mlp", "dictionary_error"} <= {row["condition"] for row in exp2a}
+    page = Path("mine/report/index.html").read_text()
+    assert "Spillover: not measured" in page
+    assert "split into finetuning and the dictionary" in page
+    out = export("mine", "saelens", "out")
+    assert json.loads((out / "export.json").read_text())["model"] == "finetuned"
