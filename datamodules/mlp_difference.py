@@ -72,7 +72,7 @@ class MLPDifferenceData(ActivationData):
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         load_tokenizer(h.model, h.base_model)  # refuses two that differ
         site = cache.meta.hook_site
-        mlps = load_mlps(h.base_model, h.model_dtype, layers, site)
+        mlps = load_mlps(h.base_model, h.model_dtype, site, layers)
         identity = {"path": h.base_model, "hash": mlps.fingerprint}
         self._check_changed(site)
         for layer in layers:
