@@ -103,7 +103,7 @@ def test_an_adapter_without_dictionaries(own_content, study, monkeypatch):
     assert float(table["base_model"]["mean_kl"]) == float(table["base_model"]["dce"]) == 0
 
     page = Path("mine/report/index.html").read_text()
-    assert "Spillover: general text" in page and "base model's MLPs put back" in page
+    assert "Spillover: general text" in page and "MLPs put back into" in page
     assert "What deltas were trained on" in page and "exact_match_rate" in page
 
     out = export("mine", "deltas", "out")
@@ -146,7 +146,8 @@ def test_a_llama_and_what_was_made_of_it(own_content, tokenizer, monkeypatch):
     study = run(content, monkeypatch, leave_out=["exp1", "exp2b"])
     assert "left out, their MLPs are the base model's: layers 0" in study["notes"]
     table = {row["condition"]: row for row in read_metrics("mine/spillover/metrics.csv")}
-    assert float(table["raw"]["mean_kl"]) > 1e-3
-    # All that the finetune changed is put back, but where a text begins.
-    assert float(table["no_delta"]["mean_kl"]) < 0.1 * float(table["raw"]["mean_kl"])
+    assert float(table["raw"]["mean_kl"]) > 1e-4
+    # All that the finetune changed is put back: after the last layer no position reads another.
+    assert float(table["no_delta"]["mean_kl"]) == pytest.approx(0, abs=1e-7)
+    assert float(table["no_delta"]["dce"]) == pytest.approx(0, abs=1e-6)
     assert Path("mine/report/index.html").is_file()
