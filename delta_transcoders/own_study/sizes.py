@@ -30,7 +30,7 @@ class ModelSize:
         Raises:
             ValueError: it does not say how wide and deep the model is.
         """
-        text = config.get("text_config", config)
+        text = config.get("text_config") or config
 
         def first(*names: str, default: int | None = None) -> int | None:
             return next((text[name] for name in names if text.get(name)), default)

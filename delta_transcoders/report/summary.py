@@ -59,7 +59,7 @@ def splits_table(study: Path) -> str:
 
 def put_back(study: Path) -> str:
     """What `no_delta` is where deltas learn the MLPs' change; empty where they correct dictionaries."""
-    targets = {read_json(path)["target"] for path in study.glob("delta/layer_*/config.json")}
+    targets = {read_json(path).get("target") for path in study.glob("delta/layer_*/config.json")}
     if targets != {"mlp_difference"}:
         return ""
     return "no_delta: the base model's MLPs put back into the finetuned model; full: those and the delta"

@@ -2,8 +2,18 @@
 
 import json
 
-from delta_transcoders.report.summary import reconstruction_table, violations
-from delta_transcoders.report.tables import write_metrics
+import pytest
+
+from delta_transcoders.report.html import render
+from delta_transcoders.report.summary import (
+    intervention_table,
+    put_back,
+    reconstruction_table,
+    split_table,
+    violations,
+    whole_model,
+)
+from delta_transcoders.report.tables import write_metrics, write_table
 
 
 def test_deltas_without_measurements_have_a_line_each(tmp_path):
@@ -31,3 +41,46 @@ def test_bounds_that_results_break_are_named(tmp_path):
     assert violations(tmp_path, {"behaviour": [missing]}) == [
         "behaviour: no row with {'condition': 'full'}"
     ]
+
+
+@pytest.fixture
+def own_study(tmp_path):
+    """Tables of a study without dictionaries, of two layers of four."""
+    row = {
+        "subset": "a",
+        "n_examples": 3,
+        "n_tokens": 9,
+        "mean_ce": 0.25,
+        "mean_kl": 0.5,
+        "dce": 0.1,
+    }
+    row |= {"dce_ci_low": 0.0, "dce_ci_high": 0.2, "polite_rate": 1.0}
+    write_metrics(tmp_path / "behaviour", [row | {"condition": "raw"}])
+    labels = ["", "0", "2", "0+2"]
+    rows = [row | {"layer": label, "condition": "full" if label else "raw"} for label in labels]
+    write_metrics(tmp_path / "exp2a", rows)
+    write_table(tmp_path / "exp2a" / "comparisons" / "split.csv", ["layer", "subset"], [])
+    write_table(tmp_path / "examples" / "splits.csv", ["split"], [{"split": "train"}])
+    folder = tmp_path / "delta" / "layer_0"
+    folder.mkdir(parents=True)
+    config = {"layer": 0, "measured": {}, "target": "mlp_difference"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_the_most_layers_at_once_stand_for_the_model(own_study):
+    assert whole_model(own_study, "exp2a") == ("", "0+2")
+    shown = intervention_table(own_study, "exp2a", whole_model(own_study, "exp2a")).splitlines()
+    assert [line.split()[-2:] for line in shown[1:]] == [["~0", "1.00"], ["~0", "1.00"]]
+    assert shown[2].startswith("0+2")
+    assert whole_model(own_study, "exp1") == ("", "")
+
+
+def test_a_study_without_dictionaries_or_text_says_so(own_study):
+    assert split_table(own_study) == ""
+    assert put_back(own_study).startswith("no_delta: the base model's MLPs put back")
+    page = render(own_study)
+    assert "Spillover: not measured" in page and "What deltas were trained on" in page
+    assert "split into finetuning" not in page
+    (own_study / "examples" / "splits.csv").unlink()
+    assert "Spillover" not in render(own_study)
