@@ -34,6 +34,8 @@ STAGES = {
     "exp2a": "evaluate",
     "exp2b": "evaluate",
     "spillover": "evaluate",
+    "corrections": "train",
+    "controls": "evaluate",
     "ranking": "evaluate",
 }
 """Stages that take options under their name, and what runs each."""

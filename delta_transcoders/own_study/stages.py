@@ -33,8 +33,11 @@ EVALUATIONS = {
     "exp2a": _EXPERIMENT,
     "exp2b": _EXPERIMENT,
     "spillover": "lightning_modules.spillover.Spillover",
+    "controls": _EXPERIMENT,
     "ranking": "lightning_modules.feature_ranking.FeatureRanking",
 }
+CONTROLS = ("bias", "steering", "low_rank", "ridge")
+"""What `corrections` fits, each a control in the place of the delta."""
 
 
 class Stages:
@@ -70,24 +73,28 @@ class Stages:
         return max((n for n in given if n is not None), default=self.defaults.max_new_tokens)
 
     def _skipped(self) -> dict[str, str]:
-        """Stages that are left out, and why; no reason for those that are run where they are named."""
-        skipped = {} if self.own.is_adapter else {"model": ""}
-        if not self.own.has_targets:
+        """Stages that are left out, and why; some run only where the study file names them."""
+        own, skipped = self.own, {}
+        if not own.is_adapter:
+            skipped["model"] = "finetuned_model is no adapter"
+        if not own.has_targets:
             skipped["exp1"] = "the examples have no targets, and so no cross-entropy"
+        if not own.has_targets or "ranking" not in own.options:
             skipped["ranking"] = "the examples have no targets to rank features by"
-        elif "ranking" not in self.own.options:
-            skipped["ranking"] = ""
-        if self.own.text is None:
+        if own.text is None:
             skipped["spillover"] = "no text: what happens to other text is not measured"
+        if "corrections" not in own.options or not own.dictionaries:
+            skipped["corrections"] = "there are no dictionaries to correct"
+            skipped["controls"] = (
+                "it compares with corrections, which need dictionaries and be named"
+            )
         return skipped
 
     def __call__(self) -> dict[str, Any]:
         """See `own_study.expand`."""
-        for name, given in self.own.options.items():
-            if name in self.skipped:
-                why = self.skipped[name] or "finetuned_model is no adapter"
-                if given:
-                    raise ValueError(f"{self.own.file}: {name} has options and is not run: {why}")
+        for name, why in self.skipped.items():
+            if self.own.options.get(name):
+                raise ValueError(f"{self.own.file}: {name} has options and is not run: {why}")
         stages = {}
         files = {self.folder / "checked.json": as_json(self.found)}
         files[self.folder / "defaults.yaml"] = self._yaml("defaults", self._shared())
@@ -195,8 +202,12 @@ class Stages:
         return shared
 
     def _config(self, name: str) -> dict[str, Any]:
-        config = {"activations": self._activations, "delta": self._delta}.get(name)
-        config = config() if config else self._evaluation(name)
+        made = {
+            "activations": self._activations,
+            "delta": self._delta,
+            "corrections": self._corrections,
+        }
+        config = made[name]() if name in made else self._evaluation(name)
         for key, value in self.own.options.get(name, {}).items():
             self._set(config, name, key, value)
         return config
@@ -220,26 +231,43 @@ class Stages:
             },
         }
 
-    def _delta(self) -> dict[str, Any]:
-        own, d = self.own, self.defaults
-        data = {
+    def _cached(self) -> dict[str, Any]:
+        return {
             "cache": "${study}/activations",
             "model": self.model,
-            "base_model": own.base_model,
-            "model_dtype": d.dtype,
-            "batch_tokens": d.batch_tokens,
+            "base_model": self.own.base_model,
+            "model_dtype": self.defaults.dtype,
             "buffer_tokens": 16_384,
-            "passes": d.passes,
             "seed": "${seed_everything}",
         }
+
+    def _checked_site(self) -> dict[str, Any]:
+        return {
+            "task": "${task}",
+            "base_transcoders": self.own.dictionaries,
+            "examples": "${study}/examples/validation.jsonl",
+        }
+
+    def _corrections(self) -> dict[str, Any]:
+        model = {"output": "${study}/corrections", "deltas": "${study}/delta"}
+        data = self._cached() | self._checked_site() | {"passes": 1}
+        return {
+            "model": _part("lightning_modules.linear_corrections.LinearCorrections", model),
+            "data": _part("datamodules.delta_targets.CorrectionData", data),
+            "trainer": {
+                "max_epochs": 1,
+                "num_sanity_val_steps": 0,
+                "enable_checkpointing": False,
+            },
+        }
+
+    def _delta(self) -> dict[str, Any]:
+        d = self.defaults
+        data = self._cached() | {"batch_tokens": d.batch_tokens, "passes": d.passes}
         kind = "datamodules.mlp_difference.MLPDifferenceData"
-        if own.dictionaries:
+        if self.own.dictionaries:
             kind = "datamodules.delta_targets.DeltaData"
-            data |= {
-                "task": "${task}",
-                "base_transcoders": own.dictionaries,
-                "examples": "${study}/examples/validation.jsonl",
-            }
+            data |= self._checked_site()
         model = {
             "output": "${study}/delta",
             "d_new": [d.d_new],
@@ -312,6 +340,15 @@ class Stages:
                 "generate": False,
                 "reconstruction": True,
             }
+        if name == "controls":
+            bare = [
+                {"condition": c, "terms": [{"source": "base"}, {"source": c}]} for c in CONTROLS
+            ]
+            return {
+                "layers": [self.every],
+                "controls": {control: f"${{study}}/corrections/{control}" for control in CONTROLS},
+                "conditions": ["no_delta", "full", "base_mlp", "error_kept", "random_delta", *bare],
+            } | new
         if name == "exp2a":
             middle = len(self.layers) // 2
             halves = [
@@ -385,7 +422,8 @@ class Stages:
             notes.append(
                 f"left out, their MLPs are the base model's: layers {', '.join(map(str, left_out))}"
             )
-        notes += [f"not run: {name} ({why})" for name, why in self.skipped.items() if why]
+        told = ("exp1", "spillover", *own.options)
+        notes += [f"not run: {name} ({why})" for name, why in self.skipped.items() if name in told]
         n_wordings = len(set(map(wording, own.loaded)))
         return notes + [f"warning: {line}" for line in too_few(n_wordings, self.found)]
 

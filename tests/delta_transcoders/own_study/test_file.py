@@ -226,6 +226,47 @@ def test_adapters_that_do_not_belong(own_content, study, tmp_path):
         expanded(own_content)
 
 
+def test_a_judge_of_one_s_own(own_content, tmp_path, monkeypatch):
+    (tmp_path / "polite_judge.py").write_text(
+        "from delta_transcoders.tasks.examples import Examples\n\n"
+        "class Polite(Examples):\n"
+        "    def __init__(self, jsonl, word):\n"
+        "        super().__init__(jsonl, 'exact')\n"
+        "        self.word = word\n"
+        "    def judge(self, text, example):\n"
+        "        return {'polite': self.word in text}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    judge = {"class_path": "polite_judge.Polite", "init_args": {"word": "please"}}
+    task = config_of(expanded(own_content | {"judge": judge}), "defaults")["task"]
+    assert task["class_path"] == "polite_judge.Polite"
+    assert task["init_args"] == {"jsonl": "prompts.jsonl", "word": "please"}
+    with pytest.raises(ValueError, match=r"Polite does not take .*wrod"):
+        expanded(own_content | {"judge": judge | {"init_args": {"wrod": "please"}}})
+    with pytest.raises(ValueError, match="end is for the ready judges"):
+        expanded(own_content | {"judge": judge, "end": "."})
+
+
+def test_controls_are_run_where_they_are_named(own_content, dictionaries):
+    named = {"corrections": {"model.towards": "tool", "model.away": "copy"}}
+    content = own_content | named | {"dictionaries": str(dictionaries / "base_transcoders")}
+    study = expanded(content)
+    stages = list(study["stages"])
+    assert stages.index("delta") < stages.index("corrections") < stages.index("controls")
+    controls = config_of(study, "controls")["model"]["init_args"]
+    assert list(controls["controls"]) == ["bias", "steering", "low_rank", "ridge"]
+    assert config_of(study, "corrections")["model"]["init_args"]["towards"] == "tool"
+    with pytest.raises(ValueError, match="corrections has options and is not run: there are no"):
+        expanded(own_content | named)
+
+
+def test_a_chat(own_content):
+    chat = {"messages": [{"role": "user", "content": "What is 7 + 8?"}], "target": "15"}
+    rows = [json.dumps(chat | {"group": f"g{i}"}) + "\n" for i in range(3)]
+    Path("prompts.jsonl").write_text("".join(rows))
+    assert "warning: 3 wordings" in "\n".join(expanded(own_content)["notes"])
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
