@@ -54,9 +54,8 @@ class Stages:
         self.folder = own.study / "configs"
         self.found = checked(own, self.folder / "checked.json")
         self.layers = studied_layers(own, self.found)
-        self.defaults = defaults_for(
-            own.size, self.found.n_tokens, self.found.n_target if own.has_targets else 0
-        )
+        n_target = self.found.n_target if own.has_targets else 0
+        self.defaults = defaults_for(own.size, self.found.n_tokens, n_target, own.dtype)
         check_context(own, self.found, self._answer_length())
         self.model = "${study}/finetuned_model" if own.is_adapter else own.finetuned_model
         names = [str(layer) for layer in self.layers]
@@ -100,7 +99,7 @@ class Stages:
         files[self.folder / "defaults.yaml"] = self._yaml("defaults", self._shared())
         for name in self.names:
             if STAGES[name] == "module":
-                stages[name] = getattr(self, f"_{name}")()
+                stages[name] = {"split": self._split, "model": self._model}[name]()
                 continue
             path = self.folder / f"{name}.yaml"
             files[path] = self._yaml(name, self._config(name))
@@ -122,7 +121,8 @@ class Stages:
     def _split(self) -> dict[str, Any]:
         own, output = self.own, str(self.own.study / "examples")
         arguments = ["--task", json.dumps(own.task), "--base_model", own.base_model]
-        arguments += ["--finetuned_model", self._real(self.model), "--output", output]
+        finetuned = str(own.study / "finetuned_model") if own.is_adapter else own.finetuned_model
+        arguments += ["--finetuned_model", finetuned, "--output", output]
         arguments += ["--dictionaries", own.dictionaries] if own.dictionaries else []
         arguments += ["--seed", str(own.seed), *self._module_options("split", ("n_evaluation",))]
         return {
@@ -135,8 +135,7 @@ class Stages:
     def _model(self) -> dict[str, Any]:
         own, output = self.own, str(self.own.study / "finetuned_model")
         arguments = ["--base_model", own.base_model, "--adapter", own.finetuned_model]
-        given = self._module_options("model", ("dtype",))
-        arguments += ["--output", output, *(given or ["--dtype", self.defaults.dtype])]
+        arguments += ["--output", output, "--dtype", self.defaults.dtype]
         return {
             "run": "delta_transcoders.own_study.merge",
             "arguments": arguments,
@@ -333,9 +332,8 @@ class Stages:
     def _experiment(self, name: str) -> dict[str, Any]:
         new = {"max_new_tokens": self.defaults.max_new_tokens}
         if name == "exp1":
-            layers = self._groups(MOST_SINGLE_LAYERS)
             return {
-                "layers": layers,
+                "layers": [*self._alone(MOST_SINGLE_LAYERS), self.every],
                 "conditions": ["no_delta", "full"],
                 "generate": False,
                 "reconstruction": True,
@@ -350,39 +348,37 @@ class Stages:
                 "conditions": ["no_delta", "full", "base_mlp", "error_kept", "random_delta", *bare],
             } | new
         if name == "exp2a":
-            middle = len(self.layers) // 2
-            halves = [
-                "+".join(map(str, half)) for half in (self.layers[:middle], self.layers[middle:])
-            ]
-            layers = dict.fromkeys(
-                [*self._groups(MOST_SINGLE_LAYERS // 2)[:-1], *filter(None, halves)]
-            )
             conditions = ["no_delta", "full", "error_kept", "random_delta"]
             if self.own.dictionaries:
                 conditions[2:2] = ["base_mlp", "dictionary_error"]
-            named = [layer for layer in layers if layer != self.every]
-            return {"layers": [*named, self.every], "conditions": conditions} | new
+            layers = [*self._alone(MOST_SINGLE_LAYERS // 2), *self._halves(), self.every]
+            return {"layers": layers, "conditions": conditions} | new
         alphas = [f"alpha_{alpha}" for alpha in (-0.5, 0, 0.25, 0.5, 0.75, 1, 1.5)]
         return {"layers": [self.every], "conditions": alphas} | new
 
-    def _groups(self, most: int) -> list[str]:
-        """At most so many of the layers alone, evenly spread, and all of them together."""
-        n = min(most, len(self.layers))
-        last = len(self.layers) - 1
-        chosen = {self.layers[round(i * last / max(1, n - 1))] for i in range(n)}
-        alone = [str(layer) for layer in sorted(chosen)]
-        return [*(name for name in alone if name != self.every), self.every]
+    def _alone(self, most: int) -> list[str]:
+        """At most so many single layers, evenly spread; none where there is but one."""
+        n, last = min(most, len(self.layers)), len(self.layers) - 1
+        if last == 0:
+            return []
+        return [str(self.layers[round(i * last / (n - 1))]) for i in range(n)]
+
+    def _halves(self) -> list[str]:
+        """The lower and the upper half of the layers, where they are more than single ones."""
+        middle = len(self.layers) // 2
+        halves = (self.layers[:middle], self.layers[middle:]) if middle > 1 else ()
+        return ["+".join(map(str, half)) for half in halves]
 
     # What is said, and written
 
     def _set(self, config: dict[str, Any], stage: str, option: str, value: Any) -> None:
         """What `--option value` does on the stage's command line."""
         part, *path = option.split(".")
-        parts = [name for name in config if isinstance(config[name], dict)]
+        parts = [name for name in ("model", "data", "trainer") if name in (*config, "trainer")]
         if part not in parts or not path:
             hint = nearest(part, parts) if part not in parts else f"; give {part}.OPTION"
             raise ValueError(f"{self.own.file}: {stage} has no option {option!r}{hint}")
-        node = config[part]
+        node = config.setdefault(part, {})
         if "class_path" in node:
             known = _arguments(node["class_path"])
             if path[0] not in known:
@@ -402,9 +398,6 @@ class Stages:
         if script:
             lines.append(f"# python {script} --config {self.folder / f'{name}.yaml'}")
         return "\n".join([*lines, yaml.safe_dump(config, sort_keys=False, allow_unicode=True)])
-
-    def _real(self, path: str) -> str:
-        return path.replace("${study}", str(self.own.study))
 
     def _cache_megabytes(self) -> float:
         """Input, output and target of every token and layer."""

@@ -61,7 +61,8 @@ def test_dictionaries_change_target_and_conditions(own_content, dictionaries):
 def test_any_option_of_a_stage_and_of_all(own_content):
     content = own_content | {
         "delta": {"model.d_new": [6], "model.sparsity.mode": "l1", "trainer.max_steps": 3},
-        "exp1": {"data.n_per_subset": 4},
+        "exp1": {"data.n_per_subset": 4, "trainer.precision": "32-true"},
+        "dtype": "bfloat16",
         "all": {"trainer.accelerator": "cpu"},
         "split": {"n_evaluation": 9},
         "ranking": {},
@@ -71,7 +72,11 @@ def test_any_option_of_a_stage_and_of_all(own_content):
     assert delta["model"]["init_args"]["d_new"] == [6]
     assert delta["model"]["init_args"]["sparsity"]["mode"] == "l1"
     assert delta["trainer"]["max_steps"] == 3
-    assert config_of(study, "exp1")["data"]["init_args"]["n_per_subset"] == 4
+    exp1 = config_of(study, "exp1")
+    assert exp1["data"]["init_args"]["n_per_subset"] == 4
+    assert exp1["trainer"] == {"precision": "32-true"}
+    assert exp1["model"]["init_args"]["dtype"] == "bfloat16"
+    assert delta["data"]["init_args"]["model_dtype"] == "bfloat16"
     assert config_of(study, "defaults")["trainer"]["accelerator"] == "cpu"
     assert study["stages"]["split"]["arguments"][-2:] == ["--n_evaluation", "9"]
     assert config_of(study, "ranking")["model"]["init_args"]["layers"] == [0, 1]
@@ -144,9 +149,11 @@ def test_what_was_found_out_is_found_out_once(own_content, monkeypatch):
         ({"delta": {"modle.lr": 1}}, "delta has no option 'modle.lr'; did you mean 'model'"),
         ({"split": {"n_eval": 1}}, "split has no option 'n_eval'; did you mean 'n_evaluation'"),
         ({"delta": 3}, "delta is 3, expected options of the stage"),
+        ({"dtype": "float16"}, "dtype is 'float16'; did you mean 'bfloat16'"),
+        ({"model": {"dtype": "bfloat16"}}, "model is no key of a study file; did you mean"),
         (
-            {"model": {"dtype": "bfloat16"}},
-            "model has options and is not run: finetuned_model is no adapter",
+            {"ranking": {"model.layers": [0]}, "spillover": {"data.batch_size": 1}, "text": None},
+            "spillover has options and is not run: no text",
         ),
         ({"behaviour": {"model.max_new_tokens": 1000}}, "the model's context holds 256"),
     ],
