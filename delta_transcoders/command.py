@@ -19,6 +19,7 @@ FOREIGN_ERRORS = {
     "UnpicklingError": "the checkpoint cannot be read: not a file that training wrote",
 }
 
+CONFIGS = Path(__file__).resolve().parent / "configs"  # in a checkout a link to its `configs/`
 
 OPTIONS = (
     ("--study", "DIR", "folder of the study; stages read and write inside it"),
@@ -39,6 +40,17 @@ def _configs(name: str) -> str:
         for p, file in files.items()
         if f"{name}.py --config {file}" in p.read_text(encoding="utf-8")
     )
+
+
+def find_config(path: str) -> str:
+    """A file that exists, or else the package's own of this name.
+
+    >>> find_config("mine.yaml"), Path(find_config("configs/tiny/lora.yaml")).is_file()
+    ('mine.yaml', True)
+    """
+    packaged = CONFIGS.parent / path
+    is_packaged = Path(path).parts[:1] == ("configs",) and packaged.is_file()
+    return str(packaged) if is_packaged and not Path(path).exists() else path
 
 
 def config_files(args: Sequence[str]) -> list[str]:
@@ -100,10 +112,15 @@ def preflight(name: str, summary: str, args: Sequence[str]) -> None:
             )
     defaults = defaults_beside(files[0])
     for file in [defaults, *files] if defaults.is_file() else files:
-        _check_yaml(file)
+        read_yaml(file)
 
 
-def _check_yaml(file: str | Path) -> None:
+def read_yaml(file: str | Path) -> dict:
+    """What a YAML file of `key: value` pairs holds.
+
+    Raises:
+        ValueError: not UTF-8, not YAML, or anything but pairs; names file and line.
+    """
     import yaml
 
     try:
@@ -118,6 +135,7 @@ def _check_yaml(file: str | Path) -> None:
         raise ValueError(f"{where}: not YAML ({problem})") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"{file} must hold `key: value` pairs")
+    return loaded
 
 
 def with_home(argument: str) -> str:
