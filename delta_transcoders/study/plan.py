@@ -73,6 +73,8 @@ class Graph:
             found = [pair for pair in self.writers.values() if pair[0] == named]
         elif outer := [path for path in self.writers if _within(real, path)]:
             found = [self.writers[max(outer, key=len)]]
+        elif is_module and (inner := [path for path in self.writers if _within(path, real)]):
+            found = [self.writers[path] for path in inner]
         elif os.path.exists(os.path.expanduser(text)):
             # A word such as `tool` is no path, even where a file of that name lies about.
             is_path = is_module or os.sep in text or Path(text).suffix
