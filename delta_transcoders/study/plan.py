@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from delta_transcoders.report.tables import format_table
-from delta_transcoders.study.records import Record, fingerprint
+from delta_transcoders.study.records import RECORD, Record, fingerprint
 from delta_transcoders.study.stage_config import StageConfig, path_of
 from delta_transcoders.study.study_file import SCRIPTS, Stage, Study, nearest
 
@@ -172,6 +172,7 @@ def decide(
 
     Raises:
         FileNotFoundError: an input of a stage that runs is not there, and nothing that runs writes it.
+        FileExistsError: what a stage would write is another study's.
     """
     running: list[Step] = []
     for label, step in graph.steps.items():
@@ -186,6 +187,13 @@ def decide(
             if not os.path.exists(os.path.expanduser(path)) and writer not in earlier:
                 raise FileNotFoundError(
                     f"{label} reads {path}, which is not there: run {writer or 'what writes it'} first"
+                )
+        for output in step.config.outputs:
+            owner = Path(output).resolve().parent
+            if owner != Path(step.stage.study).resolve() and (owner / RECORD).is_file():
+                raise FileExistsError(
+                    f"{output} is a link into the study {owner}, which shares it: run the file that made the "
+                    "link"
                 )
         running.append(step)
     return running

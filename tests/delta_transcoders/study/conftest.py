@@ -23,7 +23,7 @@ def main():
     config = yaml.safe_load(Path(args["--config"]).read_text())
     given = config["model"]["init_args"]
     fill = lambda text: str(text).replace("${study}", args["--study"])
-    mode = (Path(args["--study"]).parent / "mode.txt").read_text() if given.get("slow") else ""
+    mode = Path("mode.txt").read_text() if given.get("slow") else ""
     with files.new_output(fill(given["output"]), given["output"]) as folder:
         texts = [Path(fill(given[k])).read_text() for k in sorted(given) if k.startswith("reads")]
         options = sorted(f"{k} {v}" for k, v in args.items() if k.startswith(("--model", "--seed")))
