@@ -15,7 +15,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -204,8 +204,9 @@ def finish_output(path: str | Path, replaces: Collection[str] | None = None) -> 
     kind = (staging / _UNFINISHED).read_text(encoding="utf-8")
     _release(staging)
     files = {p.relative_to(staging).as_posix(): p.stat().st_size for p in _files(staging)}
-    command = shlex.join(["python", *sys.argv])
-    _write_done(staging, {"format": FORMAT, "kind": kind, "command": command, "files": files})
+    _write_done(
+        staging, {"format": FORMAT, "kind": kind, "command": command_line(), "files": files}
+    )
     _swap(staging, folder)
 
 
@@ -254,6 +255,17 @@ def record(*paths: str | Path) -> None:
         for path in resolved:
             done["files"][path.relative_to(folder).as_posix()] = path.stat().st_size
         _write_done(folder, done)
+
+
+def command_line(args: Sequence[str] | None = None) -> str:
+    """This process's command, as it is typed again: `python train.py …`, or an installed program's name.
+
+    Args:
+        args: instead of the process's own.
+    """
+    script, *own = sys.argv
+    program = f"python {shlex.quote(script)}" if script.endswith(".py") else Path(script).name
+    return " ".join([program, shlex.join(own if args is None else args)])
 
 
 @contextmanager
