@@ -17,7 +17,7 @@ import shlex
 import shutil
 import sys
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -211,7 +211,7 @@ def finish_output(path: str | Path, replaces: Collection[str] | None = None) -> 
         "format": FORMAT,
         "kind": kind,
         "run": os.environ.get(RUN) or uuid.uuid4().hex,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "files": files,
     }
     _write_done(staging, done)
@@ -272,6 +272,17 @@ def run_of(path: str | Path) -> str | None:
     """
     folder = _resolved(path)
     return next((run for p in (folder, *folder.parents) if (run := _done(p).get("run"))), None)
+
+
+def command_line(args: Sequence[str] | None = None) -> str:
+    """This process's command, as it is typed again: `python train.py …`, or an installed program's name.
+
+    Args:
+        args: instead of the process's own.
+    """
+    script, *own = sys.argv
+    program = f"python {shlex.quote(script)}" if script.endswith(".py") else Path(script).name
+    return " ".join([program, shlex.join(own if args is None else args)])
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from delta_transcoders import signals
-from delta_transcoders.command import run
+from delta_transcoders.command import packaged_configs, run
 from delta_transcoders.files import write_text
 from delta_transcoders.report.tables import format_table
 from delta_transcoders.study.plan import Graph, Step, check_disk, decide, sizes, table
@@ -78,7 +78,8 @@ def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str,
     parser = argparse.ArgumentParser(
         prog=" ".join(script_command("study")),
         description=__doc__,
-        epilog="Options of stages: --STAGE.KEY VALUE, as in --finetune.model.lr 0.001, or --all.KEY VALUE.",
+        epilog="Options of stages: --STAGE.KEY VALUE, as in --finetune.model.lr 0.001, or --all.KEY VALUE.\n\n"
+        f"study files:\n{packaged_configs('study')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -11,6 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from delta_transcoders.hub import is_hub_id
 from delta_transcoders.report.tables import format_table
 from delta_transcoders.study.records import RECORD, Record, fingerprint
 from delta_transcoders.study.stage_config import StageConfig, path_of
@@ -79,7 +80,7 @@ class Graph:
             # A word such as `tool` is no path, even where a file of that name lies about.
             is_path = is_module or os.sep in text or Path(text).suffix
             found = [("", text)] if is_path else []
-        elif is_module or _within(real, path_of(stage.study)):
+        elif _within(real, path_of(stage.study)) or (is_module and not is_hub_id(text)):
             raise ValueError(
                 f"{stage.label} reads {text}, which is not there and which no stage writes"
             )

@@ -18,7 +18,9 @@ def test_a_file_that_includes_another_goes_over_it(lab):
         "  e: {run: train, config: a.yaml, options: {model.output: '${study}/e'}, seed_offset: 10}\n",
     )
     # d reads what c writes.
-    with pytest.raises(ValueError, match=r"d reads runs/c/text.txt, which is not there and which no"):
+    with pytest.raises(
+        ValueError, match=r"d reads runs/c/text.txt, which is not there and which no"
+    ):
         labels("configs/more.yaml")
     lab.write("configs/more.yaml", lab.read("configs/more.yaml").replace("c: null", "d: null"))
     study = read_study("configs/more.yaml", seed=3)
@@ -43,7 +45,9 @@ def test_studies_within_a_study_share_what_is_linked(lab, study):
     assert "--model.lr 2" in lab.read("runs/x/y/b/text.txt")
     assert study(config="configs/inner.yaml") == {}
     assert study() == {}
-    with pytest.raises(FileExistsError, match="runs/x/y/a is a link into the study .*runs, which shares it"):
+    with pytest.raises(
+        FileExistsError, match="runs/x/y/a is a link into the study .*runs, which shares it"
+    ):
         study("--study", "runs/x/y", "--b.model.lr", "2")
 
 
@@ -66,10 +70,17 @@ def test_what_holds_the_seed_is_there_for_each(lab, study):
 
 def test_a_task_goes_to_every_stage(lab):
     lab.write("tasks/mine.yaml", "task: {class_path: my.Task, init_args: {jsonl: given.txt}}\n")
-    lab.replace("configs/a.yaml", "model:", "data: {class_path: x.D, init_args: {task: '${task}'}}\nmodel:")
+    lab.replace(
+        "configs/a.yaml", "model:", "data: {class_path: x.D, init_args: {task: '${task}'}}\nmodel:"
+    )
     graph = Graph(read_study("configs/study.yaml", task="tasks/mine.yaml"))
     step = graph.steps["a"]
-    assert command_of(step.stage)[2:6] == ["--config", "configs/a.yaml", "--config", "tasks/mine.yaml"]
+    assert command_of(step.stage)[2:6] == [
+        "--config",
+        "configs/a.yaml",
+        "--config",
+        "tasks/mine.yaml",
+    ]
     assert step.config.values["data.task.jsonl"] == "given.txt"
     assert step.inputs == {"given.txt": ""}
 
@@ -77,14 +88,26 @@ def test_a_task_goes_to_every_stage(lab):
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        ("stages:", "stagse:", r"study.yaml, line 2: unknown key 'stagse'; did you mean 'stages'\?"),
+        (
+            "stages:",
+            "stagse:",
+            r"study.yaml, line 2: unknown key 'stagse'; did you mean 'stages'\?",
+        ),
         (
             "config: b.yaml}",
             "config: b.yaml, option: {}}",
             r"study.yaml, line 4: unknown key 'option'; did you mean 'options'\?",
         ),
-        ("run: evaluate, config: c", "run: evaluat, config: c", r"line 5: run is 'evaluat', expected"),
-        ("config: c.yaml", "config: x.yaml", r"study.yaml, line 5: no configuration 'configs/x.yaml'"),
+        (
+            "run: evaluate, config: c",
+            "run: evaluat, config: c",
+            r"line 5: run is 'evaluat', expected",
+        ),
+        (
+            "config: c.yaml",
+            "config: x.yaml",
+            r"study.yaml, line 5: no configuration 'configs/x.yaml'",
+        ),
         ("{run: evaluate, config: b.yaml}", "5", r"line 4: 'b' must hold `key: value` pairs"),
         ("{run: evaluate, config: b.yaml}", "{run: train}", r"line 4: 'b' lacks `config`"),
         ("study: runs", "seed: 0", r"study.yaml names no folder"),
@@ -114,7 +137,9 @@ def test_stages_and_files_that_do_not_exist(lab, study):
     with pytest.raises(ValueError, match=r"--a.lr: expected a value"):
         study("--a.lr")
     lab.write("configs/more.yaml", "include: study.yaml\nstages: {aa: {options: {model.lr: 1}}}\n")
-    with pytest.raises(ValueError, match=r"more.yaml, line 2: there is no stage 'aa'; did you mean 'a'\?"):
+    with pytest.raises(
+        ValueError, match=r"more.yaml, line 2: there is no stage 'aa'; did you mean 'a'\?"
+    ):
         labels("configs/more.yaml")
     assert not (lab.folder / "runs").exists()
 
@@ -122,7 +147,9 @@ def test_stages_and_files_that_do_not_exist(lab, study):
 def test_a_folder_of_another_file(lab, study):
     study("--until", "a")
     lab.write("configs/other.yaml", lab.read("configs/study.yaml"))
-    with pytest.raises(FileExistsError, match="runs is the study of configs/study.yaml, not of configs/other"):
+    with pytest.raises(
+        FileExistsError, match="runs is the study of configs/study.yaml, not of configs/other"
+    ):
         study(config="configs/other.yaml")
     lab.write("configs/more.yaml", "include: study.yaml\n")
     assert "a" not in study("--dry-run", config="configs/more.yaml")
