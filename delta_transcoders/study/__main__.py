@@ -78,7 +78,7 @@ def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str,
     parser = argparse.ArgumentParser(
         prog=" ".join(script_command("study")),
         description=__doc__,
-        epilog="Options of stages: --STAGE.KEY VALUE, as in --finetune.model.lr 0.001, or --all.KEY VALUE.\n\n"
+        epilog="options of stages: --STAGE.KEY VALUE, as in --finetune.model.lr 0.001; --all.KEY VALUE\n\n"
         f"study files:\n{packaged_configs('study')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

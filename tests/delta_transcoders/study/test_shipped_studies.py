@@ -128,4 +128,6 @@ def looked_up(parsed, name):
         if part not in parsed:
             parsed = parsed["init_args"]
         parsed = parsed[part]
+    if isinstance(parsed, dict) and set(parsed) == {"class_path", "init_args"}:
+        return parsed["class_path"]  # written as a name alone
     return parsed

@@ -27,8 +27,9 @@ def test_a_file_that_includes_another_goes_over_it(lab):
     assert list(study.stages) == ["a", "b", "c", "e"]
     assert study.stages["b"].options == {"model.lr": 2}
     assert study.files == {"runs": "configs/study.yaml"}
-    command = "python train.py --config configs/a.yaml --study runs --seed_everything 13 --model.output runs/e"
-    assert " ".join(command_of(study.stages["e"])) == command
+    assert " ".join(command_of(study.stages["e"])) == (
+        "python train.py --config configs/a.yaml --study runs --seed_everything 13 --model.output runs/e"
+    )
 
 
 def test_studies_within_a_study_share_what_is_linked(lab, study):
@@ -46,7 +47,7 @@ def test_studies_within_a_study_share_what_is_linked(lab, study):
     assert study(config="configs/inner.yaml") == {}
     assert study() == {}
     with pytest.raises(
-        FileExistsError, match="runs/x/y/a is a link into the study .*runs, which shares it"
+        FileExistsError, match=r"runs/x/y/a is a link into the study .*runs, which shares it"
     ):
         study("--study", "runs/x/y", "--b.model.lr", "2")
 
@@ -125,14 +126,14 @@ def test_a_file_that_cannot_be_meant(lab, old, new, problem):
 
 
 def test_stages_and_files_that_do_not_exist(lab, study):
-    with pytest.raises(FileNotFoundError, match="no study file 'configs/x.yaml'"):
+    with pytest.raises(FileNotFoundError, match=r"no study file 'configs/x.yaml'"):
         labels("configs/x.yaml")
     for option in ("--until", "--only"):
-        with pytest.raises(ValueError, match="there is no stage 'e'; known are a, b, c, d"):
+        with pytest.raises(ValueError, match=r"there is no stage 'e'; known are a, b, c, d"):
             study(option, "e")
-    with pytest.raises(ValueError, match="--aa.…: there is no stage 'aa'; did you mean 'a'?"):
+    with pytest.raises(ValueError, match=r"--aa.…: there is no stage 'aa'; did you mean 'a'"):
         study("--aa.model.lr", "1")
-    with pytest.raises(ValueError, match="--modle: no option of python study.py"):
+    with pytest.raises(ValueError, match=r"--modle: no option of python study.py"):
         study("--modle", "1")
     with pytest.raises(ValueError, match=r"--a.lr: expected a value"):
         study("--a.lr")
@@ -148,7 +149,7 @@ def test_a_folder_of_another_file(lab, study):
     study("--until", "a")
     lab.write("configs/other.yaml", lab.read("configs/study.yaml"))
     with pytest.raises(
-        FileExistsError, match="runs is the study of configs/study.yaml, not of configs/other"
+        FileExistsError, match=r"runs is the study of configs/study.yaml, not of configs/other"
     ):
         study(config="configs/other.yaml")
     lab.write("configs/more.yaml", "include: study.yaml\n")
@@ -157,17 +158,17 @@ def test_a_folder_of_another_file(lab, study):
 
 def test_stages_that_cannot_be_ordered(lab):
     lab.replace("configs/a.yaml", "given.txt", "${study}/b/text.txt")
-    with pytest.raises(ValueError, match="need each other: .*a → b"):
+    with pytest.raises(ValueError, match=r"need each other: .*a → b"):
         labels()
     lab.replace("configs/b.yaml", "${study}/b", "${study}/a")
-    with pytest.raises(ValueError, match="a and b both write runs/a"):
+    with pytest.raises(ValueError, match=r"a and b both write runs/a"):
         labels()
 
 
 def test_a_record_of_another_version(lab, study):
     study("--until", "a")
     lab.replace("runs/study.json", "study 1", "study 9")
-    with pytest.raises(ValueError, match="of the format 'delta_transcoders study 9', expected"):
+    with pytest.raises(ValueError, match=r"of the format 'delta_transcoders study 9', expected"):
         study()
     lab.write("runs/study.json", "{")
     with pytest.raises(ValueError, match=r"runs/study.json is damaged"):
