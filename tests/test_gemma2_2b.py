@@ -55,7 +55,7 @@ REPLACED = {
     "data.task",
     # A handful of steps must change weights in bfloat16.
     "model.lr",
-    # What the configurations' comments and the Makefile say of second runs.
+    # What the configurations' comments and the study files say of second runs.
     *("model.output", "model.sparsity", "model.hook_site", "data.cache"),
     *("trainer.logger.name", "trainer.callbacks.output"),
 }
