@@ -34,8 +34,9 @@ _CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
 def script_command(name: str) -> list[str]:
     """How a user runs `train`, `evaluate` or `study`: a script of the checkout, or the installed command."""
-    script = _CHECKOUT / f"{name}.py"
-    return ["python", os.path.relpath(script)] if script.is_file() else ["delta-transcoders", name]
+    if (_CHECKOUT / "pyproject.toml").is_file():
+        return ["python", os.path.relpath(_CHECKOUT / f"{name}.py")]
+    return ["delta-transcoders", name]
 
 
 def command_of(stage: Stage, resume: Path | None = None) -> list[str]:
@@ -66,12 +67,15 @@ def _text(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def run_command(command: Sequence[str], keep: Sequence[int] = (), run: str = "") -> int:
+def run_command(
+    command: Sequence[str], keep: Sequence[int] = (), run: str = "", quiet: bool = False
+) -> int:
     """Run a command until it ends; SIGTERM and SIGINT are passed on to it.
 
     Args:
         keep: file descriptors that it holds too.
         run: the id of its outputs.
+        quiet: only its warnings and errors are shown.
 
     Raises:
         signals.Stopped: a signal came, and the command has ended.
@@ -93,7 +97,10 @@ def run_command(command: Sequence[str], keep: Sequence[int] = (), run: str = "")
         }
         environment = ENVIRONMENT | os.environ | ({files.RUN: run} if run else {})
         process = subprocess.Popen(
-            [programs[command[0]], *command[1:]], env=environment, pass_fds=keep
+            [programs[command[0]], *command[1:]],
+            env=environment,
+            pass_fds=keep,
+            stdout=subprocess.DEVNULL if quiet else None,
         )
         for signum in given:  # came before there was a process
             process.send_signal(signum)
@@ -154,12 +161,15 @@ def run_steps(
             how["began"] = record.stages[stage.name]["started"]["began"]
         record.start(stage.name, how | recorded(step))
         started = time.perf_counter()
-        status = run_command(command, keep, run)
+        # What reports print is long, and in the files that they write.
+        quiet = stage.run.startswith("delta_transcoders.report.")
+        status = run_command(command, keep, run, quiet)
         seconds = time.perf_counter() - started
         outputs = outputs_of(step)
-        if status == 0 and not all(outputs.values()):
-            missing = next(path for path, found in outputs.items() if found is None)
-            print(f"error: {stage.label} ended without writing {missing}", file=sys.stderr)
+        if status == 0 and not all(
+            found == run if stage.run in SCRIPTS else found for found in outputs.values()
+        ):
+            print(f"error: {stage.label} ended without writing its output", file=sys.stderr)
             status = 1
         if status:
             print(f"error: {stage.label} ended with status {status}", file=sys.stderr)

@@ -17,7 +17,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from delta_transcoders.command import defaults_beside, find_config, read_yaml
-from delta_transcoders.study.study_file import SCRIPTS, Stage
+from delta_transcoders.study.study_file import SCRIPTS, Stage, nearest
+
+OPTIONS = ("model", "data", "trainer", "task", "subsets", "stage", "seed_everything")
+"""What options of a stage begin with."""
 
 NOT_RESULTS = ("logger", "default_root_dir", "enable_progress_bar")
 """Options of the trainer without a part in what a stage writes."""
@@ -38,7 +41,8 @@ class StageConfig:
         checkpoints: folder of its checkpoints, where it has any.
 
     Raises:
-        ValueError: a configuration that is no YAML, refers to what is not there, or names no output.
+        ValueError: a configuration that is no YAML, refers to what is not there, or names no output; an option
+            that no stage has.
     """
 
     def __init__(self, stage: Stage, texts: Mapping[str, str]) -> None:
@@ -114,6 +118,8 @@ def _resolved(stage: Stage, texts: Mapping[str, str]) -> dict:
             config = _merged(config, read_yaml(find_config(file)))
     config |= {"study": stage.study, "seed_everything": stage.seed}
     for option, value in stage.options.items():
+        if (first := option.partition(".")[0]) not in OPTIONS:
+            raise ValueError(f"{stage.label} has no option {option}; {nearest(first, OPTIONS)}")
         set_option(config, option, value)
     try:
         return OmegaConf.to_container(OmegaConf.create(config), resolve=True)

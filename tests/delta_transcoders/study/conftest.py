@@ -32,6 +32,8 @@ def main():
             time.sleep(60)
         if mode == "fail":
             raise ValueError("no luck")
+        if mode == "write nothing":
+            raise SystemExit
         if mode == "nap":
             time.sleep(0.2)
         files.write_text(folder / "text.txt", "; ".join([given["output"], *options, *texts]))
@@ -73,7 +75,7 @@ class Lab:
         self.folder = folder
         self.write("train.py", SCRIPT)
         self.write("evaluate.py", SCRIPT)
-        self.write("study.py", "")
+        self.write("pyproject.toml", "")
         self.write("given.txt", "given")
         self.write("mode.txt", "")
         self.write("configs/defaults.yaml", DEFAULTS)

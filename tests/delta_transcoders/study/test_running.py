@@ -117,6 +117,18 @@ def test_a_stage_that_fails_stops_the_study(lab, study):
     assert study() == {"d": "not finished"}
 
 
+def test_an_exit_status_alone_finishes_nothing(lab, study):
+    study()
+    lab.replace("configs/d.yaml", "slow: True", "slow: True\n    lr: 1")
+    lab.write("mode.txt", "write nothing")
+    process = lab.start()
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "error: d ended without writing its output" in err
+    lab.write("mode.txt", "")
+    assert study() == {"d": "not finished"}
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_stage_and_then_the_study(lab, study, signum):
     lab.write("mode.txt", "sleep")

@@ -135,6 +135,8 @@ def test_stages_and_files_that_do_not_exist(lab, study):
         study("--aa.model.lr", "1")
     with pytest.raises(ValueError, match=r"--modle: no option of python study.py"):
         study("--modle", "1")
+    with pytest.raises(ValueError, match=r"a has no option modle.lr; did you mean 'model'"):
+        study("--a.modle.lr", "1")
     with pytest.raises(ValueError, match=r"--a.lr: expected a value"):
         study("--a.lr")
     lab.write("configs/more.yaml", "include: study.yaml\nstages: {aa: {options: {model.lr: 1}}}\n")
