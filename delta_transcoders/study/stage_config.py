@@ -41,8 +41,8 @@ class StageConfig:
         checkpoints: folder of its checkpoints, where it has any.
 
     Raises:
-        ValueError: a configuration that is no YAML, refers to what is not there, or names no output; an option
-            that no stage has.
+        ValueError: a configuration that is no YAML, refers to what is not there, or names no output; an
+            option that no stage has.
     """
 
     def __init__(self, stage: Stage, texts: Mapping[str, str]) -> None:
