@@ -5,17 +5,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from datamodules.activations import ActivationData
 from delta_transcoders.activations.targets import add_target
 from delta_transcoders.families.sites import HookSite
 from delta_transcoders.interventions.loading import load_mlps
-from delta_transcoders.interventions.sources import MLPSource, mlp_sources
 from delta_transcoders.language_models import check_model_source, load_tokenizer
 from delta_transcoders.metrics.reconstruction import ReconstructionFit
-from delta_transcoders.weights import StoredWeights
+from delta_transcoders.weights import StoredWeights, changed_mlps
 
 TARGET = "mlp_difference"
 
@@ -73,9 +71,10 @@ class MLPDifferenceData(ActivationData):
         h, cache, layers = self.hparams, self.cache, self.layers
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         load_tokenizer(h.model, h.base_model)  # refuses two that differ
-        mlps = load_mlps(h.base_model, h.model_dtype, layers, cache.meta.hook_site)
+        site = cache.meta.hook_site
+        mlps = load_mlps(h.base_model, h.model_dtype, layers, site)
         identity = {"path": h.base_model, "hash": mlps.fingerprint}
-        self._check_changed(mlps.sources, cache.meta.hook_site)
+        self._check_changed(site)
         for layer in layers:
             mlp = mlps.sources[layer].to(device)
             fits = add_target(
@@ -91,12 +90,12 @@ class MLPDifferenceData(ActivationData):
                 "finetuned one's output"
             )
 
-    def _check_changed(self, base_mlps: dict[int, MLPSource], site: HookSite) -> None:
-        weights = StoredWeights(self.hparams.model, self.hparams.model_dtype)
-        finetuned = mlp_sources(weights.with_layers(base_mlps), base_mlps, site)
-        for layer, mlp in base_mlps.items():
-            pairs = zip(mlp.parameters(), finetuned[layer].parameters(), strict=True)
-            if all(torch.equal(ours, theirs) for ours, theirs in pairs):
+    def _check_changed(self, site: HookSite) -> None:
+        h = self.hparams
+        models = (StoredWeights(source, h.model_dtype) for source in (h.base_model, h.model))
+        changed = changed_mlps(*models, self.layers, site)
+        for layer in self.layers:
+            if layer not in changed:
                 raise ValueError(
                     f"finetuning left the MLP of layer {layer} as it was: there is no difference to learn; "
                     "leave the layer out (--data.layers)"

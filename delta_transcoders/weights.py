@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from delta_transcoders.families import family_of
+from delta_transcoders.families.sites import HookSite
 from delta_transcoders.files import read_json
 from delta_transcoders.fingerprints import hash_tensors
 from delta_transcoders.hub import local_folder
@@ -69,6 +70,10 @@ class StoredWeights(Mapping[str, Tensor]):
         """`model_fingerprint` of the loaded model."""
         return hash_tensors(self)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every weight by its name in the model, a tied one under both of its names."""
+        return {name: tuple(weight.shape) for name, weight in self._model.state_dict().items()}
+
     def with_layers(self, layers: Collection[int]) -> PreTrainedModel:
         """The model in evaluation mode with the weights of these decoder layers; others may have none."""
         for layer in layers if self._files else ():
@@ -77,6 +82,20 @@ class StoredWeights(Mapping[str, Tensor]):
             weights = {n: self[f"{path}.{n}"] for n, _ in module.named_parameters()}
             module.load_state_dict(weights, assign=True)
         return self._model.eval()
+
+
+def changed_mlps(
+    base: StoredWeights, finetuned: StoredWeights, layers: Collection[int], site: HookSite
+) -> list[int]:
+    """Those of the layers whose MLP, from the site's input to its output, two models do not share."""
+    model, family = base.with_layers(()), family_of(base.config)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    changed = []
+    for layer in layers:
+        weights = [names[id(p)] for p in family.mlp(model, layer, site).parameters()]
+        if not all(torch.equal(base[name], finetuned[name]) for name in weights):
+            changed.append(layer)
+    return changed
 
 
 def _files_of_weights(folder: Path) -> dict[str, Path]:

@@ -37,7 +37,8 @@ class InterventionEvaluation(InterventionModule):
         experiment: name in the result table.
         model: folder or hub id of the model to intervene on, adapters merged: the finetuned one, or
             (without deltas) the base model.
-        base_transcoders: folder or hub id of the base dictionaries.
+        base_transcoders: folder or hub id of the base dictionaries; None where deltas need none, those of the
+            target `mlp_difference`.
         output: folder of the results.
         layers: each a number, several joined by `+`, or `all`.
         conditions: names or mappings, see `interventions.intervention.from_spec`; raw is always there.
@@ -60,12 +61,12 @@ class InterventionEvaluation(InterventionModule):
         self,
         experiment: str,
         model: str,
-        base_transcoders: str,
         output: str,
         layers: list[int | str],
         conditions: list[str | dict],
         deltas: list[str] = (),
         percentile: float | None = None,
+        base_transcoders: str | None = None,
         base_model: str | None = None,
         finetuned_model: str | None = None,
         controls: dict[str, str | LayerSources] = {},  # noqa: B006
@@ -86,6 +87,8 @@ class InterventionEvaluation(InterventionModule):
                 "give either deltas, folders of trained deltas, or a percentile, for base "
                 f"dictionaries alone; got {list(deltas)} and {percentile}"
             )
+        if not deltas and base_transcoders is None:
+            raise ValueError("base dictionaries alone need base_transcoders, a folder or hub id")
         self.save_hyperparameters(ignore=["controls"])
         self.controls = controls
         self.prompt_only = prompt_only

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
@@ -54,15 +54,17 @@ class InterventionModule(Evaluation):
     """What experiments and rankings share: dictionaries, engine, records.
 
     A subclass says which dictionaries there are (`load_sets`) and what is done with them (`columns_of`). Its
-    options are `experiment`, `model`, `base_transcoders`, `base_model`, `output`, `generate`,
-    `max_new_tokens`, `rows_per_pass` and `dtype`, see `InterventionEvaluation`.
+    options are `experiment`, `model`, `base_transcoders`, `base_model`, `output`, `dtype` and, where it uses
+    them, `generate`, `max_new_tokens` and `rows_per_pass`, see `InterventionEvaluation`.
 
     Attributes:
-        columns: the interventions in the order of the table, raw first.
+        whole_models: columns without dictionaries, which come first.
+        columns: the interventions in the order of the table.
         bank: all sources, by name and layer.
     """
 
     prompt_only = False
+    whole_models: ClassVar[tuple[Intervention, ...]] = (RAW,)
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,13 +92,13 @@ class InterventionModule(Evaluation):
         self.tokenizer = load_tokenizer(h.model, data.hparams.model)
         self.model = load_model(h.model, h.dtype)
         self.family = family_of(self.model.config)
-        data.check_context(self.family.context, h.max_new_tokens)
-        if h.generate:
+        data.check_context(self.family.context, h.get("max_new_tokens", 0))
+        if h.get("generate"):
             data.warn_of_impossible_answers(h.max_new_tokens)
         self.sets = self.load_sets()
         if len({s.site for s in self.sets}) > 1:
             raise ValueError("deltas of different hook sites cannot share an experiment")
-        self.columns = [Column("", RAW, None)]
+        self.columns = [Column("", whole, None) for whole in self.whole_models]
         for dictionaries in self.sets:
             self.columns += self.columns_of(dictionaries)
         self.labels = [{"experiment": h.experiment, **column.labels} for column in self.columns]
@@ -143,7 +145,7 @@ class InterventionModule(Evaluation):
             self.tokenizer,
             self.bank,
             self.sets[0].site,
-            self.hparams.rows_per_pass,
+            self.hparams.get("rows_per_pass", 1),
             self.prompt_only,
         )
         self.engine.check([column.intervention for column in self.columns])

@@ -20,6 +20,7 @@ ROOMS = (
     ("interventions",),
     ("report",),
     ("export", "import_dictionaries"),
+    ("own_study",),
 )
 TOP = ("delta_transcoders", "datamodules", "lightning_modules", "callbacks")
 LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")

@@ -97,7 +97,7 @@ def load_base_set(
 
 def load_delta_sets(
     folders: Sequence[str | Path],
-    base_transcoders: str,
+    base_transcoders: str | None,
     model: PreTrainedModel,
     base_mlps: Callable[[], ModelMLPs] | None = None,
     layers: Collection[int] | None = None,
@@ -130,7 +130,7 @@ def load_delta_sets(
 
 def load_delta_set(
     folder: str | Path,
-    base_transcoders: str,
+    base_transcoders: str | None,
     model: PreTrainedModel,
     base_mlps: Callable[[], ModelMLPs] | None = None,
     fingerprint: str | None = None,
@@ -141,7 +141,8 @@ def load_delta_set(
 
     Args:
         folder: folder or hub id of the deltas.
-        base_transcoders: folder or hub id of the bases; each must be the one a delta was trained on.
+        base_transcoders: folder or hub id of the bases; each must be the one a delta was trained on. None
+            where the deltas correct the base model's MLPs.
         model: the finetuned model, bridged (`bridge.original_model`) or not.
         base_mlps: gives the base model's MLPs, for deltas of the target `mlp_difference`.
         fingerprint: the model's, where it is known already.
@@ -209,8 +210,10 @@ def load_control(folder: str | Path, site: HookSite, d_model: int) -> dict[int, 
 
 
 def _base_dictionary(
-    path: Path, config: DeltaConfig, base_transcoders: str, bases: dict[str, Source]
+    path: Path, config: DeltaConfig, base_transcoders: str | None, bases: dict[str, Source]
 ) -> Source:
+    if base_transcoders is None:
+        raise ValueError(f"{path} corrects a base dictionary: give base_transcoders with it")
     if config.base_hash not in bases:
         base, _ = load_base_of(path, config, base_transcoders)
         bases[config.base_hash] = DictionarySource(base)

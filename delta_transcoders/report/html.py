@@ -13,11 +13,15 @@ from delta_transcoders.files import write_text
 from delta_transcoders.report.summary import (
     EXPERIMENTS,
     LEGEND,
+    NO_SPILLOVER,
     SPLIT_TITLE,
+    SPLITS_TITLE,
     behaviour_table,
     intervention_table,
+    put_back,
     reconstruction_table,
     split_table,
+    splits_table,
     times_line,
 )
 from delta_transcoders.report.templates import environment
@@ -33,6 +37,7 @@ def render(study: Path) -> str:
             "figures": sorted((study / figures).glob("*.png")) if figures else [],
         }
 
+    is_own = bool(splits_table(study))
     return (
         environment()
         .get_template("report.html.j2")
@@ -40,7 +45,10 @@ def render(study: Path) -> str:
             study=study,
             times=times_line(study),
             legend=LEGEND,
+            put_back=put_back(study),
+            missing=NO_SPILLOVER if is_own and not (study / "spillover").is_dir() else "",
             sections=[
+                section(SPLITS_TITLE, splits_table(study)),
                 section("What the models do", behaviour_table(study)),
                 section(
                     "What the dictionaries reconstruct (held-out tokens)",

@@ -22,7 +22,10 @@ EXPERIMENTS = {
     "exp1": "Experiment 1: cross-entropy with dictionaries in place of MLPs",
     "exp2a": "Experiment 2A: behaviour",
     "exp2b": "Experiment 2B: dose–response",
+    "spillover": "Spillover: general text, KL and ΔCE to the base model",
 }
+SPLITS_TITLE = "What deltas were trained on, and what is measured"
+NO_SPILLOVER = "Spillover: not measured (the study file names no text)"
 LEGEND = f"[95 % interval]; {HOLDS_ZERO}: not distinguishable from 0, the interval holds it"
 SPLIT_TITLE = "What no_delta changes, split into finetuning and the dictionary's own error"
 SPLIT_COLUMNS = ("layer", "subset", "measure", "total", "finetuning", "dictionary_error")
@@ -39,6 +42,27 @@ def behaviour_table(study: Path) -> str:
 def _rows(table: str, study: Path) -> list[dict[str, str]]:
     path = study / table / "metrics.csv"
     return read_metrics(path) if path.is_file() else []
+
+
+def whole_model(study: Path, table: str) -> tuple[str, str]:
+    """The `layer`s of a table that are about the whole model: none replaced, and the most at once."""
+    labels = {row["layer"] for row in _rows(table, study)}
+    return "", max(labels, key=lambda label: (label == "all", label.count("+")), default="")
+
+
+def splits_table(study: Path) -> str:
+    """How the examples of a model that somebody brought were split; empty for other studies."""
+    path = study / "examples" / "splits.csv"
+    rows = read_metrics(path) if path.is_file() else []
+    return format_table(rows, list(rows[0])) if rows else ""
+
+
+def put_back(study: Path) -> str:
+    """What `no_delta` is where deltas learn the MLPs' change; empty where they correct dictionaries."""
+    targets = {read_json(path)["target"] for path in study.glob("delta/layer_*/config.json")}
+    if targets != {"mlp_difference"}:
+        return ""
+    return "no_delta: the base model's MLPs put back into the finetuned model; full: those and the delta"
 
 
 def reconstruction_table(study: Path) -> str:
@@ -75,7 +99,9 @@ def split_table(study: Path, layers: Sequence[str] | None = None) -> str:
     """Experiment 2A's gap from raw to no_delta: finetuning's part and the dictionary's own error."""
     path = study / "exp2a" / "comparisons" / "split.csv"
     lines: dict[tuple, dict[str, str]] = {}
-    for row in read_metrics(path) if path.is_file() else []:
+    # Without dictionaries there is nothing to split, and the table is its header.
+    is_there = path.is_file() and len(path.read_text(encoding="utf-8").splitlines()) > 1
+    for row in read_metrics(path) if is_there else []:
         if layers is None or row["layer"] in layers:
             labels = {key: row[key] for key in ("layer", "subset", "measure")}
             ends = {f"estimate_ci_{end}": row[f"ci_{end}"] for end in ("low", "high")}
@@ -123,16 +149,22 @@ def main() -> int:
     if not (args.study / "behaviour" / "metrics.csv").is_file():
         print(f"error: {args.study} holds no results yet; run `make demo`", file=sys.stderr)
         return 2
+    if table := splits_table(args.study):
+        print(f"\n{SPLITS_TITLE}\n\n{table}")
     print(f"\n{args.study}: what the models do\n")
     print(behaviour_table(args.study))
     if table := reconstruction_table(args.study):
         print(f"\nwhat the dictionaries reconstruct (held-out tokens)\n\n{table}")
     for name, title in EXPERIMENTS.items():
-        if table := intervention_table(args.study, name, layers=("", "all")):
+        layers = whole_model(args.study, name)
+        if table := intervention_table(args.study, name, layers):
             print(f"\n{title} (raw, and all layers together)\n\n{table}")
-    if table := split_table(args.study, layers=("all",)):
+        elif name == "spillover" and splits_table(args.study):
+            print(f"\n{NO_SPILLOVER}")
+    if table := split_table(args.study, whole_model(args.study, "exp2a")):
         print(f"\n{SPLIT_TITLE}, all layers together\n\n{table}")
-    print(f"\n{LEGEND}\n\n{times_line(args.study)}")
+    legend = "\n".join(filter(None, (put_back(args.study), LEGEND)))
+    print(f"\n{legend}\n\n{times_line(args.study)}")
     if args.check:
         import yaml
 

@@ -11,10 +11,18 @@ from typing import Any, Literal
 from delta_transcoders.files import replace_file
 from delta_transcoders.foreign_text import check_whole, letters, numbered, parse_json
 from delta_transcoders.tasks import judges
-from delta_transcoders.tasks.task import Example, Message, Splits, Task, subsets_of
+from delta_transcoders.tasks.task import (
+    Example,
+    Identities,
+    Message,
+    Splits,
+    Task,
+    subsets_of,
+)
 
 FIELDS = ("prompt", "messages", "target", "subset", "group")
 NEEDS_TARGET = ("exact", "contains")
+JudgeName = Literal["exact", "contains", "regex", "json", "refusal"]
 
 
 class Examples(Task):
@@ -41,7 +49,7 @@ class Examples(Task):
     def __init__(
         self,
         jsonl: str,
-        judge: Literal["exact", "contains", "regex", "json", "refusal"],
+        judge: JudgeName,
         pattern: str | None = None,
         fields: tuple[str, ...] = (),
         end: str | None = None,
@@ -96,7 +104,12 @@ class Examples(Task):
         return example.subset not in self.evaluation_only
 
     def split(
-        self, examples: Sequence[Example], share: float, n_evaluation: int, seed: int
+        self,
+        examples: Sequence[Example],
+        share: float,
+        n_evaluation: int,
+        seed: int,
+        identities: Identities | None = None,
     ) -> Splits:
         held = subsets_of(examples)
         for subset in self.evaluation_only:
@@ -104,7 +117,7 @@ class Examples(Task):
                 raise ValueError(
                     f"evaluation_only names {subset!r}, the examples' subsets are {', '.join(held)}"
                 )
-        return super().split(examples, share, n_evaluation, seed)
+        return super().split(examples, share, n_evaluation, seed, identities)
 
     def identities(self, example: Example) -> tuple[Hashable, ...]:
         group = (("group", example.group),) if example.group else ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +55,8 @@ RESERVED = {
 
 Splits = dict[str, list[Example]]
 """`train`, `validation` and `evaluation`."""
+Identities = Callable[[Example], tuple[Hashable, ...]]
+"""What an example may not have in common with one of another split."""
 
 
 class Task(ABC):
@@ -153,7 +155,12 @@ class Task(ABC):
         raise ValueError(f"{type(self).__name__} has no text for a base model")
 
     def split(
-        self, examples: Sequence[Example], share: float, n_evaluation: int, seed: int
+        self,
+        examples: Sequence[Example],
+        share: float,
+        n_evaluation: int,
+        seed: int,
+        identities: Identities | None = None,
     ) -> Splits:
         """Split the examples of a file; those that are never trained on are all for evaluation, but for what
         shares an identity with training.
@@ -161,22 +168,22 @@ class Task(ABC):
         Args:
             share: of the examples for validation, and the same share for evaluation.
             n_evaluation: at most so many of each subset for evaluation.
+            identities: that no two splits share; the task's own where None.
         """
-        evaluation, validation, train = split_examples(examples, [share, share], seed, self)
+        identities = identities or self.identities
+        evaluation, validation, train = split_examples(examples, [share, share], seed, identities)
         splits = {
             name: [e for e in rows if self.is_trained(e)]
             for name, rows in (("train", train), ("validation", validation))
         }
-        used = {i for rows in splits.values() for e in rows for i in self.identities(e)}
+        used = {i for rows in splits.values() for e in rows for i in identities(e)}
         kept = []
         for subset in subsets_of(examples):
             mine = [e for e in evaluation if e.subset == subset and self.is_trained(e)]
             mine += [
                 e
                 for e in examples
-                if e.subset == subset
-                and not self.is_trained(e)
-                and used.isdisjoint(self.identities(e))
+                if e.subset == subset and not self.is_trained(e) and used.isdisjoint(identities(e))
             ]
             kept += mine[:n_evaluation]
         return splits | {"evaluation": kept}
@@ -224,11 +231,11 @@ def subsets_of(examples: Iterable[Example]) -> tuple[str, ...]:
 
 
 def split_examples(
-    examples: Sequence[Example], fractions: Sequence[float], seed: int, task: Task
+    examples: Sequence[Example], fractions: Sequence[float], seed: int, identities: Identities
 ) -> list[list[Example]]:
     """Split into `len(fractions) + 1` parts, the rest last, that have no identity in common.
 
-    Examples that share one (`Task.identities`) stay together, directly or through others; each subset is
+    Examples that share one stay together, directly or through others; each subset is
     split in the given proportions.
     """
     if any(f < 0 for f in fractions) or sum(fractions) >= 1:
@@ -244,7 +251,7 @@ def split_examples(
 
     last = []
     for example in examples:
-        *others, identity = task.identities(example)
+        *others, identity = identities(example)
         for other in others:
             parent[root(other)] = root(identity)
         last.append(identity)

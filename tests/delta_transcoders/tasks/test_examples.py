@@ -269,7 +269,10 @@ def test_groups_and_spellings_of_a_prompt_stay_in_one_split():
             key_of[Example(prompt, "x", "places")] = (i, n // 2)
         for n in range(3):
             key_of[Example(f"{i} in wording {n}", "x", f"wording_{n}", group=f"q{i}")] = (i, "q")
-    parts = [{key_of[e] for e in part} for part in split_examples(list(key_of), [0.2], 0, task)]
+    parts = [
+        {key_of[e] for e in part}
+        for part in split_examples(list(key_of), [0.2], 0, task.identities)
+    ]
     assert not parts[0] & parts[1]
     assert sum(map(len, parts)) == len(set(key_of.values())) == 120
 

@@ -41,7 +41,7 @@ def example(prompt, target="t", subset="a", group=None) -> Example:
 def test_a_split_keeps_every_row_once_and_each_subset_in_its_proportions():
     rows = [example(f"{subset} {i}", subset=subset) for i in range(100) for subset in "ab"]
     random.Random(0).shuffle(rows)
-    parts = split_examples(rows, [0.2, 0.1], 1, Plain())
+    parts = split_examples(rows, [0.2, 0.1], 1, Plain().identities)
     assert sorted(map(repr, rows)) == sorted(repr(e) for part in parts for e in part)
     assert [Counter(e.subset for e in part) for part in parts] == [
         {"a": 20, "b": 20},
@@ -52,17 +52,17 @@ def test_a_split_keeps_every_row_once_and_each_subset_in_its_proportions():
 
 def test_a_split_depends_on_the_seed_and_not_on_other_subsets():
     rows = [example(f"{subset} {i}", subset=subset) for i in range(30) for subset in "ab"]
-    first, *_ = split_examples(rows, [0.5], 0, Plain())
-    assert split_examples(rows, [0.5], 0, Plain())[0] == first
-    assert split_examples(rows, [0.5], 1, Plain())[0] != first
-    alone, _ = split_examples([e for e in rows if e.subset == "b"], [0.5], 0, Plain())
+    first, *_ = split_examples(rows, [0.5], 0, Plain().identities)
+    assert split_examples(rows, [0.5], 0, Plain().identities)[0] == first
+    assert split_examples(rows, [0.5], 1, Plain().identities)[0] != first
+    alone, _ = split_examples([e for e in rows if e.subset == "b"], [0.5], 0, Plain().identities)
     assert alone == [e for e in first if e.subset == "b"]
 
 
 def test_a_group_stays_together_whatever_its_prompts_and_subsets_are():
     rows = [example(f"{i} {n}", subset="ab"[n], group=f"g{i}") for i in range(40) for n in (0, 1)]
     for seed in range(3):
-        parts = split_examples(rows, [0.25, 0.25], seed, Plain())
+        parts = split_examples(rows, [0.25, 0.25], seed, Plain().identities)
         groups = [Counter(e.group for e in part) for part in parts]
         assert [len(part) for part in groups] == [10, 10, 20]
         assert all(n == 2 for part in groups for n in part.values())
@@ -70,7 +70,7 @@ def test_a_group_stays_together_whatever_its_prompts_and_subsets_are():
 
 def test_the_same_prompt_stays_together():
     rows = [example(f"{i % 20}", str(i)) for i in range(100)]
-    first, rest = split_examples(rows, [0.5], 0, Plain())
+    first, rest = split_examples(rows, [0.5], 0, Plain().identities)
     assert len(first) == len(rest) == 50
     assert {e.prompt for e in first}.isdisjoint(e.prompt for e in rest)
 
@@ -78,14 +78,14 @@ def test_the_same_prompt_stays_together():
 def test_examples_that_share_an_identity_through_others_stay_together():
     chain = [example(*pair) for pair in ("p1", "q2", "p2", "r3", "q3")]
     for seed in range(20):
-        parts = split_examples(chain, [0.5], seed, TwoIdentities())
+        parts = split_examples(chain, [0.5], seed, TwoIdentities().identities)
         assert sorted(map(len, parts)) == [0, 5]
 
 
 @pytest.mark.parametrize("fractions", [[0.5, 0.5], [-0.1], [1.0]])
 def test_impossible_fractions_are_refused(fractions):
     with pytest.raises(ValueError, match="sum to less than 1"):
-        split_examples([example("p")], fractions, 0, Plain())
+        split_examples([example("p")], fractions, 0, Plain().identities)
 
 
 def test_a_task_splits_into_training_validation_and_at_most_n_of_each_subset():

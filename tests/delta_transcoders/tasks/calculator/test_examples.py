@@ -23,7 +23,7 @@ def read(path) -> list[Example]:
 
 
 def split(rows, fractions, seed) -> list[list[Example]]:
-    return split_examples(rows, fractions, seed, Calculator())
+    return split_examples(rows, fractions, seed, Calculator().identities)
 
 
 @pytest.fixture

@@ -1,0 +1,319 @@
+"""A stranger's study file: what it says, and what can be refused before anything slow is imported."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import pydoc
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from delta_transcoders.files import read_json
+from delta_transcoders.hub import check_hub_id, is_hub_id, local_folder
+from delta_transcoders.own_study.sizes import ModelSize
+from delta_transcoders.tasks.examples import Examples, JudgeName
+from delta_transcoders.tasks.paragraphs import Paragraphs
+from delta_transcoders.tasks.task import Example, Task
+
+NEEDED = ("base_model", "finetuned_model", "examples", "judge")
+CHOICES = ("study", "seed", "dictionaries", "layers", "text")
+TASK_OPTIONS = tuple(
+    name for name in inspect.signature(Examples).parameters if name not in ("jsonl", "judge")
+)
+"""Options of `Examples`, which may stand beside `judge`."""
+STAGES = {
+    "split": "module",
+    "model": "module",
+    "behaviour": "evaluate",
+    "activations": "evaluate",
+    "delta": "train",
+    "exp1": "evaluate",
+    "exp2a": "evaluate",
+    "exp2b": "evaluate",
+    "spillover": "evaluate",
+    "ranking": "evaluate",
+}
+"""Stages that take options under their name, and what runs each."""
+ALL = "all"
+"""Options of every stage."""
+
+
+@dataclass(frozen=True)
+class OwnStudy:
+    """What a study file says, checked as far as that needs no model.
+
+    Attributes:
+        file: of the study, for messages.
+        size: of the base model.
+        is_adapter: whether `finetuned_model` is a PEFT adapter for `base_model`.
+        task: `class_path` and `init_args`, as a configuration has it.
+        loaded: the examples of `examples`.
+        layers: those asked for.
+        options: by stage, options as on its command line: `{"delta": {"model.lr": 1e-3}}`.
+    """
+
+    file: Path
+    study: Path
+    seed: int
+    base_model: str
+    finetuned_model: str
+    is_adapter: bool
+    size: ModelSize
+    dictionaries: str | None
+    examples: str
+    task: dict[str, Any]
+    loaded: tuple[Example, ...]
+    layers: tuple[int, ...]
+    text: str | None
+    options: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def has_targets(self) -> bool:
+        return any(example.target is not None for example in self.loaded)
+
+
+class _Reader:
+    """A study file's values by key; messages say file, line and key."""
+
+    def __init__(self, content: Mapping[str, Any], file: Path) -> None:
+        self.content, self.file = content, file
+
+    def __call__(self, key: str, default: Any = None) -> Any:
+        return self.content.get(key, default)
+
+    def where(self, key: str) -> str:
+        """
+        >>> _Reader({}, Path("mine.yaml")).where("judge")
+        'mine.yaml: judge'
+        """
+        text = self.file.read_text(encoding="utf-8") if self.file.is_file() else ""
+        lines = (n for n, line in enumerate(text.splitlines(), 1) if line.startswith(f"{key}:"))
+        line = next(lines, None)
+        return f"{self.file}{f', line {line}' if line else ''}: {key}"
+
+    def text(self, key: str) -> str | None:
+        value = self(key)
+        if value is not None and not (isinstance(value, str) and value.strip()):
+            raise ValueError(f"{self.where(key)} is {value!r}, expected a path or a hub id")
+        return value
+
+
+def read_own_study(content: Mapping[str, Any], file: Path, study: Path, seed: int) -> OwnStudy:
+    """What a study file says; see `own_study.expand`."""
+    read = _Reader(content, file)
+    _check_keys(read)
+    base, base_config = _model(read, "base_model")
+    if "adapter" in base_config:
+        raise ValueError(
+            f"{read.where('base_model')}: {base!r} holds an adapter (adapter_config.json): give the model "
+            "that it goes on, alone in its folder"
+        )
+    size = _size(read, base, base_config["model"])
+    finetuned, finetuned_config = _model(read, "finetuned_model")
+    if "adapter" in finetuned_config:
+        _check_adapter(read, finetuned_config["adapter"], base)
+    examples = read.text("examples")
+    task, loaded = _examples(read, examples)
+    layers = _layers(read, size.n_layers)
+    return OwnStudy(
+        file=file,
+        study=study,
+        seed=seed,
+        base_model=base,
+        finetuned_model=finetuned,
+        is_adapter="adapter" in finetuned_config,
+        size=size,
+        dictionaries=_dictionaries(read, layers),
+        examples=examples,
+        task=task,
+        loaded=loaded,
+        layers=layers,
+        text=_text(read),
+        options={name: dict(read(name) or {}) for name in (*STAGES, ALL) if name in content},
+    )
+
+
+def _check_keys(read: _Reader) -> None:
+    known = (*NEEDED, *CHOICES, *TASK_OPTIONS, *STAGES, ALL)
+    for key in read.content:
+        if key not in known:
+            raise ValueError(f"{read.where(key)} is no key of a study file{nearest(key, known)}")
+    for key in NEEDED:
+        if read(key) is None:
+            raise ValueError(f"{read.file} has no {key}: a study of your own model needs it")
+    for key in (*STAGES, ALL):
+        if not isinstance(read(key) or {}, Mapping):
+            raise ValueError(
+                f"{read.where(key)} is {read(key)!r}, expected options of the stage, as in "
+                f"{key}: {{model.rows_per_pass: 16}}"
+            )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """
+    >>> nearest("jugde", ["judge", "text"]), nearest("zzz", ["judge"])
+    ("; did you mean 'judge'?", '; known are judge')
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+
+
+def _model(read: _Reader, key: str) -> tuple[str, dict[str, dict[str, Any]]]:
+    """A model's folder or hub id, and its configuration: `model`, `adapter` or both."""
+    source = read.text(key)
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        try:
+            check_hub_id(source, "model folder")
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{read.where(key)}: no folder {source!r} (as seen from {Path.cwd()}), and it is no hub id "
+                "(owner/name)"
+            ) from None
+        folder = local_folder(source, ["config.json", "adapter_config.json"])
+    names = {"model": "config.json", "adapter": "adapter_config.json"}
+    found = {
+        kind: read_json(folder / name) for kind, name in names.items() if (folder / name).is_file()
+    }
+    if not found:
+        raise FileNotFoundError(
+            f"{read.where(key)}: {source!r} has neither config.json nor adapter_config.json"
+        )
+    if len(found) == 2 and key == "finetuned_model":
+        raise ValueError(
+            f"{read.where(key)}: {source!r} holds a model and an adapter (config.json and "
+            "adapter_config.json): give one of them, alone in its folder"
+        )
+    return source, found
+
+
+def _size(read: _Reader, source: str, config: Mapping[str, Any]) -> ModelSize:
+    from delta_transcoders.families import family_by_type
+
+    where = f"{read.where('base_model')}: {source!r}"
+    try:
+        family_by_type(config.get("model_type"))
+        return ModelSize.of(config)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _check_adapter(read: _Reader, adapter: Mapping[str, Any], base: str) -> None:
+    """Refuse an adapter that names another model; whether its weights fit is seen when it is read."""
+    where, of = read.where("finetuned_model"), adapter.get("base_model_name_or_path") or ""
+    if is_hub_id(of) and is_hub_id(base) and of != base:
+        raise ValueError(
+            f"{where} is an adapter for {of}, and base_model is {base}: give base_model: {of}"
+        )
+    if adapter.get("peft_type") != "LORA":
+        raise ValueError(
+            f"{where} is an adapter of the type {adapter.get('peft_type')}, which changes no weights: only "
+            "LORA can be merged into its model"
+        )
+
+
+def _layers(read: _Reader, n_layers: int) -> tuple[int, ...]:
+    asked = read("layers", "all")
+    if asked == "all":
+        return tuple(range(n_layers))
+    is_list = isinstance(asked, list) and asked != []
+    if not is_list or any(not isinstance(n, int) or isinstance(n, bool) for n in asked):
+        raise ValueError(
+            f"{read.where('layers')} is {asked!r}, expected all, or numbers as in [0, 5]"
+        )
+    for layer in asked:
+        if not 0 <= layer < n_layers:
+            raise ValueError(
+                f"{read.where('layers')}: there is no layer {layer}, base_model has {n_layers}, from 0"
+            )
+    return tuple(sorted(set(asked)))
+
+
+def _dictionaries(read: _Reader, layers: Iterable[int]) -> str | None:
+    source = read.text("dictionaries")
+    folder = Path(source or "").expanduser()
+    if source is None or (not folder.is_dir() and is_hub_id(source)):
+        return source
+    where = read.where("dictionaries")
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{where}: no folder {source!r} (as seen from {Path.cwd()}), and it is no hub id (owner/name)"
+        )
+    for layer in layers:
+        if not any(folder.glob(f"layer_{layer}/width_*/average_l0_*/params.npz")):
+            raise FileNotFoundError(
+                f"{where}: {source!r} has none for layer {layer} "
+                f"(layer_{layer}/width_…/average_l0_…/params.npz): say which layers it has, as in layers: [0]"
+            )
+    return source
+
+
+def _text(read: _Reader) -> str | None:
+    path = read.text("text")
+    if path is not None:
+        try:
+            Paragraphs().read(path)
+        except (OSError, ValueError) as error:
+            raise type(error)(f"{read.where('text')}: {error}") from error
+    return path
+
+
+def _examples(read: _Reader, path: str) -> tuple[dict[str, Any], tuple[Example, ...]]:
+    judge, options = read("judge"), {key: read(key) for key in TASK_OPTIONS if key in read.content}
+    if isinstance(judge, Mapping):
+        if set(judge) - {"class_path", "init_args"} or "class_path" not in judge:
+            raise ValueError(
+                f"{read.where('judge')} is {dict(judge)!r}, expected {{class_path: …, init_args: {{…}}}}"
+            )
+        if options:
+            raise ValueError(
+                f"{read.where(next(iter(options)))} is for the ready judges: give it to the class, as one of "
+                "its init_args"
+            )
+        options, name = dict(judge.get("init_args") or {}), judge["class_path"]
+    elif judge not in get_args(JudgeName):
+        hint = nearest(str(judge), get_args(JudgeName))
+        raise ValueError(f"{read.where('judge')} is {judge!r}{hint}")
+    else:
+        name, options = "delta_transcoders.tasks.examples.Examples", {"judge": judge} | options
+    spec = {"class_path": name, "init_args": {"jsonl": path} | options}
+    try:
+        task = make_task(spec)
+    except ValueError as error:
+        raise ValueError(f"{read.where('judge')}: {error}") from error
+    try:
+        return spec, tuple(task.read(path).values())
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{read.where('examples')}: no file {path!r} (as seen from {Path.cwd()})"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{read.where('examples')}: {error}") from error
+
+
+def make_task(spec: Mapping[str, Any]) -> Task:
+    """The task that a configuration's `class_path` and `init_args` say.
+
+    Raises:
+        ValueError: no such class, or options that it refuses; names it.
+    """
+    name = spec["class_path"]
+    try:
+        kind = pydoc.locate(name)
+    except pydoc.ErrorDuringImport as error:
+        raise ValueError(f"{name} cannot be imported: {error}") from error
+    if not (inspect.isclass(kind) and issubclass(kind, Task)):
+        raise ValueError(
+            f"class_path {name!r} is no task: expected a subclass of delta_transcoders.tasks.task.Task, in a "
+            "module that Python finds"
+        )
+    try:
+        return kind(**spec.get("init_args", {}))
+    except TypeError as error:
+        raise ValueError(
+            f"{name} does not take {json.dumps(spec['init_args'])}: {error}"
+        ) from error

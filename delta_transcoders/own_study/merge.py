@@ -1,0 +1,119 @@
+"""Merge an adapter into its base model: `python -m delta_transcoders.own_study.merge --help`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from delta_transcoders.command import run
+from delta_transcoders.files import finish_output, new_output
+from delta_transcoders.hub import local_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KIND = "merged_adapter"
+ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def adapter_weights(adapter: str) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights of a LoRA adapter, one at a time.
+
+    Raises:
+        FileNotFoundError, ConnectionError: no such folder, or no weights in it.
+    """
+    from safetensors import safe_open
+
+    path = local_folder(adapter, ADAPTER_FILES) / "adapter_model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"the adapter {adapter!r} has no adapter_model.safetensors; save it with peft's save_pretrained"
+        )
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118, no mapping
+            yield name, file.get_tensor(name)
+
+
+def check_adapter(base_model: str, adapter: str) -> None:
+    """Refuse an adapter for another base, before it is merged or anything is made of it.
+
+    Raises:
+        ValueError: a weight for a module that the base does not have, or of another shape; names it.
+    """
+    from delta_transcoders.weights import StoredWeights
+
+    shapes = StoredWeights(base_model).shapes()
+    for name, weight in adapter_weights(adapter):
+        module, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
+        if part not in ("A.weight", "B.weight"):
+            continue  # whole modules, which peft compares
+        of = f"the adapter {adapter!r} is not for {base_model!r}"
+        if f"{module}.weight" not in shapes:
+            raise ValueError(f"{of}, which has no {module}: give the base that it was trained on")
+        size = weight.shape[1] if part[0] == "A" else weight.shape[0]
+        if size not in shapes[f"{module}.weight"]:
+            raise ValueError(
+                f"{of}: its {module} is {size} wide, the model's {shapes[f'{module}.weight']}; give the base "
+                "that it was trained on"
+            )
+
+
+def layers_of_adapter(adapter: str, blocks_path: str) -> set[int]:
+    """The layers whose MLP an adapter changes: those with a part of it that is not zero.
+
+    Args:
+        blocks_path: of the model's family.
+    """
+    changed, mlp = set(), re.compile(rf"{re.escape(blocks_path)}\.(\d+)\.mlp\.")
+    for name, weight in adapter_weights(adapter):
+        found = mlp.search(name)
+        if found and not name.endswith("lora_A.weight") and weight.any():
+            changed.add(int(found[1]))
+    return changed
+
+
+def merge(base_model: str, adapter: str, output: str | Path, dtype: str = "float32") -> None:
+    """Write the base model with the adapter's weights added, and its tokenizer.
+
+    Args:
+        base_model, adapter: folders or hub ids.
+        dtype: that the sum is computed and written in.
+
+    Raises:
+        FileNotFoundError, ConnectionError: one of them is not to be had.
+        ValueError: see `check_adapter`; or what peft says of an adapter that it cannot read.
+    """
+    from peft import PeftModel
+
+    from delta_transcoders.language_models import load_model, load_tokenizer
+
+    check_adapter(base_model, adapter)
+    model, tokenizer = load_model(base_model, dtype), load_tokenizer(base_model)
+    try:
+        model = PeftModel.from_pretrained(model, str(local_folder(adapter, ADAPTER_FILES)))
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"the adapter {adapter!r} cannot be read: {' '.join(str(error).split())[:200]}"
+        ) from error
+    with new_output(output, KIND) as folder:
+        model.merge_and_unload().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        finish_output(output)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base_model", required=True, help="folder or hub id")
+    parser.add_argument("--adapter", required=True, help="folder or hub id")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    args = vars(parser.parse_args())
+    merge(**args)
+    print(f"written: {args['output']}")
+
+
+if __name__ == "__main__":
+    run(main)

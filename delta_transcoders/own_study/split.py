@@ -1,0 +1,163 @@
+"""Split a file of examples by wording: `python -m delta_transcoders.own_study.split --help`.
+
+A delta is trained on some wordings and measured on others. The wording of an example is its `group`, or
+else its prompt with numbers masked: `What is 12 * 34?` and `What is 5 * 6?` are one. No two splits share a
+wording or a prompt. Writes `train.jsonl`, `validation.jsonl` and `evaluation.jsonl`; `splits.csv`, how many
+examples, wordings and tokens each has; `task.json` and `models.json`, what is studied.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import defaultdict
+from collections.abc import Hashable
+from pathlib import Path
+
+from delta_transcoders.command import run
+from delta_transcoders.files import finish_output, new_output, write_json, write_text
+from delta_transcoders.foreign_text import letters
+from delta_transcoders.own_study.file import make_task
+from delta_transcoders.report.tables import format_table, write_table
+from delta_transcoders.tasks.task import Example, Splits, Task, subsets_of
+
+KIND = "own_study_examples"
+COLUMNS = ("split", "subset", "n_examples", "n_wordings", "n_tokens")
+
+
+def wording(example: Example) -> str:
+    """
+    >>> wording(Example("What is 12 * 3.5?", "42", "sums"))
+    'Whatis#*#?'
+    >>> wording(Example("What is 12 * 3.5?", "42", "sums", group="plain"))
+    'group plain'
+    """
+    if example.group:
+        return f"group {example.group}"
+    return re.sub(r"\d+(?:[.,]\d+)*", "#", _prompt(example))
+
+
+def _prompt(example: Example) -> str:
+    if isinstance(example.prompt, str):
+        return letters(example.prompt)
+    return "\n".join(f"{m.role}:{letters(m.content)}" for m in example.prompt)
+
+
+def identities(example: Example) -> tuple[Hashable, ...]:
+    """What no two splits share."""
+    return ("wording", wording(example)), ("prompt", _prompt(example))
+
+
+def split_by_wording(task: Task, examples: list[Example], n_evaluation: int, seed: int) -> Splits:
+    """Train, validation and evaluation; the last two have `task.held_out` of each subset's wordings.
+
+    Args:
+        n_evaluation: of each subset at most, as evenly over its wordings as they allow.
+
+    Raises:
+        ValueError: a split without any example; says how many wordings there are.
+    """
+    splits = task.split(examples, task.held_out, len(examples), seed, identities)
+    for name, rows in splits.items():
+        if not rows:
+            raise ValueError(
+                f"{task.jsonl}: none of its {len(examples)} examples is left for {name}: they have "
+                f"{len(set(map(wording, examples)))} wordings (prompts with numbers masked), of which no two "
+                "splits share one. Give more wordings, or a `group` to each example"
+            )
+    evaluation = splits["evaluation"]
+    kept = [
+        row
+        for subset in subsets_of(evaluation)
+        for row in _spread([e for e in evaluation if e.subset == subset], n_evaluation)
+    ]
+    return splits | {"evaluation": kept}
+
+
+def _spread(rows: list[Example], n: int) -> list[Example]:
+    """At most n of them, one wording after the other in turn."""
+    seen: dict[str, int] = defaultdict(int)
+    turns = []
+    for index, row in enumerate(rows):
+        name = wording(row)
+        turns.append((seen[name], index))
+        seen[name] += 1
+    return [rows[index] for _, index in sorted(turns)[:n]]
+
+
+def write_split(
+    output: Path,
+    task: Task,
+    base_model: str,
+    finetuned_model: str,
+    *,
+    dictionaries: str | None = None,
+    n_evaluation: int = 200,
+    seed: int = 0,
+) -> list[dict]:
+    """Write the splits of a task's file, and what is studied.
+
+    Args:
+        base_model: whose tokenizer counts the tokens.
+        finetuned_model, dictionaries: noted for exports and model cards.
+
+    Returns:
+        The rows of `splits.csv`.
+
+    Raises:
+        FileNotFoundError, ConnectionError: a model that is not to be had.
+        ValueError: see `split_by_wording`.
+    """
+    from delta_transcoders.language_models import load_tokenizer, tokenize
+
+    examples = list(task.read(task.jsonl).values())
+    splits = split_by_wording(task, examples, n_evaluation, seed)
+    tokens = dict(zip(examples, tokenize(load_tokenizer(base_model), task, examples), strict=True))
+    rows = [
+        {
+            "split": name,
+            "subset": subset,
+            "n_examples": len(mine),
+            "n_wordings": len(set(map(wording, mine))),
+            "n_tokens": sum(len(tokens[e]) for e in mine),
+        }
+        for name, part in splits.items()
+        for subset in subsets_of(examples)
+        if (mine := [e for e in part if e.subset == subset])
+    ]
+    with new_output(output, KIND) as folder:
+        for name, part in splits.items():
+            task.write(folder / f"{name}.jsonl", part)
+        write_table(folder / "splits.csv", COLUMNS, rows)
+        write_text(
+            folder / "task.json", json.dumps(task.describe(), indent=1, ensure_ascii=False) + "\n"
+        )
+        models = {"base_model": base_model, "finetuned_model": finetuned_model}
+        write_json(folder / "models.json", models | {"dictionaries": dictionaries})
+        finish_output(output)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--task", required=True, type=json.loads, help="class_path and init_args, as JSON"
+    )
+    parser.add_argument("--base_model", required=True, help="folder or hub id")
+    parser.add_argument("--finetuned_model", required=True, help="folder or hub id")
+    parser.add_argument("--dictionaries", help="folder or hub id, noted for later")
+    parser.add_argument("--output", required=True, type=Path, help="folder to write")
+    parser.add_argument("--n_evaluation", type=int, default=200, help="of each subset at most")
+    parser.add_argument("--seed", type=int, default=0)
+    args = vars(parser.parse_args())
+    task = make_task(args.pop("task"))
+    rows = write_split(task=task, **args)
+    print(format_table([{k: str(v) for k, v in row.items()} for row in rows], COLUMNS))
+    measured = {row["subset"] for row in rows if row["split"] == "evaluation"}
+    for subset in sorted({row["subset"] for row in rows} - measured):
+        print(f"no wording of the subset {subset!r} is left for evaluation: no table has it")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,423 @@
+"""The stages of a study of somebody's own model: their configurations, as `configs/tiny` has them."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from delta_transcoders.own_study.checks import (
+    as_json,
+    check_context,
+    checked,
+    studied_layers,
+    too_few,
+)
+from delta_transcoders.own_study.file import ALL, STAGES, OwnStudy, nearest
+from delta_transcoders.own_study.sizes import Defaults, defaults_for
+from delta_transcoders.own_study.split import wording
+
+MOST_SINGLE_LAYERS = 8
+"""Layers that are replaced alone in Experiment 1, evenly spread; half as many in Experiment 2A."""
+N_TEXTS = 200
+"""Pieces of general text."""
+_EXPERIMENT = "lightning_modules.intervention_evaluation.InterventionEvaluation"
+EVALUATIONS = {
+    "behaviour": "lightning_modules.behaviour.BehaviourEvaluation",
+    "exp1": _EXPERIMENT,
+    "exp2a": _EXPERIMENT,
+    "exp2b": _EXPERIMENT,
+    "spillover": "lightning_modules.spillover.Spillover",
+    "ranking": "lightning_modules.feature_ranking.FeatureRanking",
+}
+
+
+class Stages:
+    """Makes the configurations of one study.
+
+    Attributes:
+        model: the finetuned model, merged.
+        layers: those that get a delta.
+        every: all of those at once, as experiments name them.
+    """
+
+    def __init__(self, own: OwnStudy) -> None:
+        self.own = own
+        self.folder = own.study / "configs"
+        self.found = checked(own, self.folder / "checked.json")
+        self.layers = studied_layers(own, self.found)
+        self.defaults = defaults_for(
+            own.size, self.found.n_tokens, self.found.n_target if own.has_targets else 0
+        )
+        check_context(own, self.found, self._answer_length())
+        self.model = "${study}/finetuned_model" if own.is_adapter else own.finetuned_model
+        names = [str(layer) for layer in self.layers]
+        self.every = "all" if len(names) == own.size.n_layers else "+".join(names)
+        self.target = "residual" if own.dictionaries else "mlp_difference"
+        self.skipped = self._skipped()
+        self.names = [name for name in STAGES if name not in self.skipped]
+
+    def _answer_length(self) -> int:
+        given = (
+            self.own.options.get(stage, {}).get("model.max_new_tokens")
+            for stage in ("behaviour", "exp2a", "exp2b")
+        )
+        return max((n for n in given if n is not None), default=self.defaults.max_new_tokens)
+
+    def _skipped(self) -> dict[str, str]:
+        """Stages that are left out, and why; no reason for those that are run where they are named."""
+        skipped = {} if self.own.is_adapter else {"model": ""}
+        if not self.own.has_targets:
+            skipped["exp1"] = "the examples have no targets, and so no cross-entropy"
+            skipped["ranking"] = "the examples have no targets to rank features by"
+        elif "ranking" not in self.own.options:
+            skipped["ranking"] = ""
+        if self.own.text is None:
+            skipped["spillover"] = "no text: what happens to other text is not measured"
+        return skipped
+
+    def __call__(self) -> dict[str, Any]:
+        """See `own_study.expand`."""
+        for name, given in self.own.options.items():
+            if name in self.skipped:
+                why = self.skipped[name] or "finetuned_model is no adapter"
+                if given:
+                    raise ValueError(f"{self.own.file}: {name} has options and is not run: {why}")
+        stages = {}
+        files = {self.folder / "checked.json": as_json(self.found)}
+        files[self.folder / "defaults.yaml"] = self._yaml("defaults", self._shared())
+        for name in self.names:
+            if STAGES[name] == "module":
+                stages[name] = getattr(self, f"_{name}")()
+                continue
+            path = self.folder / f"{name}.yaml"
+            files[path] = self._yaml(name, self._config(name))
+            stages[name] = {"run": STAGES[name], "config": str(path)}
+            if name == "activations":
+                stages[name]["takes"] = {"megabytes": round(self._cache_megabytes())}
+        stages |= self._reports()
+        return {
+            "study": str(self.own.study),
+            "seed": self.own.seed,
+            "stages": stages,
+            "shows": ["delta_transcoders.report.summary ${study}"],
+            "files": {str(path): text for path, text in files.items()},
+            "notes": self._notes(),
+        }
+
+    # Stages that are modules
+
+    def _split(self) -> dict[str, Any]:
+        own, output = self.own, str(self.own.study / "examples")
+        arguments = ["--task", json.dumps(own.task), "--base_model", own.base_model]
+        arguments += ["--finetuned_model", self._real(self.model), "--output", output]
+        arguments += ["--dictionaries", own.dictionaries] if own.dictionaries else []
+        arguments += ["--seed", str(own.seed), *self._module_options("split", ("n_evaluation",))]
+        return {
+            "run": "delta_transcoders.own_study.split",
+            "arguments": arguments,
+            "reads": [own.examples, own.base_model],
+            "writes": [output],
+        }
+
+    def _model(self) -> dict[str, Any]:
+        own, output = self.own, str(self.own.study / "finetuned_model")
+        arguments = ["--base_model", own.base_model, "--adapter", own.finetuned_model]
+        given = self._module_options("model", ("dtype",))
+        arguments += ["--output", output, *(given or ["--dtype", self.defaults.dtype])]
+        return {
+            "run": "delta_transcoders.own_study.merge",
+            "arguments": arguments,
+            "reads": [own.base_model, own.finetuned_model],
+            "writes": [output],
+            "takes": {
+                "megabytes": round(own.size.n_parameters * _bytes(self.defaults.dtype) / 1e6)
+            },
+        }
+
+    def _reports(self) -> dict[str, Any]:
+        study = str(self.own.study)
+        read = [name for name in self.names if name not in ("split", "model", "activations")]
+        return {
+            "comparisons": {
+                "run": "delta_transcoders.report.comparisons",
+                "arguments": [f"{study}/exp2a"],
+                "reads": ["exp2a"],
+                "writes": [f"{study}/exp2a/comparisons"],
+            },
+            "report": {
+                "run": "delta_transcoders.report.html",
+                "arguments": [study],
+                "reads": [*read, "split", "comparisons"],
+                "writes": [f"{study}/report/index.html"],
+            },
+        }
+
+    def _module_options(self, stage: str, known: Sequence[str]) -> list[str]:
+        given = self.own.options.get(stage, {})
+        for key in given:
+            if key not in known:
+                raise ValueError(
+                    f"{self.own.file}: {stage} has no option {key!r}{nearest(key, known)}"
+                )
+        return [text for key, value in given.items() for text in (f"--{key}", str(value))]
+
+    # Stages with a configuration
+
+    def _shared(self) -> dict[str, Any]:
+        logger = {
+            "save_dir": "${study}/logs",
+            "name": "${stage}",
+            "version": "",
+            "default_hp_metric": False,
+        }
+        shared = {
+            "study": str(self.own.study),
+            "task": self.own.task,
+            "subsets": None,
+            "seed_everything": self.own.seed,
+            "trainer": {
+                "accelerator": "auto",
+                "devices": 1,
+                "use_distributed_sampler": False,
+                "enable_model_summary": False,
+                "default_root_dir": "${study}/logs/${stage}",
+                "logger": _part("lightning.pytorch.loggers.TensorBoardLogger", logger),
+            },
+        }
+        for key, value in self.own.options.get(ALL, {}).items():
+            self._set(shared, ALL, key, value)
+        return shared
+
+    def _config(self, name: str) -> dict[str, Any]:
+        config = {"activations": self._activations, "delta": self._delta}.get(name)
+        config = config() if config else self._evaluation(name)
+        for key, value in self.own.options.get(name, {}).items():
+            self._set(config, name, key, value)
+        return config
+
+    def _activations(self) -> dict[str, Any]:
+        d = self.defaults
+        layers, examples = list(self.layers), "${study}/examples"
+        writer = {"output": "${study}/activations", "dtype": d.cache_dtype}
+        return {
+            "model": _part(
+                "lightning_modules.activation_capture.ActivationCapture",
+                {"model": self.model, "layers": layers, "dtype": d.dtype},
+            ),
+            "data": _part(
+                "datamodules.activation_texts.ActivationTexts",
+                {"task": "${task}", "model": self.model, "examples": examples},
+            ),
+            "trainer": {
+                "logger": False,
+                "callbacks": [_part("callbacks.activation_writer.ActivationWriter", writer)],
+            },
+        }
+
+    def _delta(self) -> dict[str, Any]:
+        own, d = self.own, self.defaults
+        data = {
+            "cache": "${study}/activations",
+            "model": self.model,
+            "base_model": own.base_model,
+            "model_dtype": d.dtype,
+            "batch_tokens": d.batch_tokens,
+            "buffer_tokens": 16_384,
+            "passes": d.passes,
+            "seed": "${seed_everything}",
+        }
+        kind = "datamodules.mlp_difference.MLPDifferenceData"
+        if own.dictionaries:
+            kind = "datamodules.delta_targets.DeltaData"
+            data |= {
+                "task": "${task}",
+                "base_transcoders": own.dictionaries,
+                "examples": "${study}/examples/validation.jsonl",
+            }
+        model = {
+            "output": "${study}/delta",
+            "d_new": [d.d_new],
+            "l0": 8,
+            "sparsity": {"mode": "batch_topk", "threshold_momentum": 0.9},
+            "lr": d.lr,
+            "betas": [0.9, 0.98],
+            "seed": "${seed_everything}",
+        }
+        checkpoint = {"save_last": True, "save_top_k": 0, "enable_version_counter": False}
+        return {
+            "model": _part("lightning_modules.delta_transcoder.DeltaTranscoderTraining", model),
+            "data": _part(kind, data),
+            "trainer": {
+                "max_epochs": 1,
+                "val_check_interval": 0.1,
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 20,
+                "callbacks": [
+                    "lightning.pytorch.callbacks.LearningRateMonitor",
+                    _part("lightning.pytorch.callbacks.ModelCheckpoint", checkpoint),
+                ],
+            },
+        }
+
+    def _evaluation(self, name: str) -> dict[str, Any]:
+        own, d = self.own, self.defaults
+        model = {"output": f"${{study}}/{name}", "dtype": d.dtype}
+        data = {
+            "task": "${task}",
+            "jsonl": "${study}/examples/evaluation.jsonl",
+            "model": self.model,
+            "batch_size": d.batch_size,
+            "subsets": "${subsets}",
+        }
+        swapped = {"model": self.model, "base_model": own.base_model}
+        if own.dictionaries:
+            swapped["base_transcoders"] = own.dictionaries
+        if name == "behaviour":
+            model |= {"models": {"raw": self.model, "base_model": own.base_model}}
+            model |= {"max_new_tokens": d.max_new_tokens}
+        elif name == "spillover":
+            model |= swapped | {"delta": "${study}/delta", "conditions": ["no_delta", "full"]}
+            data |= {
+                "task": {"class_path": "delta_transcoders.tasks.paragraphs.Paragraphs"},
+                "jsonl": own.text,
+                "subsets": None,
+                "n_per_subset": N_TEXTS,
+                "batch_size": max(1, d.batch_size // 8),  # every token of a text is a target
+            }
+        elif name == "ranking":
+            model |= swapped | {"experiment": name, "delta": "${study}/delta"}
+            model |= {"layers": list(self.layers), "rows_per_pass": d.rows_per_pass}
+            data |= {"batch_size": max(1, d.batch_size // 4)}
+        else:
+            model |= swapped | {"experiment": name, "deltas": ["${study}/delta"]}
+            model |= {"rows_per_pass": d.rows_per_pass, **self._experiment(name)}
+        return {
+            "model": _part(EVALUATIONS[name], model),
+            "data": _part("datamodules.evaluation_prompts.EvaluationPrompts", data),
+        }
+
+    def _experiment(self, name: str) -> dict[str, Any]:
+        new = {"max_new_tokens": self.defaults.max_new_tokens}
+        if name == "exp1":
+            layers = self._groups(MOST_SINGLE_LAYERS)
+            return {
+                "layers": layers,
+                "conditions": ["no_delta", "full"],
+                "generate": False,
+                "reconstruction": True,
+            }
+        if name == "exp2a":
+            middle = len(self.layers) // 2
+            halves = [
+                "+".join(map(str, half)) for half in (self.layers[:middle], self.layers[middle:])
+            ]
+            layers = dict.fromkeys(
+                [*self._groups(MOST_SINGLE_LAYERS // 2)[:-1], *filter(None, halves)]
+            )
+            conditions = ["no_delta", "full", "error_kept", "random_delta"]
+            if self.own.dictionaries:
+                conditions[2:2] = ["base_mlp", "dictionary_error"]
+            named = [layer for layer in layers if layer != self.every]
+            return {"layers": [*named, self.every], "conditions": conditions} | new
+        alphas = [f"alpha_{alpha}" for alpha in (-0.5, 0, 0.25, 0.5, 0.75, 1, 1.5)]
+        return {"layers": [self.every], "conditions": alphas} | new
+
+    def _groups(self, most: int) -> list[str]:
+        """At most so many of the layers alone, evenly spread, and all of them together."""
+        n = min(most, len(self.layers))
+        last = len(self.layers) - 1
+        chosen = {self.layers[round(i * last / max(1, n - 1))] for i in range(n)}
+        alone = [str(layer) for layer in sorted(chosen)]
+        return [*(name for name in alone if name != self.every), self.every]
+
+    # What is said, and written
+
+    def _set(self, config: dict[str, Any], stage: str, option: str, value: Any) -> None:
+        """What `--option value` does on the stage's command line."""
+        part, *path = option.split(".")
+        parts = [name for name in config if isinstance(config[name], dict)]
+        if part not in parts or not path:
+            hint = nearest(part, parts) if part not in parts else f"; give {part}.OPTION"
+            raise ValueError(f"{self.own.file}: {stage} has no option {option!r}{hint}")
+        node = config[part]
+        if "class_path" in node:
+            known = _arguments(node["class_path"])
+            if path[0] not in known:
+                kind = node["class_path"].rpartition(".")[2]
+                hint = nearest(path[0], known)
+                raise ValueError(f"{self.own.file}: {stage}: {kind} has no option {option!r}{hint}")
+            node = node["init_args"]
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = value
+
+    def _yaml(self, name: str, config: Mapping[str, Any]) -> str:
+        script = {"train": "train.py", "evaluate": "evaluate.py"}.get(STAGES.get(name, ""))
+        lines = [
+            f"# Made of {self.own.file} by study.py, which makes it anew: change options there."
+        ]
+        if script:
+            lines.append(f"# python {script} --config {self.folder / f'{name}.yaml'}")
+        return "\n".join([*lines, yaml.safe_dump(config, sort_keys=False, allow_unicode=True)])
+
+    def _real(self, path: str) -> str:
+        return path.replace("${study}", str(self.own.study))
+
+    def _cache_megabytes(self) -> float:
+        """Input, output and target of every token and layer."""
+        width = 3 * self.own.size.d_model * _bytes(self.defaults.cache_dtype)
+        return self.found.n_tokens * len(self.layers) * width / 1e6
+
+    def _notes(self) -> list[str]:
+        own, d = self.own, self.defaults
+        notes = [
+            f"{own.base_model}: {own.size.n_layers} layers of {own.size.d_model}, target {self.target}, "
+            f"{_chosen(d)} (each stage's options are in {self.folder})"
+        ]
+        left_out = [layer for layer in own.layers if layer not in self.layers]
+        if left_out:
+            notes.append(
+                f"left out, their MLPs are the base model's: layers {', '.join(map(str, left_out))}"
+            )
+        notes += [f"not run: {name} ({why})" for name, why in self.skipped.items() if why]
+        n_wordings = len(set(map(wording, own.loaded)))
+        return notes + [f"warning: {line}" for line in too_few(n_wordings, self.found)]
+
+
+def _chosen(defaults: Defaults) -> str:
+    return ", ".join(f"{name} {value}" for name, value in vars(defaults).items())
+
+
+def _part(class_path: str, init_args: dict[str, Any]) -> dict[str, Any]:
+    return {"class_path": class_path, "init_args": init_args}
+
+
+def _bytes(dtype: str) -> int:
+    return 4 if dtype == "float32" else 2
+
+
+def _arguments(class_path: str) -> list[str]:
+    """What a class takes, read off its source: an import takes seconds."""
+    module, _, name = class_path.rpartition(".")
+    tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8"))
+    kind = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+    init = next(n for n in kind.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
+    names = [argument.arg for argument in (*init.args.args[1:], *init.args.kwonlyargs)]
+    if init.args.kwarg is None:
+        return names
+    imported = {
+        a.name: n.module for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names
+    }
+    base = kind.bases[0].id
+    return names + _arguments(f"{imported.get(base, module)}.{base}")
+
+
+def study_file(own: OwnStudy) -> dict[str, Any]:
+    """An ordinary study file's content, see `own_study.expand`."""
+    return Stages(own)()

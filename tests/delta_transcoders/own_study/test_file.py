@@ -1,0 +1,269 @@
+"""What a study file of one's own may say, what is chosen where it says nothing, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from delta_transcoders.language_models import load_model, load_tokenizer
+from delta_transcoders.own_study import expand
+from delta_transcoders.own_study.sizes import ModelSize, defaults_for
+
+
+def expanded(content: dict, seed: int = 0) -> dict:
+    Path("mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return expand(content, Path("mine.yaml"), Path("mine"), seed)
+
+
+def config_of(study: dict, stage: str) -> dict:
+    return yaml.safe_load(study["files"][f"mine/configs/{stage}.yaml"])
+
+
+def saved(model, tokenizer, folder: Path) -> str:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_stages_of_a_study_without_dictionaries(own_content):
+    study = expanded(own_content, seed=7)
+    assert list(study["stages"]) == [
+        *("split", "behaviour", "activations", "delta", "exp1", "exp2a", "exp2b", "spillover"),
+        *("comparisons", "report"),
+    ]
+    assert not Path("mine").exists()
+    delta = config_of(study, "delta")
+    assert delta["data"]["class_path"] == "datamodules.mlp_difference.MLPDifferenceData"
+    assert "base_transcoders" not in delta["data"]["init_args"]
+    exp2a = config_of(study, "exp2a")["model"]["init_args"]
+    assert exp2a["layers"] == ["0", "1", "all"]
+    assert exp2a["conditions"] == ["no_delta", "full", "error_kept", "random_delta"]
+    assert config_of(study, "defaults")["seed_everything"] == 7
+    assert config_of(study, "spillover")["data"]["init_args"]["jsonl"] == "general.txt"
+    notes = "\n".join(study["notes"])
+    assert "2 layers of 32, target mlp_difference, dtype float32" in notes
+    assert "tokens, fewer than 20,000" in notes
+
+
+def test_dictionaries_change_target_and_conditions(own_content, dictionaries):
+    content = own_content | {"dictionaries": str(dictionaries / "base_transcoders")}
+    delta = config_of(expanded(content), "delta")["data"]
+    assert delta["class_path"] == "datamodules.delta_targets.DeltaData"
+    assert delta["init_args"]["base_transcoders"] == content["dictionaries"]
+    exp2a = config_of(expanded(content), "exp2a")["model"]["init_args"]
+    assert {"base_mlp", "dictionary_error", "random_delta"} <= set(exp2a["conditions"])
+
+
+def test_any_option_of_a_stage_and_of_all(own_content):
+    content = own_content | {
+        "delta": {"model.d_new": [6], "model.sparsity.mode": "l1", "trainer.max_steps": 3},
+        "exp1": {"data.n_per_subset": 4},
+        "all": {"trainer.accelerator": "cpu"},
+        "split": {"n_evaluation": 9},
+        "ranking": {},
+    }
+    study = expanded(content)
+    delta = config_of(study, "delta")
+    assert delta["model"]["init_args"]["d_new"] == [6]
+    assert delta["model"]["init_args"]["sparsity"]["mode"] == "l1"
+    assert delta["trainer"]["max_steps"] == 3
+    assert config_of(study, "exp1")["data"]["init_args"]["n_per_subset"] == 4
+    assert config_of(study, "defaults")["trainer"]["accelerator"] == "cpu"
+    assert study["stages"]["split"]["arguments"][-2:] == ["--n_evaluation", "9"]
+    assert config_of(study, "ranking")["model"]["init_args"]["layers"] == [0, 1]
+
+
+def test_without_targets_nothing_that_needs_a_cross_entropy_is_run(own_content):
+    rows = [json.loads(line) for line in Path("prompts.jsonl").read_text().splitlines()]
+    lines = [json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows]
+    Path("prompts.jsonl").write_text("".join(lines))
+    study = expanded(own_content | {"judge": "regex", "pattern": "calculator"})
+    assert "exp1" not in study["stages"]
+    assert "not run: exp1 (the examples have no targets, and so no cross-entropy)" in study["notes"]
+    assert config_of(study, "behaviour")["model"]["init_args"]["max_new_tokens"] == 64
+
+
+def test_layers_that_the_finetune_left_alone_are_left_out(own_content, tmp_path):
+    base = own_content["base_model"]
+    model, tokenizer = load_model(base), load_tokenizer(base)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.add_(0.01)
+        model.model.layers[0].self_attn.q_proj.weight.add_(0.01)
+    own_content["finetuned_model"] = saved(model, tokenizer, tmp_path / "finetuned")
+    study = expanded(own_content)
+    assert config_of(study, "activations")["model"]["init_args"]["layers"] == [1]
+    assert config_of(study, "exp2a")["model"]["init_args"]["layers"] == ["1"]
+    assert "left out, their MLPs are the base model's: layers 0" in study["notes"]
+    with pytest.raises(ValueError, match=r"changed no MLP: .* in the layers \[0\]"):
+        expanded(own_content | {"layers": [0]})
+    with pytest.raises(ValueError, match=r"changed no MLP: .* in any layer"):
+        expanded(own_content | {"finetuned_model": base})
+
+
+def test_what_was_found_out_is_found_out_once(own_content, monkeypatch):
+    study = expanded(own_content)
+    for path, text in study["files"].items():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text)
+    monkeypatch.setattr(
+        "delta_transcoders.own_study.checks._look", lambda *_: pytest.fail("looked")
+    )
+    assert expanded(own_content) == study
+    Path("prompts.jsonl").write_text(
+        Path("prompts.jsonl").read_text() + '{"prompt": "a", "target": "b"}\n'
+    )
+    with pytest.raises(pytest.fail.Exception, match="looked"):
+        expanded(own_content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"jugde": "exact"}, "mine.yaml, line 8: jugde is no key .* did you mean 'judge'?"),
+        ({"delat": {}}, "delat is no key of a study file; did you mean 'delta'?"),
+        ({"judge": "exakt"}, "line 5: judge is 'exakt'; did you mean 'exact'?"),
+        ({"judge": None}, "mine.yaml has no judge"),
+        ({"judge": "regex"}, "judge: regex needs a pattern"),
+        ({"judge": {"class_path": "delta_transcoders.tasks.judges.exact"}}, "is no task"),
+        ({"base_model": "absent/a/b"}, "line 2: base_model: no folder 'absent/a/b'"),
+        ({"examples": "absent.jsonl"}, "line 4: examples: no file 'absent.jsonl'"),
+        ({"text": "absent.txt"}, "line 7: text: no file 'absent.txt'"),
+        ({"text": "empty.txt"}, "text: empty.txt has no paragraph of 12 words"),
+        ({"dictionaries": "absent/a/b"}, "dictionaries: no folder 'absent/a/b'"),
+        ({"dictionaries": "."}, r"dictionaries: '\.' has none for layer 0"),
+        ({"layers": [0, 2]}, "line 6: layers: there is no layer 2, base_model has 2, from 0"),
+        ({"layers": "first"}, r"layers is 'first', expected all, or numbers as in \[0, 5\]"),
+        (
+            {"delta": {"model.d_nwe": 1}},
+            "delta: DeltaTranscoderTraining has no option 'model.d_nwe'; did you mean 'd_new'",
+        ),
+        ({"delta": {"modle.lr": 1}}, "delta has no option 'modle.lr'; did you mean 'model'"),
+        ({"split": {"n_eval": 1}}, "split has no option 'n_eval'; did you mean 'n_evaluation'"),
+        ({"delta": 3}, "delta is 3, expected options of the stage"),
+        (
+            {"model": {"dtype": "bfloat16"}},
+            "model has options and is not run: finetuned_model is no adapter",
+        ),
+        ({"behaviour": {"model.max_new_tokens": 1000}}, "the model's context holds 256"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_used_is_said_before_anything_runs(own_content, change, message):
+    Path("empty.txt").write_text("Too few words.\n")
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        expanded(own_content | change)
+    assert len(str(error.value)) < 400
+    assert not Path("mine").exists()
+
+
+def test_a_line_that_cannot_be_read(own_content):
+    Path("prompts.jsonl").write_text('{"prompt": "a", "target": "b"}\n{"prompt": "a"\n')
+    with pytest.raises(
+        ValueError, match=r"line 4: examples: prompts\.jsonl, line 2: not a JSON object"
+    ):
+        expanded(own_content)
+
+
+def test_models_that_do_not_belong_together(own_content, model_folder, study, tmp_path):
+    with pytest.raises(ValueError, match="its num_hidden_layers is 3, the base model's 2"):
+        expanded(own_content | {"finetuned_model": model_folder})
+    base = own_content["base_model"]
+    model, tokenizer = load_model(base), load_tokenizer(base)
+    tokenizer.add_tokens(["</b>"])
+    other = saved(model, tokenizer, tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    with pytest.raises(ValueError, match=r"has another tokenizer than|token ids up to"):
+        expanded(own_content | {"finetuned_model": other})
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"model_type": "opt"}))
+    with pytest.raises(ValueError, match="model_type 'opt' is not supported"):
+        expanded(own_content | {"finetuned_model": other})
+    with pytest.raises(ValueError, match=r"model_type 'opt' is not supported, only"):
+        expanded(own_content | {"base_model": other})
+    with pytest.raises(FileNotFoundError, match=r"has neither config.json nor adapter_config.json"):
+        expanded(own_content | {"base_model": str(study / "finetune" / "data")})
+
+
+def test_adapters_that_do_not_belong(own_content, study, tmp_path):
+    adapter = study / "finetune" / "adapter"
+    with pytest.raises(ValueError, match=r"base_model: .* holds an adapter"):
+        expanded(own_content | {"base_model": str(adapter)})
+    mixed = shutil.copytree(study / "base_model", tmp_path / "mixed")
+    shutil.copyfile(adapter / "adapter_config.json", mixed / "adapter_config.json")
+    for key in ("base_model", "finetuned_model"):
+        with pytest.raises(ValueError, match=f"{key}: .*(holds an adapter|a model and an adapter)"):
+            expanded(own_content | {key: str(mixed)})
+    own_content["finetuned_model"] = str(shutil.copytree(adapter, tmp_path / "adapter"))
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = next(n for n in weights if n.endswith("layers.1.mlp.up_proj.lora_A.weight"))
+    for changed, message in (
+        (
+            {name.replace("layers.1", "layers.7"): weights[name].clone().clone()},
+            r"has no model\.layers\.7\.mlp\.up_proj:",
+        ),
+        (
+            {name: torch.ones(2, 40)},
+            r"its model\.layers\.1\.mlp\.up_proj is 40 wide, the model's \(64, 32\)",
+        ),
+    ):
+        save_file(weights | changed, tmp_path / "adapter" / "adapter_model.safetensors")
+        with pytest.raises(ValueError, match=f"the adapter .* is not for .*{message}"):
+            expanded(own_content)
+    zeros = {n: w * ("lora_A" in n) for n, w in weights.items()}
+    save_file(zeros, tmp_path / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="changed no MLP"):
+        expanded(own_content)
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no adapter_model\.safetensors"):
+        expanded(own_content)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(config | {"peft_type": "IA3"}))
+    with pytest.raises(ValueError, match="an adapter of the type IA3"):
+        expanded(own_content)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            {
+                "hidden_size": 96,
+                "num_hidden_layers": 4,
+                "intermediate_size": 384,
+                "vocab_size": 768,
+            },
+            ("float32", 32, 256),
+        ),
+        (
+            {
+                "hidden_size": 576,
+                "num_hidden_layers": 30,
+                "intermediate_size": 1536,
+                "vocab_size": 49152,
+            },
+            ("float32", 32, 64),
+        ),
+        ({"n_embd": 768, "n_layer": 12, "vocab_size": 50257}, ("float32", 64, 64)),
+        (
+            {
+                "text_config": {
+                    "hidden_size": 2304,
+                    "num_hidden_layers": 26,
+                    "intermediate_size": 9216,
+                    "vocab_size": 256000,
+                }
+            },
+            ("bfloat16", 128, 64),
+        ),
+    ],
+    ids=["tiny", "SmolLM2-135M", "GPT-2", "Gemma 2 2B"],
+)
+def test_defaults_by_size(config, expected):
+    chosen = defaults_for(ModelSize.of(config), n_tokens=100_000, n_target=20)
+    assert (chosen.dtype, chosen.d_new, chosen.rows_per_pass) == expected
+    assert chosen.passes == (7 if chosen.batch_tokens == 1024 else 13)
+    assert chosen.max_new_tokens == 32
