@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import shutil
-import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -110,8 +108,9 @@ class ActivationWriter(BasePredictionWriter):
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             if not trainer.fast_dev_run:
-                command = shlex.join(["python", *sys.argv])
-                finish_cache(self.folder, self.meta, trainer.world_size, command=command)
+                finish_cache(
+                    self.folder, self.meta, trainer.world_size, command=files.command_line()
+                )
             finish_output(trainer, self.output)
         trainer.strategy.barrier()
 

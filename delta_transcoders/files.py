@@ -1,9 +1,10 @@
 """Files and folders that are whole or absent, and the rule that a stage replaces only its own.
 
 A stage builds its output beside the place where it belongs, checks it, and swaps it in. The file
-`done.json` is written last; it names the kind of output and lists every file with its size. A folder that has
-one is finished. Another kind of output, and a folder with anything that the list does not name, is refused.
-While an output is being built its process holds a lock, and a second run with the same output is refused.
+`done.json` is written last; it names the kind of output, the run that wrote it, and every file with its
+size. A folder that has one is finished. Another kind of output, and a folder with anything that the list does
+not name, is refused. While an output is being built its process holds a lock, and a second run with the same
+output is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+import uuid
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any, TextIO, TypeVar
 
 DONE = "done.json"
 FORMAT = "delta_transcoders output 1"
+RUN = "DELTA_TRANSCODERS_RUN"  # environment variable: the id that a study has given to this run
 _UNFINISHED = (
     "unfinished.txt"  # marks a folder of ours that is being built; locked by who builds it
 )
@@ -211,8 +214,14 @@ def finish_output(path: str | Path, replaces: Collection[str] | None = None) -> 
     kind = (staging / _UNFINISHED).read_text(encoding="utf-8")
     _release(staging)
     files = {p.relative_to(staging).as_posix(): p.stat().st_size for p in _files(staging)}
-    command = shlex.join(["python", *sys.argv])
-    _write_done(staging, {"format": FORMAT, "kind": kind, "command": command, "files": files})
+    done = {
+        "format": FORMAT,
+        "kind": kind,
+        "run": os.environ.get(RUN) or uuid.uuid4().hex,
+        "command": command_line(),
+        "files": files,
+    }
+    _write_done(staging, done)
     _swap(staging, folder)
 
 
@@ -261,6 +270,26 @@ def record(*paths: str | Path) -> None:
         for path in resolved:
             done["files"][path.relative_to(folder).as_posix()] = path.stat().st_size
         _write_done(folder, done)
+
+
+def run_of(path: str | Path) -> str | None:
+    """Id of the run that finished the output which `path` is or lies in; None outside of such.
+
+    Files that are added later (`record`) leave it as it was.
+    """
+    folder = _resolved(path)
+    return next((run for p in (folder, *folder.parents) if (run := _done(p).get("run"))), None)
+
+
+def command_line(args: Sequence[str] | None = None) -> str:
+    """This process's command, as it is typed again: `python train.py …`, or an installed program's name.
+
+    Args:
+        args: instead of the process's own.
+    """
+    script, *own = sys.argv
+    program = f"python {shlex.quote(script)}" if script.endswith(".py") else Path(script).name
+    return " ".join([program, shlex.join(own if args is None else args)])
 
 
 @contextmanager

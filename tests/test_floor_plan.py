@@ -21,6 +21,7 @@ ROOMS = (
     ("report",),
     ("export", "import_dictionaries"),
     ("own_study",),
+    ("study",),
 )
 TOP = ("delta_transcoders", "datamodules", "lightning_modules", "callbacks")
 LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")

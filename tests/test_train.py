@@ -29,14 +29,14 @@ SCRIPT_OF_CONFIG = {
     path: next(
         (
             name
-            for name in ("train", "evaluate")
+            for name in ("study", "train", "evaluate")
             if f"{name}.py --config {path.relative_to(ROOT)}" in path.read_text()
         ),
         None,
     )
     for path in CONFIGS
 }
-STAGES = [path for path, script in SCRIPT_OF_CONFIG.items() if script]
+STAGES = [path for path, script in SCRIPT_OF_CONFIG.items() if script in ("train", "evaluate")]
 TABLES = [
     path for path, script in SCRIPT_OF_CONFIG.items() if not script and "tasks" not in path.parts
 ]
