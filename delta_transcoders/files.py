@@ -168,6 +168,13 @@ def check_output(path: str | Path, kind: str) -> None:
         _check_ours(beside)
 
 
+def is_finished(path: str | Path, kind: str) -> bool:
+    """Whether a folder holds a finished output of this kind, whole and as it was written."""
+    folder = _resolved(path)
+    whole = _listed(folder).keys() <= {p.relative_to(folder).as_posix() for p in _files(folder)}
+    return _done(folder).get("kind") == kind and whole and not _strangers(folder)
+
+
 def start_output(path: str | Path, kind: str) -> Path:
     """An empty folder beside `path` to build the output in; one process calls it, see `staged_output`.
 
