@@ -15,6 +15,7 @@ from delta_transcoders.dictionaries.delta import load_base_of, load_deltas
 from delta_transcoders.dictionaries.files import TOOL_FORMATS
 from delta_transcoders.dictionaries.files.exported import load_export
 from delta_transcoders.dictionaries.files.gemma_scope import load_base
+from delta_transcoders.report.model_card import read_study
 from delta_transcoders.report.ranking import across, read_effects
 
 FROZEN = Path(__file__).parent / "frozen" / "8a66e85"
@@ -124,3 +125,11 @@ def test_a_later_version_is_refused_by_the_name_of_what_makes_it_anew(tmp_path, 
     with pytest.raises(ValueError, match=r"format_version.* 99, .*`python ") as refused:
         load(folder)
     assert remake in str(refused.value)
+
+
+def test_a_later_description_of_the_task_is_refused(tmp_path):
+    path = tmp_path / "finetune/data/task.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"format_version": 2}')
+    with pytest.raises(ValueError, match=r"task\.json: format_version is 2, .* anew with `python"):
+        read_study(tmp_path, tmp_path / "delta", None)
