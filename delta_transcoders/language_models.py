@@ -181,9 +181,12 @@ def end_ids(source: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     from transformers import GenerationConfig
 
     config = load_config(source)
+    path = os.path.expanduser(source)
     try:
-        generation = GenerationConfig.from_pretrained(os.path.expanduser(source))
-    except OSError:  # there is no such file
+        generation = GenerationConfig.from_pretrained(path)
+    except OSError as error:
+        if (Path(path) / "generation_config.json").exists():
+            raise _unusable(source, error) from error
         generation = None
     ids = {tokenizer.eos_token_id}
     for said in (generation, config, config.get_text_config()):
