@@ -139,6 +139,9 @@ def read_study(
         raise FileNotFoundError(f"no study file {file!r}")
     raw = read_yaml(find_config(file))
     content = _own(raw, file, folder, seed) if "finetuned_model" in raw else _load(file)
+    if (seed if "seeds" in content else seeds) is not None:
+        one, other = ("--seed", "--seeds") if "seeds" in content else ("--seeds", "--seed")
+        raise ValueError(f"{file} takes {other}, not {one}")
     given = {"study": folder, "seed": seed, "seeds": seeds, "task": task}
     content |= {key: value for key, value in given.items() if value is not None}
     if "study" not in content:
@@ -256,7 +259,7 @@ def _expand(study: Study, content: dict, file: str, folder: str, prefix: str) ->
             for link in inner["links"]:
                 study.links[os.path.join(inside, link)] = os.path.join(folder, link)
             _expand(study, inner, spec["config"][0], inside, f"{prefix}{inner_name}/")
-    study.shows += [_fill(show, names).split() for show in content["shows"]]
+    study.shows += [[_fill(word, names) for word in show.split()] for show in content["shows"]]
 
 
 def _give(study: Study, options: Mapping[str, Mapping[str, Any]]) -> None:
@@ -291,33 +294,41 @@ def _check(content: dict, file: str) -> None:
         ValueError: an unknown key, or one that is missing or of another type.
     """
     _known(content, KEYS, file)
-    for name, stage in _pairs(content, file, "stages"):
-        if stage is None:
-            continue
-        _known(stage, STAGE_KEYS, file, "stages", name)
-        if "run" in stage and stage["run"] in SCRIPTS and "config" not in stage:
-            raise ValueError(f"{_place(file, 'stages', name)}: {name!r} lacks `config`")
-        module = str(stage.get("run", "")).startswith("delta_transcoders.")
-        if "run" in stage and stage["run"] not in SCRIPTS and not module:
-            raise ValueError(
-                f"{_place(file, 'stages', name, 'run')}: run is {stage['run']!r}, expected train, "
-                f"evaluate or a module as in delta_transcoders.report.html"
-            )
-        if module and "writes" not in stage:
-            raise ValueError(f"{_place(file, 'stages', name)}: {name!r} lacks `writes`")
-    for name, inner in _pairs(content, file, "studies"):
+    _check_stages(content, file)
+    for name, inner in _pairs(content, "studies", file):
         _known(inner, INNER_KEYS, file, "studies", name)
         if "config" not in inner:
             raise ValueError(f"{_place(file, 'studies', name)}: {name!r} lacks `config`")
+        _check_stages(inner, file, "studies", name)
 
 
-def _pairs(content: dict, file: str, key: str) -> list[tuple[str, Any]]:
+def _check_stages(content: dict, file: str, *where: str) -> None:
+    for name, stage in _pairs(content, "stages", file, *where):
+        if stage is None:
+            continue
+        place = (*where, "stages", name)
+        _known(stage, STAGE_KEYS, file, *place)
+        if "run" not in stage:  # it lies over another file's
+            continue
+        is_module = str(stage["run"]).startswith("delta_transcoders.")
+        if stage["run"] not in SCRIPTS and not is_module:
+            raise ValueError(
+                f"{_place(file, *place, 'run')}: run is {stage['run']!r}, expected train, evaluate or a "
+                "module as in delta_transcoders.report.html"
+            )
+        needed = "writes" if is_module else "config"
+        if needed not in stage:
+            raise ValueError(f"{_place(file, *place)}: {name!r} lacks `{needed}`")
+
+
+def _pairs(content: dict, key: str, file: str, *where: str) -> list[tuple[str, Any]]:
     pairs = content.get(key) or {}
     if not isinstance(pairs, dict):
-        raise ValueError(f"{_place(file, key)}: {key} must hold `name: …` pairs")
+        raise ValueError(f"{_place(file, *where, key)}: {key} must hold `name: …` pairs")
     for name, value in pairs.items():
         if not (isinstance(value, dict) or (value is None and key == "stages")):
-            raise ValueError(f"{_place(file, key, name)}: {name!r} must hold `key: value` pairs")
+            place = _place(file, *where, key, name)
+            raise ValueError(f"{place}: {name!r} must hold `key: value` pairs")
     return list(pairs.items())
 
 

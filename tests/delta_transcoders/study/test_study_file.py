@@ -67,6 +67,10 @@ def test_what_holds_the_seed_is_there_for_each(lab, study):
     assert study.stages["all"].arguments == ["--out", "seeds/all", "seeds/5/d", "seeds/7/d"]
     assert graph.needed("all") == set(graph.steps)
     assert graph.labels("b") == ["5/b", "7/b"]
+    with pytest.raises(ValueError, match=r"seeds.yaml takes --seeds, not --seed"):
+        read_study("configs/seeds.yaml", seed=1)
+    with pytest.raises(ValueError, match=r"study.yaml takes --seed, not --seeds"):
+        read_study("configs/study.yaml", seeds=[1, 2])
 
 
 def test_a_task_goes_to_every_stage(lab):
@@ -142,6 +146,12 @@ def test_stages_and_files_that_do_not_exist(lab, study):
     lab.write("configs/more.yaml", "include: study.yaml\nstages: {aa: {options: {model.lr: 1}}}\n")
     with pytest.raises(
         ValueError, match=r"more.yaml, line 2: there is no stage 'aa'; did you mean 'a'\?"
+    ):
+        labels("configs/more.yaml")
+    inner = "include: study.yaml\nstudies:\n  x:\n    config: study.yaml\n    stages:\n      a: {rnu: 1}\n"
+    lab.write("configs/more.yaml", inner)
+    with pytest.raises(
+        ValueError, match=r"more.yaml, line 6: unknown key 'rnu'; did you mean 'run'"
     ):
         labels("configs/more.yaml")
     assert not (lab.folder / "runs").exists()
