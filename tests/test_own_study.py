@@ -117,6 +117,7 @@ def test_dictionaries_some_layers_and_no_text(own_content, dictionaries, monkeyp
     shutil.copytree(dictionaries / "finetune" / "merged", "finetuned")
     content = own_content | FAST | {"base_model": "base_model", "finetuned_model": "finetuned"}
     content |= {"dictionaries": "base_transcoders", "layers": [1], "text": None, "ranking": {}}
+    content |= {"corrections": {"model.towards": "tool", "model.away": "copy"}}
     content["delta"] = content["delta"] | {"data.n_check_examples": 8}
     study = run(content, monkeypatch)
     assert "spillover" not in study["stages"] and "ranking" in study["stages"]
@@ -124,6 +125,8 @@ def test_dictionaries_some_layers_and_no_text(own_content, dictionaries, monkeyp
     exp2a = read_metrics("mine/exp2a/metrics.csv")
     assert {row["layer"] for row in exp2a} == {"", "1"}
     assert {"base_mlp", "dictionary_error"} <= {row["condition"] for row in exp2a}
+    controls = read_metrics("mine/controls/metrics.csv")
+    assert {"steering", "ridge", "full"} <= {row["condition"] for row in controls}
     page = Path("mine/report/index.html").read_text()
     assert "Spillover: not measured" in page
     assert "split into finetuning and the dictionary" in page

@@ -19,7 +19,8 @@ from delta_transcoders.tasks.paragraphs import Paragraphs
 from delta_transcoders.tasks.task import Example, Task
 
 NEEDED = ("base_model", "finetuned_model", "examples", "judge")
-CHOICES = ("study", "seed", "dictionaries", "layers", "text")
+CHOICES = ("study", "seed", "dictionaries", "layers", "text", "dtype")
+DTYPES = ("float32", "bfloat16")
 TASK_OPTIONS = tuple(
     name for name in inspect.signature(Examples).parameters if name not in ("jsonl", "judge")
 )
@@ -34,9 +35,13 @@ STAGES = {
     "exp2a": "evaluate",
     "exp2b": "evaluate",
     "spillover": "evaluate",
+    "corrections": "train",
+    "controls": "evaluate",
     "ranking": "evaluate",
 }
-"""Stages that take options under their name, and what runs each."""
+"""What runs each stage."""
+WITH_OPTIONS = tuple(name for name in STAGES if name != "model")
+"""Stages whose options stand under their name."""
 ALL = "all"
 """Options of every stage."""
 
@@ -49,6 +54,7 @@ class OwnStudy:
         file: of the study, for messages.
         size: of the base model.
         is_adapter: whether `finetuned_model` is a PEFT adapter for `base_model`.
+        dtype: of the models' weights; by their size where None.
         task: `class_path` and `init_args`, as a configuration has it.
         loaded: the examples of `examples`.
         layers: those asked for.
@@ -68,6 +74,7 @@ class OwnStudy:
     loaded: tuple[Example, ...]
     layers: tuple[int, ...]
     text: str | None
+    dtype: str | None
     options: Mapping[str, Mapping[str, Any]]
 
     @property
@@ -132,19 +139,23 @@ def read_own_study(content: Mapping[str, Any], file: Path, study: Path, seed: in
         loaded=loaded,
         layers=layers,
         text=_text(read),
-        options={name: dict(read(name) or {}) for name in (*STAGES, ALL) if name in content},
+        dtype=read("dtype"),
+        options={name: dict(read(name) or {}) for name in (*WITH_OPTIONS, ALL) if name in content},
     )
 
 
 def _check_keys(read: _Reader) -> None:
-    known = (*NEEDED, *CHOICES, *TASK_OPTIONS, *STAGES, ALL)
+    known = (*NEEDED, *CHOICES, *TASK_OPTIONS, *WITH_OPTIONS, ALL)
     for key in read.content:
         if key not in known:
             raise ValueError(f"{read.where(key)} is no key of a study file{nearest(key, known)}")
     for key in NEEDED:
         if read(key) is None:
             raise ValueError(f"{read.file} has no {key}: a study of your own model needs it")
-    for key in (*STAGES, ALL):
+    if read("dtype") not in (None, *DTYPES):
+        hint = nearest(str(read("dtype")), DTYPES)
+        raise ValueError(f"{read.where('dtype')} is {read('dtype')!r}{hint}")
+    for key in (*WITH_OPTIONS, ALL):
         if not isinstance(read(key) or {}, Mapping):
             raise ValueError(
                 f"{read.where(key)} is {read(key)!r}, expected options of the stage, as in "

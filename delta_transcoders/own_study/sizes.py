@@ -82,17 +82,20 @@ class Defaults:
     max_new_tokens: int
 
 
-def defaults_for(size: ModelSize, n_tokens: int, n_target: int) -> Defaults:
+def defaults_for(
+    size: ModelSize, n_tokens: int, n_target: int, dtype: str | None = None
+) -> Defaults:
     """Defaults for a model and the examples that it is looked at on.
 
     Args:
         n_tokens: of all examples.
         n_target: of the longest target; 0 where there are no targets.
+        dtype: that the study file names.
     """
     is_small, has_few_words = size.n_parameters < 5e8, size.vocabulary < 32_000
     batch_tokens = 1024 if is_small else 2048
     return Defaults(
-        dtype="float32" if is_small else "bfloat16",
+        dtype=dtype or ("float32" if is_small else "bfloat16"),
         cache_dtype="float16" if is_small else "bfloat16",
         d_new=min(128, max(32, 2 ** round(math.log2(size.d_model / 16)))),
         lr=5e-3 if is_small else 1e-3,

@@ -33,8 +33,11 @@ EVALUATIONS = {
     "exp2a": _EXPERIMENT,
     "exp2b": _EXPERIMENT,
     "spillover": "lightning_modules.spillover.Spillover",
+    "controls": _EXPERIMENT,
     "ranking": "lightning_modules.feature_ranking.FeatureRanking",
 }
+CONTROLS = ("bias", "steering", "low_rank", "ridge")
+"""What `corrections` fits, each a control in the place of the delta."""
 
 
 class Stages:
@@ -51,9 +54,8 @@ class Stages:
         self.folder = own.study / "configs"
         self.found = checked(own, self.folder / "checked.json")
         self.layers = studied_layers(own, self.found)
-        self.defaults = defaults_for(
-            own.size, self.found.n_tokens, self.found.n_target if own.has_targets else 0
-        )
+        n_target = self.found.n_target if own.has_targets else 0
+        self.defaults = defaults_for(own.size, self.found.n_tokens, n_target, own.dtype)
         check_context(own, self.found, self._answer_length())
         self.model = "${study}/finetuned_model" if own.is_adapter else own.finetuned_model
         names = [str(layer) for layer in self.layers]
@@ -70,30 +72,34 @@ class Stages:
         return max((n for n in given if n is not None), default=self.defaults.max_new_tokens)
 
     def _skipped(self) -> dict[str, str]:
-        """Stages that are left out, and why; no reason for those that are run where they are named."""
-        skipped = {} if self.own.is_adapter else {"model": ""}
-        if not self.own.has_targets:
+        """Stages that are left out, and why; some run only where the study file names them."""
+        own, skipped = self.own, {}
+        if not own.is_adapter:
+            skipped["model"] = "finetuned_model is no adapter"
+        if not own.has_targets:
             skipped["exp1"] = "the examples have no targets, and so no cross-entropy"
+        if not own.has_targets or "ranking" not in own.options:
             skipped["ranking"] = "the examples have no targets to rank features by"
-        elif "ranking" not in self.own.options:
-            skipped["ranking"] = ""
-        if self.own.text is None:
+        if own.text is None:
             skipped["spillover"] = "no text: what happens to other text is not measured"
+        if "corrections" not in own.options or not own.dictionaries:
+            skipped["corrections"] = "there are no dictionaries to correct"
+            skipped["controls"] = (
+                "it compares with corrections, which need dictionaries and be named"
+            )
         return skipped
 
     def __call__(self) -> dict[str, Any]:
         """See `own_study.expand`."""
-        for name, given in self.own.options.items():
-            if name in self.skipped:
-                why = self.skipped[name] or "finetuned_model is no adapter"
-                if given:
-                    raise ValueError(f"{self.own.file}: {name} has options and is not run: {why}")
+        for name, why in self.skipped.items():
+            if self.own.options.get(name):
+                raise ValueError(f"{self.own.file}: {name} has options and is not run: {why}")
         stages = {}
         files = {self.folder / "checked.json": as_json(self.found)}
         files[self.folder / "defaults.yaml"] = self._yaml("defaults", self._shared())
         for name in self.names:
             if STAGES[name] == "module":
-                stages[name] = getattr(self, f"_{name}")()
+                stages[name] = {"split": self._split, "model": self._model}[name]()
                 continue
             path = self.folder / f"{name}.yaml"
             files[path] = self._yaml(name, self._config(name))
@@ -115,7 +121,8 @@ class Stages:
     def _split(self) -> dict[str, Any]:
         own, output = self.own, str(self.own.study / "examples")
         arguments = ["--task", json.dumps(own.task), "--base_model", own.base_model]
-        arguments += ["--finetuned_model", self._real(self.model), "--output", output]
+        finetuned = str(own.study / "finetuned_model") if own.is_adapter else own.finetuned_model
+        arguments += ["--finetuned_model", finetuned, "--output", output]
         arguments += ["--dictionaries", own.dictionaries] if own.dictionaries else []
         arguments += ["--seed", str(own.seed), *self._module_options("split", ("n_evaluation",))]
         return {
@@ -128,8 +135,7 @@ class Stages:
     def _model(self) -> dict[str, Any]:
         own, output = self.own, str(self.own.study / "finetuned_model")
         arguments = ["--base_model", own.base_model, "--adapter", own.finetuned_model]
-        given = self._module_options("model", ("dtype",))
-        arguments += ["--output", output, *(given or ["--dtype", self.defaults.dtype])]
+        arguments += ["--output", output, "--dtype", self.defaults.dtype]
         return {
             "run": "delta_transcoders.own_study.merge",
             "arguments": arguments,
@@ -195,8 +201,12 @@ class Stages:
         return shared
 
     def _config(self, name: str) -> dict[str, Any]:
-        config = {"activations": self._activations, "delta": self._delta}.get(name)
-        config = config() if config else self._evaluation(name)
+        made = {
+            "activations": self._activations,
+            "delta": self._delta,
+            "corrections": self._corrections,
+        }
+        config = made[name]() if name in made else self._evaluation(name)
         for key, value in self.own.options.get(name, {}).items():
             self._set(config, name, key, value)
         return config
@@ -220,26 +230,43 @@ class Stages:
             },
         }
 
-    def _delta(self) -> dict[str, Any]:
-        own, d = self.own, self.defaults
-        data = {
+    def _cached(self) -> dict[str, Any]:
+        return {
             "cache": "${study}/activations",
             "model": self.model,
-            "base_model": own.base_model,
-            "model_dtype": d.dtype,
-            "batch_tokens": d.batch_tokens,
+            "base_model": self.own.base_model,
+            "model_dtype": self.defaults.dtype,
             "buffer_tokens": 16_384,
-            "passes": d.passes,
             "seed": "${seed_everything}",
         }
+
+    def _checked_site(self) -> dict[str, Any]:
+        return {
+            "task": "${task}",
+            "base_transcoders": self.own.dictionaries,
+            "examples": "${study}/examples/validation.jsonl",
+        }
+
+    def _corrections(self) -> dict[str, Any]:
+        model = {"output": "${study}/corrections", "deltas": "${study}/delta"}
+        data = self._cached() | self._checked_site() | {"passes": 1}
+        return {
+            "model": _part("lightning_modules.linear_corrections.LinearCorrections", model),
+            "data": _part("datamodules.delta_targets.CorrectionData", data),
+            "trainer": {
+                "max_epochs": 1,
+                "num_sanity_val_steps": 0,
+                "enable_checkpointing": False,
+            },
+        }
+
+    def _delta(self) -> dict[str, Any]:
+        d = self.defaults
+        data = self._cached() | {"batch_tokens": d.batch_tokens, "passes": d.passes}
         kind = "datamodules.mlp_difference.MLPDifferenceData"
-        if own.dictionaries:
+        if self.own.dictionaries:
             kind = "datamodules.delta_targets.DeltaData"
-            data |= {
-                "task": "${task}",
-                "base_transcoders": own.dictionaries,
-                "examples": "${study}/examples/validation.jsonl",
-            }
+            data |= self._checked_site()
         model = {
             "output": "${study}/delta",
             "d_new": [d.d_new],
@@ -305,47 +332,53 @@ class Stages:
     def _experiment(self, name: str) -> dict[str, Any]:
         new = {"max_new_tokens": self.defaults.max_new_tokens}
         if name == "exp1":
-            layers = self._groups(MOST_SINGLE_LAYERS)
             return {
-                "layers": layers,
+                "layers": [*self._alone(MOST_SINGLE_LAYERS), self.every],
                 "conditions": ["no_delta", "full"],
                 "generate": False,
                 "reconstruction": True,
             }
-        if name == "exp2a":
-            middle = len(self.layers) // 2
-            halves = [
-                "+".join(map(str, half)) for half in (self.layers[:middle], self.layers[middle:])
+        if name == "controls":
+            bare = [
+                {"condition": c, "terms": [{"source": "base"}, {"source": c}]} for c in CONTROLS
             ]
-            layers = dict.fromkeys(
-                [*self._groups(MOST_SINGLE_LAYERS // 2)[:-1], *filter(None, halves)]
-            )
+            return {
+                "layers": [self.every],
+                "controls": {control: f"${{study}}/corrections/{control}" for control in CONTROLS},
+                "conditions": ["no_delta", "full", "base_mlp", "error_kept", "random_delta", *bare],
+            } | new
+        if name == "exp2a":
             conditions = ["no_delta", "full", "error_kept", "random_delta"]
             if self.own.dictionaries:
                 conditions[2:2] = ["base_mlp", "dictionary_error"]
-            named = [layer for layer in layers if layer != self.every]
-            return {"layers": [*named, self.every], "conditions": conditions} | new
+            layers = [*self._alone(MOST_SINGLE_LAYERS // 2), *self._halves(), self.every]
+            return {"layers": layers, "conditions": conditions} | new
         alphas = [f"alpha_{alpha}" for alpha in (-0.5, 0, 0.25, 0.5, 0.75, 1, 1.5)]
         return {"layers": [self.every], "conditions": alphas} | new
 
-    def _groups(self, most: int) -> list[str]:
-        """At most so many of the layers alone, evenly spread, and all of them together."""
-        n = min(most, len(self.layers))
-        last = len(self.layers) - 1
-        chosen = {self.layers[round(i * last / max(1, n - 1))] for i in range(n)}
-        alone = [str(layer) for layer in sorted(chosen)]
-        return [*(name for name in alone if name != self.every), self.every]
+    def _alone(self, most: int) -> list[str]:
+        """At most so many single layers, evenly spread; none where there is but one."""
+        n, last = min(most, len(self.layers)), len(self.layers) - 1
+        if last == 0:
+            return []
+        return [str(self.layers[round(i * last / (n - 1))]) for i in range(n)]
+
+    def _halves(self) -> list[str]:
+        """The lower and the upper half of the layers, where they are more than single ones."""
+        middle = len(self.layers) // 2
+        halves = (self.layers[:middle], self.layers[middle:]) if middle > 1 else ()
+        return ["+".join(map(str, half)) for half in halves]
 
     # What is said, and written
 
     def _set(self, config: dict[str, Any], stage: str, option: str, value: Any) -> None:
         """What `--option value` does on the stage's command line."""
         part, *path = option.split(".")
-        parts = [name for name in config if isinstance(config[name], dict)]
+        parts = [name for name in ("model", "data", "trainer") if name in (*config, "trainer")]
         if part not in parts or not path:
             hint = nearest(part, parts) if part not in parts else f"; give {part}.OPTION"
             raise ValueError(f"{self.own.file}: {stage} has no option {option!r}{hint}")
-        node = config[part]
+        node = config.setdefault(part, {})
         if "class_path" in node:
             known = _arguments(node["class_path"])
             if path[0] not in known:
@@ -366,9 +399,6 @@ class Stages:
             lines.append(f"# python {script} --config {self.folder / f'{name}.yaml'}")
         return "\n".join([*lines, yaml.safe_dump(config, sort_keys=False, allow_unicode=True)])
 
-    def _real(self, path: str) -> str:
-        return path.replace("${study}", str(self.own.study))
-
     def _cache_megabytes(self) -> float:
         """Input, output and target of every token and layer."""
         width = 3 * self.own.size.d_model * _bytes(self.defaults.cache_dtype)
@@ -385,7 +415,8 @@ class Stages:
             notes.append(
                 f"left out, their MLPs are the base model's: layers {', '.join(map(str, left_out))}"
             )
-        notes += [f"not run: {name} ({why})" for name, why in self.skipped.items() if why]
+        told = ("exp1", "spillover", *own.options)
+        notes += [f"not run: {name} ({why})" for name, why in self.skipped.items() if name in told]
         n_wordings = len(set(map(wording, own.loaded)))
         return notes + [f"warning: {line}" for line in too_few(n_wordings, self.found)]
 

@@ -61,7 +61,8 @@ def test_dictionaries_change_target_and_conditions(own_content, dictionaries):
 def test_any_option_of_a_stage_and_of_all(own_content):
     content = own_content | {
         "delta": {"model.d_new": [6], "model.sparsity.mode": "l1", "trainer.max_steps": 3},
-        "exp1": {"data.n_per_subset": 4},
+        "exp1": {"data.n_per_subset": 4, "trainer.precision": "32-true"},
+        "dtype": "bfloat16",
         "all": {"trainer.accelerator": "cpu"},
         "split": {"n_evaluation": 9},
         "ranking": {},
@@ -71,7 +72,11 @@ def test_any_option_of_a_stage_and_of_all(own_content):
     assert delta["model"]["init_args"]["d_new"] == [6]
     assert delta["model"]["init_args"]["sparsity"]["mode"] == "l1"
     assert delta["trainer"]["max_steps"] == 3
-    assert config_of(study, "exp1")["data"]["init_args"]["n_per_subset"] == 4
+    exp1 = config_of(study, "exp1")
+    assert exp1["data"]["init_args"]["n_per_subset"] == 4
+    assert exp1["trainer"] == {"precision": "32-true"}
+    assert exp1["model"]["init_args"]["dtype"] == "bfloat16"
+    assert delta["data"]["init_args"]["model_dtype"] == "bfloat16"
     assert config_of(study, "defaults")["trainer"]["accelerator"] == "cpu"
     assert study["stages"]["split"]["arguments"][-2:] == ["--n_evaluation", "9"]
     assert config_of(study, "ranking")["model"]["init_args"]["layers"] == [0, 1]
@@ -144,9 +149,11 @@ def test_what_was_found_out_is_found_out_once(own_content, monkeypatch):
         ({"delta": {"modle.lr": 1}}, "delta has no option 'modle.lr'; did you mean 'model'"),
         ({"split": {"n_eval": 1}}, "split has no option 'n_eval'; did you mean 'n_evaluation'"),
         ({"delta": 3}, "delta is 3, expected options of the stage"),
+        ({"dtype": "float16"}, "dtype is 'float16'; did you mean 'bfloat16'"),
+        ({"model": {"dtype": "bfloat16"}}, "model is no key of a study file; did you mean"),
         (
-            {"model": {"dtype": "bfloat16"}},
-            "model has options and is not run: finetuned_model is no adapter",
+            {"ranking": {"model.layers": [0]}, "spillover": {"data.batch_size": 1}, "text": None},
+            "spillover has options and is not run: no text",
         ),
         ({"behaviour": {"model.max_new_tokens": 1000}}, "the model's context holds 256"),
     ],
@@ -224,6 +231,47 @@ def test_adapters_that_do_not_belong(own_content, study, tmp_path):
     path.write_text(json.dumps(config | {"peft_type": "IA3"}))
     with pytest.raises(ValueError, match="an adapter of the type IA3"):
         expanded(own_content)
+
+
+def test_a_judge_of_one_s_own(own_content, tmp_path, monkeypatch):
+    (tmp_path / "polite_judge.py").write_text(
+        "from delta_transcoders.tasks.examples import Examples\n\n"
+        "class Polite(Examples):\n"
+        "    def __init__(self, jsonl, word):\n"
+        "        super().__init__(jsonl, 'exact')\n"
+        "        self.word = word\n"
+        "    def judge(self, text, example):\n"
+        "        return {'polite': self.word in text}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    judge = {"class_path": "polite_judge.Polite", "init_args": {"word": "please"}}
+    task = config_of(expanded(own_content | {"judge": judge}), "defaults")["task"]
+    assert task["class_path"] == "polite_judge.Polite"
+    assert task["init_args"] == {"jsonl": "prompts.jsonl", "word": "please"}
+    with pytest.raises(ValueError, match=r"Polite does not take .*wrod"):
+        expanded(own_content | {"judge": judge | {"init_args": {"wrod": "please"}}})
+    with pytest.raises(ValueError, match="end is for the ready judges"):
+        expanded(own_content | {"judge": judge, "end": "."})
+
+
+def test_controls_are_run_where_they_are_named(own_content, dictionaries):
+    named = {"corrections": {"model.towards": "tool", "model.away": "copy"}}
+    content = own_content | named | {"dictionaries": str(dictionaries / "base_transcoders")}
+    study = expanded(content)
+    stages = list(study["stages"])
+    assert stages.index("delta") < stages.index("corrections") < stages.index("controls")
+    controls = config_of(study, "controls")["model"]["init_args"]
+    assert list(controls["controls"]) == ["bias", "steering", "low_rank", "ridge"]
+    assert config_of(study, "corrections")["model"]["init_args"]["towards"] == "tool"
+    with pytest.raises(ValueError, match="corrections has options and is not run: there are no"):
+        expanded(own_content | named)
+
+
+def test_a_chat(own_content):
+    chat = {"messages": [{"role": "user", "content": "What is 7 + 8?"}], "target": "15"}
+    rows = [json.dumps(chat | {"group": f"g{i}"}) + "\n" for i in range(3)]
+    Path("prompts.jsonl").write_text("".join(rows))
+    assert "warning: 3 wordings" in "\n".join(expanded(own_content)["notes"])
 
 
 @pytest.mark.parametrize(
