@@ -145,7 +145,10 @@ class DeltaData(ActivationData):
                     "base_model": {key: asdict(fit) for key, fit in fits.items()},
                 }
             )
-        write_json(Path(self.hparams.cache) / SITE_CHECK_NAME, rows)
+        # Read by this run's processes alone, and by people.
+        write_json(
+            Path(self.hparams.cache) / SITE_CHECK_NAME, {"format_version": 1, "layers": rows}
+        )
         del model, bridge
         gc.collect()  # the two refer to each other: the model would stay in memory while deltas are trained
 
@@ -160,7 +163,7 @@ class DeltaData(ActivationData):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        rows = read_json(Path(self.hparams.cache) / SITE_CHECK_NAME, kind=list)
+        rows = read_json(Path(self.hparams.cache) / SITE_CHECK_NAME)["layers"]
         self._base_model_fits = {row["layer"]: row["base_model"] for row in rows}
 
     def base_id(self, layer: int, key: str) -> BaseId:

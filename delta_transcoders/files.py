@@ -81,16 +81,15 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: str | Path, problem: str = "", kind: type = dict) -> Any:
-    """What a JSON file holds.
+def read_json(path: str | Path, problem: str = "") -> dict[str, Any]:
+    """What a JSON file holds that is an object.
 
     Args:
         problem: what it means if the file is missing or damaged, for the message.
-        kind: type of the whole, a dictionary or a list.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON, or of another type; names the file.
+        ValueError: not JSON, or no object; names the file.
     """
     path, problem = Path(path), problem and f": {problem}"
     if not path.is_file():
@@ -99,20 +98,40 @@ def read_json(path: str | Path, problem: str = "", kind: type = dict) -> Any:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, it is not JSON ({error}){problem}") from error
-    if not isinstance(value, kind):
+    if not isinstance(value, dict):
         found = type(value).__name__
-        raise ValueError(f"{path} is damaged, it holds a {found} and no {kind.__name__}{problem}")
+        raise ValueError(f"{path} is damaged, it holds a {found} and no dict{problem}")
     return value
 
 
-def read_config(path: str | Path, kind: type[Config], problem: str = "") -> Config:
-    """A dataclass from a JSON file that holds each of its fields and nothing else.
+def check_version(path: str | Path, found: object, reads: int, remake: str) -> None:
+    """Refuse a file whose format is of another version than this code reads.
+
+    Args:
+        remake: what makes it anew, for the message.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_json`; an unknown or missing key, or a value that the
-            dataclass refuses; names the file.
+        ValueError: names the file, both versions and `remake`.
+    """
+    if found != reads:
+        raise ValueError(f"{path}: format_version is {found!r}, this code reads {reads}; {remake}")
+
+
+def read_config(
+    path: str | Path, kind: type[Config], problem: str = "", remake: str = ""
+) -> Config:
+    """A dataclass from a JSON file that holds each of its fields and nothing else.
+
+    Where the dataclass has a `format_version`, its default is what is read; a file without one is of
+    version 1.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_json` and `check_version`; an unknown or missing key, or a
+            value that the dataclass refuses; names the file.
     """
     raw, known = read_json(path, problem), {field.name for field in fields(kind)}
+    if "format_version" in known:
+        check_version(path, raw.setdefault("format_version", 1), kind.format_version, remake)
     for key in sorted(raw.keys() - known):
         raise ValueError(f"{path}: unknown key {key!r}; known are {sorted(known)}")
     for key in sorted(known - raw.keys()):

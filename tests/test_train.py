@@ -183,7 +183,7 @@ def test_the_finetune_writes_adapter_merged_model_and_data(study):
     prompts = [e.prompt for examples in rows.values() for e in examples.values()]
     assert len(set(prompts)) == len(prompts)
     described = json.loads((finetune / "data" / "task.json").read_text())
-    assert described == Calculator().describe()
+    assert described == {"format_version": 1, **Calculator().describe()}
     assert not list(study.rglob("*.partial"))
     done = json.loads((finetune / "done.json").read_text())
     written = {p.relative_to(finetune).as_posix() for p in finetune.rglob("*") if p.is_file()}

@@ -71,10 +71,6 @@ class DeltaConfig:
         for name, allowed in (("hook_site", get_args(SiteName)), ("target", get_args(Target))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}")
-        if self.format_version != FORMAT_VERSION:
-            raise ValueError(
-                f"format_version is {self.format_version}, this code reads {FORMAT_VERSION}"
-            )
 
 
 def save_delta(folder: str | Path, delta: JumpReLUTranscoder, config: DeltaConfig) -> None:
@@ -92,7 +88,12 @@ def save_delta(folder: str | Path, delta: JumpReLUTranscoder, config: DeltaConfi
 def load_delta(folder: str | Path) -> tuple[JumpReLUTranscoder, DeltaConfig]:
     """Read a folder written by `save_delta`; anything missing, unknown or unfitting is an error."""
     folder = Path(folder)
-    config = read_config(folder / CONFIG_NAME, DeltaConfig, "no finished delta in this folder")
+    config = read_config(
+        folder / CONFIG_NAME,
+        DeltaConfig,
+        "no finished delta in this folder",
+        remake="train it anew with `python train.py --config …/delta.yaml`",
+    )
     tensors_path = folder / TENSORS_NAME
     tensors = load_tensors(tensors_path)
     wanted = {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}

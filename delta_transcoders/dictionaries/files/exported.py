@@ -11,7 +11,7 @@ from delta_transcoders.dictionaries.files import ToolFormat, circuit_tracer, sae
 from delta_transcoders.dictionaries.files.gemma_scope import load_base
 from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.families.sites import HOOK_SITES
-from delta_transcoders.files import read_json, write_json
+from delta_transcoders.files import check_version, read_json, write_json
 from delta_transcoders.fingerprints import check_hash, hash_tensors
 from delta_transcoders.hub import local_folder
 
@@ -74,11 +74,9 @@ def load_card(folder: str | Path) -> ExportCard:
     """
     path = Path(folder) / CARD_NAME
     raw = read_json(path, f"{folder} is not an export")
+    remake = "export the study again with `python -m delta_transcoders.export`"
+    check_version(path, raw.get("format_version"), FORMAT_VERSION, remake)
     try:
-        if raw["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"format_version is {raw['format_version']}, this code reads {FORMAT_VERSION}"
-            )
         layers = {int(layer): _layer_card(entry) for layer, entry in raw["layers"].items()}
         return ExportCard(**raw | {"layers": layers})
     except (ValueError, KeyError, TypeError, AttributeError) as error:

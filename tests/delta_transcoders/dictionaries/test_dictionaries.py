@@ -114,7 +114,10 @@ def test_interrupted_overwrite_leaves_no_config(tmp_path, monkeypatch):
         (lambda raw: raw.update(lauer=3), "unknown key 'lauer'"),
         (lambda raw: raw.pop("hook_site"), "key 'hook_site' is missing"),
         (lambda raw: raw.update(hook_site="elsewhere"), "hook_site is 'elsewhere'"),
-        (lambda raw: raw.update(format_version=99), "format_version is 99"),
+        (
+            lambda raw: raw.update(format_version=99),
+            "format_version is 99, this code reads 1; train it anew",
+        ),
         (lambda raw: raw.update(d_new=7), "d_new = 4, the config 7"),
     ],
 )
