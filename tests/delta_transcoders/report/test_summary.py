@@ -2,7 +2,8 @@
 
 import json
 
-from delta_transcoders.report.summary import reconstruction_table, violations
+from delta_transcoders.files import write_json
+from delta_transcoders.report.summary import reconstruction_table, times_line, violations
 from delta_transcoders.report.tables import write_metrics
 
 
@@ -31,3 +32,14 @@ def test_bounds_that_results_break_are_named(tmp_path):
     assert violations(tmp_path, {"behaviour": [missing]}) == [
         "behaviour: no row with {'condition': 'full'}"
     ]
+
+
+def test_times_are_those_of_the_study_s_record(tmp_path):
+    assert times_line(tmp_path) == ""
+    runs = {
+        "a": {"done": {"seconds": 60.4}},
+        "b": {"started": {}},
+        "c": {"done": {"seconds": 30.0}},
+    }
+    write_json(tmp_path / "study.json", {"stages": runs})
+    assert times_line(tmp_path) == "time: a 60 s, c 30 s; together 1.5 min"
