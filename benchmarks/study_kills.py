@@ -96,10 +96,12 @@ def main() -> None:
         while kills < args.kills:
             study = f"killed_{kills}"
             prepare(folder, args.study.resolve(), study)
+            resumed = 0
             for _ in range(50):
                 after = rng.uniform(0, whole / 4) if kills < args.kills else None
                 process = start(folder, study)
                 shown = lines_of(process, after)
+                resumed += sum(line.startswith("[") and "--ckpt_path" in line for line in shown)
                 if process.returncode == 0:
                     break
                 if process.returncode != -signal.SIGKILL:
@@ -107,10 +109,7 @@ def main() -> None:
                 kills += 1
                 at = next((line for line in reversed(shown) if line.startswith("[")), "the plan")
                 print(f"kill {kills}, after {after:.0f} s: {at[:60]}", flush=True)
-            resumed = sum("--ckpt_path" in line for line in shown if line.startswith("["))
-            print(
-                f"{study}: finished; {resumed} stages of its last start went on from a checkpoint"
-            )
+            print(f"{study}: finished; {resumed} times a training went on from a checkpoint")
             failed += compare_tables.main([str(folder / "undisturbed"), str(folder / study)])
             same = weights(folder / "undisturbed") == weights(folder / study)
             print(f"trained weights: {'the same bit for bit' if same else 'DIFFERENT'}", flush=True)

@@ -150,6 +150,26 @@ def test_a_stage_of_two_processes_and_an_export(program, tmp_path):
     assert (tmp_path / "shared/README.md").is_file()
 
 
+def test_a_study_runs_the_installed_commands(program, tmp_path):
+    options = {
+        "model.d_model": 32,
+        "model.n_layers": 1,
+        "data.vocab_size": 400,
+        "data.n_documents": 48,
+        "data.n_validation": 8,
+        "trainer.max_steps": 1,
+        "trainer.val_check_interval": 1,
+    }
+    args = ["study", "--config=configs/tiny/study.yaml", "--study=mine", "--until=base_model"]
+    args += [f"--base_model.{key}={value}" for key, value in options.items()]
+    shown = run(program, *args, cwd=tmp_path).stdout
+    assert (
+        "[1/1] base_model: delta-transcoders train --config configs/tiny/base_model.yaml" in shown
+    )
+    assert (tmp_path / "mine/base_model/model.safetensors").is_file()
+    assert "mine: nothing to do" in run(program, *args, cwd=tmp_path).stdout
+
+
 def test_configurations_and_their_examples_are_found_without_a_checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = Path(find_config("configs/tiny/lora.yaml"))

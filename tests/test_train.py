@@ -277,6 +277,7 @@ def test_a_run_goes_on_from_its_last_checkpoint(files_in, copied_study, argument
     after = files_in(copied_study)
     assert {name for name in after if after[name] != before[name]} == {
         "finetune/adapter/adapter_model.safetensors",
+        "finetune/done.json",  # names the run
         "finetune/merged/model.safetensors",
     }
 

@@ -254,11 +254,13 @@ def _dictionaries(read: _Reader, layers: Iterable[int]) -> str | None:
         raise FileNotFoundError(
             f"{where}: no folder {source!r} (as seen from {Path.cwd()}), and it is no hub id (owner/name)"
         )
-    for layer in layers:
-        if not any(folder.glob(f"layer_{layer}/width_*/average_l0_*/params.npz")):
+    if not any(path.suffix in (".npz", ".safetensors") for path in folder.rglob("*")):
+        raise FileNotFoundError(f"{where}: {source!r} holds no dictionaries (.npz, .safetensors)")
+    has_folders = any(folder.glob("layer_*/width_*"))
+    for layer in layers if has_folders else ():
+        if not any(folder.glob(f"layer_{layer}/width_*")):
             raise FileNotFoundError(
-                f"{where}: {source!r} has none for layer {layer} "
-                f"(layer_{layer}/width_…/average_l0_…/params.npz): say which layers it has, as in layers: [0]"
+                f"{where}: {source!r} has none for layer {layer}: say which layers it has, as in layers: [0]"
             )
     return source
 

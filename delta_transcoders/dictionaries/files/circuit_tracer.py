@@ -114,6 +114,9 @@ def load_layer(
 
 def _hooks(site: HookSite) -> dict[str, str]:
     hook_in, hook_out = (name.removeprefix("blocks.0.") for name in site.hook_points(0))
+    hook_in = hook_in.replace(
+        "ln2.hook_out", "mlp.hook_in"
+    )  # the same tensor, by the name that sets have
     return {"feature_input_hook": hook_in, "feature_output_hook": hook_out}
 
 

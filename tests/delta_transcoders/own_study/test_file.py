@@ -54,6 +54,10 @@ def test_dictionaries_change_target_and_conditions(own_content, dictionaries):
     delta = config_of(expanded(content), "delta")["data"]
     assert delta["class_path"] == "datamodules.delta_targets.DeltaData"
     assert delta["init_args"]["base_transcoders"] == content["dictionaries"]
+    Path("some/layer_1/width_1k").mkdir(parents=True)
+    Path("some/layer_1/width_1k/params.npz").touch()
+    with pytest.raises(FileNotFoundError, match="'some' has none for layer 0: say which layers"):
+        expanded(content | {"dictionaries": "some"})
     exp2a = config_of(expanded(content), "exp2a")["model"]["init_args"]
     assert {"base_mlp", "dictionary_error", "random_delta"} <= set(exp2a["conditions"])
 
@@ -139,7 +143,7 @@ def test_what_was_found_out_is_found_out_once(own_content, monkeypatch):
         ({"text": "absent.txt"}, "line 7: text: no file 'absent.txt'"),
         ({"text": "empty.txt"}, "text: empty.txt has no paragraph of 12 words"),
         ({"dictionaries": "absent/a/b"}, "dictionaries: no folder 'absent/a/b'"),
-        ({"dictionaries": "."}, r"dictionaries: '\.' has none for layer 0"),
+        ({"dictionaries": "."}, r"dictionaries: '\.' holds no dictionaries"),
         ({"layers": [0, 2]}, "line 6: layers: there is no layer 2, base_model has 2, from 0"),
         ({"layers": "first"}, r"layers is 'first', expected all, or numbers as in \[0, 5\]"),
         (

@@ -1,6 +1,8 @@
 """The study files in `configs/`, and that a plan sees in a configuration what the stage itself does."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,3 +133,18 @@ def looked_up(parsed, name):
     if isinstance(parsed, dict) and set(parsed) == {"class_path", "init_args"}:
         return parsed["class_path"]  # written as a name alone
     return parsed
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--config", "configs/tiny/study.yaml", "--dry-run"], ["--confg", "x"]]
+)
+def test_help_plans_and_refusals_import_nothing_slow(args):
+    check = (
+        f"import sys, study\ntry: study.main({args})\nexcept (SystemExit, ValueError): pass\n"
+        "slow = {'torch', 'lightning', 'transformers', 'jsonargparse', 'pandas', 'peft'}\n"
+        "print(sorted(slow & set(sys.modules)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.splitlines()[-1] == "[]"
