@@ -17,7 +17,8 @@ from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.activations.site_check import base_model_fits, require_site
 from delta_transcoders.activations.targets import add_residuals
 from delta_transcoders.console import StudyWarning
-from delta_transcoders.dictionaries.files.gemma_scope import BaseId, load_base
+from delta_transcoders.dictionaries.bases import load_base
+from delta_transcoders.dictionaries.identity import BaseId
 from delta_transcoders.families import family_of
 from delta_transcoders.families.sites import HookSite
 from delta_transcoders.files import read_json, write_json

@@ -50,12 +50,16 @@ def import_bases(
     if average_l0 is not None and not 0 < average_l0 < math.inf:
         raise ValueError(f"average_l0 is {average_l0}, expected a positive number")
     # Torch takes seconds to import, and help and refusals need none of it.
+    from delta_transcoders.dictionaries.bases import load_base
     from delta_transcoders.dictionaries.files import circuit_tracer, saelens
     from delta_transcoders.dictionaries.files.exported import CARD_NAME, load_card, verify
     from delta_transcoders.dictionaries.files.gemma_scope import save_base
+    from delta_transcoders.dictionaries.files.listing import list_files
 
     reader = {"saelens": saelens, "circuit_tracer": circuit_tracer}[format]
-    held = reader.held_layers(source)
+    held = sorted({entry.layer for entry in reader.find(list_files(source))})
+    if not held:
+        raise FileNotFoundError(f"{source} holds no layers of the format {format}")
     if layers is None and held != list(range(len(held))):
         missing = min(set(range(max(held))) - set(held))
         raise FileNotFoundError(
@@ -64,8 +68,6 @@ def import_bases(
         )
     if missing := sorted(set(layers or ()) - set(held)):
         raise FileNotFoundError(f"{source} holds the layers {held}, not {missing}")
-    if not held:
-        raise FileNotFoundError(f"{source} holds no layers of the format {format}")
     card = load_card(source) if (source / CARD_NAME).is_file() else None
     if card is None and average_l0 is None:
         raise ValueError(
@@ -74,7 +76,12 @@ def import_bases(
         )
     with replace_folder(out) as partial:
         for layer in layers or held:
-            dictionary = reader.load_layer(source, layer, d_model)
+            dictionary, base_id = load_base(source, layer, d_model=d_model)
+            if base_id.hook_site != "gemma_scope":
+                raise ValueError(
+                    f"{base_id.path} is for hook site {base_id.hook_site!r}, and Gemma Scope's layout, which "
+                    "names none, for 'gemma_scope'; the stages read this folder as it is"
+                )
             if card is not None:
                 verify(source, card, layer, dictionary)
             elif dictionary.n_features == dictionary.d_in:

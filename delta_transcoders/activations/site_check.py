@@ -12,7 +12,7 @@ from torch import Tensor
 
 from delta_transcoders.activations.capture import capture_hooks
 from delta_transcoders.console import StudyWarning
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.families import family_of
 from delta_transcoders.families.sites import HookSite
 from delta_transcoders.language_models import pad
@@ -44,7 +44,7 @@ def hook_names(candidates: Sequence[HookSite], layer: int) -> list[str]:
 @torch.inference_mode()
 def hook_site_check(
     activations: Mapping[str, Tensor],
-    base: JumpReLUTranscoder,
+    base: Transcoder,
     layer: int,
     candidates: Sequence[HookSite],
 ) -> list[SiteFit]:
@@ -58,11 +58,11 @@ def hook_site_check(
     """
     table = []
     for site in candidates:
-        x, y = (activations[name].to(base.W_enc) for name in site.hook_points(layer))
+        x, y = (activations[name].float() for name in site.hook_points(layer))
         x, y = x * site.factor(x.shape[1]), y * site.factor(y.shape[1])
         metric = GroupedReconstruction(1, y.shape[1]).to(y.device)
         for x_ND, y_ND in zip(x.split(1024), y.split(1024), strict=True):
-            metric.update(0, y_ND, base(x_ND))
+            metric.update(0, y_ND, base.reconstruct(x_ND)[0])
         fit = metric.fit()
         table.append(SiteFit(site, layer, fit.fvu, fit.cosine))
     return sorted(table, key=lambda row: (math.isnan(row.fvu), row.fvu))
@@ -130,7 +130,7 @@ def _activations(
 def base_model_fits(
     bridge: TransformerBridge,
     layer: int,
-    bases: Mapping[str, JumpReLUTranscoder],
+    bases: Mapping[str, Transcoder],
     prompts: Sequence[Sequence[int]],
     site: HookSite,
     batch_size: int = 32,
@@ -155,7 +155,6 @@ def base_model_fits(
     for key, base in bases.items():
         metric = GroupedReconstruction(1, y.shape[1]).to(y.device)
         for x_ND, y_ND in zip((x * factor).split(1024), (y * factor).split(1024), strict=True):
-            a_NF = base.encode(x_ND)
-            metric.update(0, y_ND, base.decode(a_NF), (a_NF > 0).sum())
+            metric.update(0, y_ND, *base.reconstruct(x_ND))
         fits[key] = metric.fit()
     return table, fits

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.dictionaries.corrections import load_corrections
 from delta_transcoders.dictionaries.delta import (
     DeltaConfig,
@@ -14,7 +15,6 @@ from delta_transcoders.dictionaries.delta import (
     load_deltas,
     random_directions,
 )
-from delta_transcoders.dictionaries.files.gemma_scope import load_base
 from delta_transcoders.families import ModelFamily, family_of
 from delta_transcoders.families.sites import HOOK_SITES, HookSite
 from delta_transcoders.fingerprints import check_hash, model_fingerprint

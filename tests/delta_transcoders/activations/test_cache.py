@@ -15,7 +15,7 @@ from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.layout import CacheMeta, disk_bytes
 from delta_transcoders.activations.targets import add_residuals, add_target
 from delta_transcoders.activations.writing import CacheWriter, finish_cache
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.families.sites import HOOK_SITES
 
 D_IN, D_OUT, PER_EXAMPLE = 6, 5, 10
@@ -76,7 +76,7 @@ def random_base(d_in=D_IN, d_out=D_OUT, seed=0):
     def draw(*shape):
         return torch.randn(shape, generator=generator)
 
-    return JumpReLUTranscoder(
+    return Transcoder(
         W_enc=draw(d_in, 16),
         b_enc=draw(16),
         W_dec=draw(16, d_out),

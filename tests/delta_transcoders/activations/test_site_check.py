@@ -10,7 +10,7 @@ from delta_transcoders.activations.site_check import (
     hook_site_check,
     require_site,
 )
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.families.gemma2 import Gemma2
 from delta_transcoders.families.sites import HOOK_SITES
 
@@ -27,7 +27,7 @@ def fitted(x, y):
     gram = a.T @ a
     ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     solution = torch.linalg.solve(gram + ridge, a.T @ y.double()).float()
-    return JumpReLUTranscoder(
+    return Transcoder(
         W_enc=W_enc,
         b_enc=b_enc,
         W_dec=solution[:-1],

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from delta_transcoders.dictionaries.delta import DeltaConfig, load_delta, save_delta
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder, concatenate
+from delta_transcoders.dictionaries.transcoder import Transcoder, concatenate
 from delta_transcoders.fingerprints import hash_tensors, hash_texts
 
 CONFIG = DeltaConfig(
@@ -41,8 +41,8 @@ def tensors(n_features: int, seed: int, d_in: int = 6, d_out: int = 5) -> dict[s
     }
 
 
-def dictionary(n_features: int, seed: int) -> JumpReLUTranscoder:
-    return JumpReLUTranscoder(**tensors(n_features, seed))
+def dictionary(n_features: int, seed: int) -> Transcoder:
+    return Transcoder(**tensors(n_features, seed))
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_concatenated_equals_base_plus_alpha_delta(x, alpha):
 
 def test_unequal_widths_of_x_do_not_concatenate():
     with pytest.raises(ValueError, match=r"\[7, 5\]"):
-        concatenate(dictionary(16, 0), JumpReLUTranscoder(**tensors(4, 1, d_in=7)))
+        concatenate(dictionary(16, 0), Transcoder(**tensors(4, 1, d_in=7)))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_unequal_widths_of_x_do_not_concatenate():
 )
 def test_bad_tensors_are_named(name, bad, message):
     with pytest.raises(ValueError, match=message):
-        JumpReLUTranscoder(**{**tensors(4, 0), name: bad})
+        Transcoder(**{**tensors(4, 0), name: bad})
 
 
 def test_delta_folder_reads_back_identical(tmp_path):
