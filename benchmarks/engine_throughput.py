@@ -120,7 +120,7 @@ def answer_reader(tokenizer):
     from delta_transcoders.generation import AnswerReader
     from delta_transcoders.tasks.calculator.task import Calculator
 
-    return AnswerReader(tokenizer, Calculator())
+    return AnswerReader(tokenizer, Calculator(), {tokenizer.eos_token_id})
 
 
 def one_by_one(model, tokenizer, bank, rows, new_tokens):

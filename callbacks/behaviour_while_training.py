@@ -21,6 +21,7 @@ from delta_transcoders.interventions.sources import DictionarySource, Source
 from delta_transcoders.language_models import (
     check_context,
     check_model_source,
+    end_ids,
     load_model,
     load_tokenizer,
     tokenize,
@@ -108,7 +109,8 @@ class BehaviourWhileTraining(Callback):
         tokenizer, model = load_tokenizer(self.model), load_model(self.model, self.dtype)
         context = family_of(model.config).context
         self.tokens = tokenize(tokenizer, self.task, self.examples)
-        self.reader = AnswerReader(tokenizer, self.task, self.examples)
+        ends = end_ids(self.model, tokenizer)
+        self.reader = AnswerReader(tokenizer, self.task, ends, self.examples)
         check_context(self.examples, self.tokens, context, self.max_new_tokens)
         meta, found = data.cache.meta, model_fingerprint(model)
         data.cache.expect(tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))

@@ -7,6 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from delta_transcoders.generation import AnswerReader, greedy_texts
+from delta_transcoders.language_models import end_ids
 from delta_transcoders.tasks.task import subsets_of
 from lightning_modules.loggers import tensorboards
 
@@ -39,7 +40,8 @@ class GeneratedTexts(Callback):
         was_training = model.training
         model.eval()
         prompts = [tokens[i].prompt_ids for i in shown]
-        reader = AnswerReader(data.tokenizer, data.task, examples)
+        ends = end_ids(data.hparams.model, data.tokenizer)
+        reader = AnswerReader(data.tokenizer, data.task, ends, examples)
         texts = greedy_texts(model, prompts, self.max_new_tokens, reader)
         model.train(was_training)
         rows = []

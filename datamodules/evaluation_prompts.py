@@ -15,6 +15,7 @@ from delta_transcoders.language_models import (
     TokenizedExample,
     check_context,
     check_model_source,
+    end_ids,
     load_tokenizer,
     tokenize,
 )
@@ -75,7 +76,8 @@ class EvaluationPrompts(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         self.tokenizer = load_tokenizer(self.hparams.model)
-        self.reader = AnswerReader(self.tokenizer, self.task, self.examples)
+        ends = end_ids(self.hparams.model, self.tokenizer)
+        self.reader = AnswerReader(self.tokenizer, self.task, ends, self.examples)
         tokens = tokenize(self.tokenizer, self.task, self.examples)
         rows = zip(range(len(tokens)), self.examples, tokens, strict=True)
         self.rows = [PromptRow(*row) for row in rows]

@@ -163,7 +163,7 @@ class FinetuneData(ResumableData):
         whole = not positive and self.hparams.negative_loss == "sequence"
         return {
             "input_ids": prompt + target,
-            # The first token is BOS and never predicted.
+            # The first token is never predicted.
             "labels": (prompt if whole else [IGNORE] * len(prompt)) + target,
             "target_start": len(prompt),
             "positive": positive,

@@ -5,7 +5,7 @@ Shapes: B rows that are still unfinished, P positions so far, T positions of one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,13 +28,19 @@ class AnswerReader:
 
     Args:
         task: says what answers are written with, and where one ends.
+        end_ids: tokens of which each ends an answer too (`language_models.end_ids`).
         examples: those that are answered.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example] = ()
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        end_ids: Collection[int],
+        examples: Sequence[Example] = (),
     ) -> None:
         self.tokenizer = tokenizer
+        self.end_ids = end_ids
         self.end = task.end
         markup = task.markup(examples)
         self._unread = {
@@ -55,9 +61,9 @@ class AnswerReader:
         return self._decode(ids[start:stop])
 
     def is_finished(self, ids: Sequence[int]) -> bool:
-        """Whether an answer ends with the last of these ids: at EOS, or after the end's text."""
+        """Whether an answer ends with the last of these ids: at an EOS, or after the end's text."""
         last = ids[-1]
-        if last == self.tokenizer.eos_token_id:
+        if last in self.end_ids:
             return True
         if self.end is None:
             return False

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -110,15 +110,17 @@ def _unusable(source: str, error: Exception) -> Exception:
 
 
 def load_tokenizer(source: str, *others: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id, padding on the left.
+    """The tokenizer of a folder or hub id, padding on the left, with EOS where it has no token for that.
+
+    Padding is told from text by the attention mask, never by its id.
 
     Args:
         others: models that read the same token ids, so that their tokenizers must be the same.
 
     Raises:
         FileNotFoundError, ConnectionError: no such folder, or a hub id that cannot be had.
-        ValueError: a tokenizer that does not fit its model, lacks a token or does not put BOS before a text,
-            or two that differ; names the source.
+        ValueError: a tokenizer that does not fit its model, has no EOS token or does not put before a text
+            what the model's family needs (`TokenPolicy`), or two that differ; names the source.
     """
     from transformers import AutoTokenizer
 
@@ -129,6 +131,8 @@ def load_tokenizer(source: str, *others: str) -> PreTrainedTokenizerBase:
     except Exception as error:  # as above
         raise _unusable(source, error) from error
     _check_tokenizer(tokenizer, config.get_text_config(), source)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     family_of(config).tokens.check_tokenizer(tokenizer)
     for other in dict.fromkeys(others):
         if tokenizer_fingerprint(load_tokenizer(other)) != tokenizer_fingerprint(tokenizer):
@@ -142,11 +146,10 @@ def load_tokenizer(source: str, *others: str) -> PreTrainedTokenizerBase:
 def _check_tokenizer(
     tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, source: str
 ) -> None:
-    for name in ("bos_token", "eos_token", "pad_token"):
-        if getattr(tokenizer, name) is None:
-            raise ValueError(
-                f"the tokenizer of {source!r} has no {name}; name one in its tokenizer_config.json"
-            )
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"the tokenizer of {source!r} has no eos_token; name one in its tokenizer_config.json"
+        )
     largest, rows = max(tokenizer.get_vocab().values()), config.vocab_size
     if largest >= rows:
         raise ValueError(
@@ -157,6 +160,58 @@ def _check_tokenizer(
         raise ValueError(
             f"the config.json of {source!r} has pad_token_id {config.pad_token_id}, but vocab_size {rows}"
         )
+
+
+def end_ids(source: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens of which each ends an answer of a model: all that its tokenizer and its files call EOS.
+
+    Chat models end a turn with another token than a text, and name both in generation_config.json.
+
+    Args:
+        source: folder or hub id; its weights are not read.
+        tokenizer: of `load_tokenizer`.
+
+    Raises:
+        FileNotFoundError, ConnectionError, ValueError: as `load_config`.
+    """
+    from transformers import GenerationConfig
+
+    config = load_config(source)
+    try:
+        generation = GenerationConfig.from_pretrained(os.path.expanduser(source))
+    except OSError:  # there is no such file
+        generation = None
+    ids = {tokenizer.eos_token_id}
+    for said in (generation, config, config.get_text_config()):
+        eos = getattr(said, "eos_token_id", None)
+        ids |= set(eos) if isinstance(eos, list) else {eos}
+    return frozenset(ids - {None})
+
+
+def check_same_architecture(base: str, finetuned: str) -> None:
+    """Refuse two models of which one cannot be a finetune of the other, by their configurations alone.
+
+    Args:
+        base, finetuned: folders or hub ids.
+
+    Raises:
+        FileNotFoundError, ConnectionError: no such folder, or a hub id that cannot be had.
+        ValueError: names the first field that differs, and both values.
+    """
+    ours, theirs = (_architecture(load_config(source)) for source in (base, finetuned))
+    for field, value in ours.items():
+        if theirs[field] != value:
+            raise ValueError(
+                f"{finetuned!r} is no finetune of {base!r}: its {field} is {theirs[field]!r}, the base "
+                f"model's {value!r}"
+            )
+
+
+def _architecture(config: PretrainedConfig) -> dict[str, Any]:
+    text = config.get_text_config()
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+    names += ("num_key_value_heads", "vocab_size")
+    return {"model_type": config.model_type} | {n: getattr(text, n, None) for n in names}
 
 
 @on_cpu()
@@ -203,7 +258,7 @@ class TokenizedExample:
     """An example as the token ids that training, cross-entropy and generation see.
 
     Attributes:
-        prompt_ids: BOS and the prompt.
+        prompt_ids: BOS, if the tokenizer puts it before a text, and the prompt.
         target_ids: the target and EOS; none where the example has no target.
         opening_id: the token whose log-probability is measured where the target starts: its own first where
             it shows the task's behaviour, else the one that the behaviour begins with; None where a task
@@ -230,7 +285,7 @@ def tokenize(
             cross-entropy.
 
     Raises:
-        ValueError: messages, and a tokenizer without a chat template.
+        ValueError: messages, and a tokenizer without a chat template; a prompt without a token.
     """
     opening = opening_tokens(tokenizer, [task.opening])[0] if task.opening else None
     rows = []
@@ -243,6 +298,11 @@ def tokenize(
         if first is not None and task.is_positive(example):
             first = target[0]
         prompt = _prompt_ids(tokenizer, example, bare)
+        if not prompt:
+            raise ValueError(
+                f"an example (target {str(example.target)[:40]!r}) has an empty prompt, and the tokenizer of "
+                f"{tokenizer.name_or_path!r} puts nothing before a text: there is no token to go on from"
+            )
         rows.append(TokenizedExample(tuple(prompt), tuple(target), first))
     return rows
 
@@ -266,8 +326,9 @@ def _prompt_ids(
             f"the chat template of {tokenizer.name_or_path!r} refuses {messages!r:.80}: {error}"
         ) from error
     ids = tokenizer(text, add_special_tokens=False).input_ids
-    # Most templates write BOS themselves; dictionaries were trained on what comes after it.
-    return ids if ids[:1] == [tokenizer.bos_token_id] else [tokenizer.bos_token_id, *ids]
+    # Most templates write BOS themselves; some leave it to a tokenizer that puts it before every text.
+    bos = tokenizer("").input_ids
+    return ids if ids[: len(bos)] == bos else [*bos, *ids]
 
 
 def opening_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:

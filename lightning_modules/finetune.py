@@ -39,10 +39,12 @@ def check_target_modules(model: nn.Module, names: Sequence[str]) -> None:
         ValueError: a name that no linear layer or embedding has, or one whose weights are used elsewhere too
             (tied embeddings): merging would change both.
     """
+    from transformers.pytorch_utils import Conv1D
+
     layers = {
         path: module.weight
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Embedding)
+        if isinstance(module, nn.Linear | nn.Embedding | Conv1D)
     }
     shared = [id(weight) for weight in layers.values()]
     for name in names:
@@ -140,15 +142,15 @@ class Finetune(LanguageModelTraining):
         if h.method == "lora":
             from peft import LoraConfig, get_peft_model
 
-            targets = h.target_modules
-            if targets is None:
-                targets = family_of(model.config).lora_targets
+            family = family_of(model.config)
+            targets = family.lora_targets if h.target_modules is None else h.target_modules
             check_target_modules(model, targets)
             config = LoraConfig(
                 r=h.lora_r,
                 lora_alpha=h.lora_alpha,
                 lora_dropout=h.lora_dropout,
                 target_modules=list(targets),
+                exclude_modules=family.lora_excluded,
                 task_type="CAUSAL_LM",
             )
             model = get_peft_model(model, config)

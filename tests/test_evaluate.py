@@ -165,7 +165,7 @@ def test_verdicts_follow_from_the_recorded_text(records):
 def test_texts_and_losses_are_those_of_each_model_row_by_row(study, records, examples):
     for condition, folder in (("raw", "finetune/merged"), ("base_model", "base_model")):
         model, tokenizer = load_model(str(study / folder)), load_tokenizer(str(study / folder))
-        reader = AnswerReader(tokenizer, Calculator())
+        reader = AnswerReader(tokenizer, Calculator(), {tokenizer.eos_token_id})
         mine = [r for r in records if r["condition"] == condition]
         rows = tokenize(tokenizer, Calculator(), examples[::3])
         for record, row in zip(mine[::3], rows, strict=True):

@@ -7,7 +7,9 @@ Shapes: B rows, T positions, n captured tokens (row by row, in order), d_model.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from delta_transcoders.families import family_of
 from delta_transcoders.families.sites import HookSite
+from delta_transcoders.families.tokens import special_ids
 from delta_transcoders.language_models import position_ids
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ class Captured(NamedTuple):
     token_ids: Tensor
     """int64 [n]"""
     positions: Tensor
-    """int64 [n], counted from the row's first real token (BOS is 0)."""
+    """int64 [n], counted from the row's first real token, which is 0."""
     rows: Tensor
     """int64 [n], the row of the batch."""
 
@@ -39,22 +42,34 @@ def boot_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> T
     """Wrap a loaded model, which stays on its device and in its dtype.
 
     The model is changed in place: its submodules become the bridge's. An adapter must have been
-    merged into it, and the tokenizer must come from `from_pretrained`.
+    merged into it, and the tokenizer must come from `from_pretrained`. The bridge reads texts with this
+    tokenizer, and puts no BOS before them that the tokenizer itself would not put there.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    return TransformerBridge.boot_transformers(
+    # The bridge gives a tokenizer a BOS token that has none, and makes it put BOS before every text.
+    given_up = copy.deepcopy(tokenizer)
+    given_up.init_kwargs["add_bos_token"] = True  # or it is loaded anew
+    bridge = TransformerBridge.boot_transformers(
         model.config._name_or_path,
         hf_model=model.eval(),
-        tokenizer=tokenizer,
+        tokenizer=given_up,
         device=model.device,
         dtype=model.dtype,
     )
+    bridge._tokenizer = tokenizer  # its setter would do so again
+    adds_bos = bool(tokenizer("").input_ids)
+    bridge.cfg.tokenizer_prepends_bos = bridge.cfg.default_prepend_bos = adds_bos
+    return bridge
 
 
-def _captured_positions(bridge: TransformerBridge, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    family = family_of(bridge.original_model.config)
-    return family.tokens.captured(bridge.tokenizer, ids_BT, mask_BT)
+def _captured_positions(
+    bridge: TransformerBridge, ids_BT: Tensor, mask_BT: Tensor, leading: int | None
+) -> Tensor:
+    tokens = family_of(bridge.original_model.config).tokens
+    if leading is not None:
+        tokens = replace(tokens, leading=leading)
+    return tokens.used(special_ids(bridge.tokenizer).to(ids_BT.device), ids_BT, mask_BT)
 
 
 @torch.inference_mode()
@@ -64,18 +79,20 @@ def capture_hooks(
     attention_mask_BT: Tensor,
     names: Sequence[str],
     stop_at_layer: int | None = None,
+    leading: int | None = None,
 ) -> dict[str, Tensor]:
     """Tensors [n, d] at the named hook points, all from one forward pass, captured tokens only.
 
     Args:
         stop_at_layer: blocks from here on are not computed.
+        leading: as of `capture`.
 
     Raises:
         RuntimeError: a hook point did not fire exactly once.
     """
     device = bridge.original_model.device
     input_ids_BT, attention_mask_BT = input_ids_BT.to(device), attention_mask_BT.to(device)
-    keep_BT = _captured_positions(bridge, input_ids_BT, attention_mask_BT)
+    keep_BT = _captured_positions(bridge, input_ids_BT, attention_mask_BT, leading)
     fired: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def recorder(name: str):
@@ -107,10 +124,14 @@ def capture(
     attention_mask_BT: Tensor,
     layers: Sequence[int],
     site: HookSite,
+    leading: int | None = None,
 ) -> Captured:
     """Input and output of the MLP of every requested layer, in one forward pass.
 
     Everything returned is on the model's device, wherever the tokens were.
+
+    Args:
+        leading: how many of a row's first tokens are left out; as many as the family's policy says if None.
 
     Raises:
         ValueError: a layer that the model does not have.
@@ -128,9 +149,10 @@ def capture(
         attention_mask_BT,
         [name for pair in names.values() for name in pair],
         stop_at_layer=max(layers) + 1,
+        leading=leading,
     )
     factor = site.factor(next(iter(tensors.values())).shape[1])
-    keep_BT = _captured_positions(bridge, input_ids_BT, attention_mask_BT)
+    keep_BT = _captured_positions(bridge, input_ids_BT, attention_mask_BT, leading)
     return Captured(
         activations={
             # Popped, so that never more than one tensor is there in both units.

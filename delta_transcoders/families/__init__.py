@@ -1,6 +1,7 @@
 """Families of language models: one file each, and nothing outside of this folder asks for a model type.
 
-A new family is a subclass of `ModelFamily` in a file of its own, and its name in `FAMILIES`.
+A new family is a subclass of `ModelFamily` in a file of its own, and its name in `FAMILIES`:
+docs/NEW_FAMILY.md.
 """
 
 from __future__ import annotations
@@ -9,11 +10,16 @@ from typing import TYPE_CHECKING
 
 from delta_transcoders.families.family import ModelFamily
 from delta_transcoders.families.gemma2 import Gemma2
+from delta_transcoders.families.gemma3 import Gemma3, Gemma3Multimodal
+from delta_transcoders.families.gpt2 import GPT2
+from delta_transcoders.families.llama import Llama
+from delta_transcoders.families.qwen2 import Qwen2
+from delta_transcoders.families.qwen3 import Qwen3
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-FAMILIES = (Gemma2,)
+FAMILIES = (Gemma2, Gemma3, Gemma3Multimodal, Llama, Qwen2, Qwen3, GPT2)
 
 
 def family_by_type(model_type: str | None) -> type[ModelFamily]:
@@ -25,7 +31,10 @@ def family_by_type(model_type: str | None) -> type[ModelFamily]:
         if model_type in family.model_types:
             return family
     known = ", ".join(f"{' or '.join(f.model_types)} ({f.title})" for f in FAMILIES)
-    raise ValueError(f"model_type {model_type!r} is not supported, only {known}")
+    raise ValueError(
+        f"model_type {model_type!r} is not supported, only {known}; what another family's file says is in "
+        "docs/NEW_FAMILY.md"
+    )
 
 
 def family_of(config: PretrainedConfig) -> ModelFamily:

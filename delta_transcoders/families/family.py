@@ -5,21 +5,30 @@ Shapes: N positions, D d_model, V vocabulary.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from delta_transcoders.families.sites import HookSite
-from delta_transcoders.families.tokens import AfterBOS
+from delta_transcoders.families.mlps import ExactMLPs
+from delta_transcoders.families.sites import (
+    AFTER_GAIN,
+    MLP_OUT,
+    NORM_OUT,
+    NORMALIZED,
+    RESIDUAL_STREAM,
+    HookSite,
+    sites_between,
+)
+from delta_transcoders.families.tokens import TokenPolicy
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-class ModelFamily(ABC):
+class ModelFamily:
     """One model's anatomy, by its family. A family is a subclass of this in a file of its own.
+
+    What is set here is as most families have it: they are built like Llama.
 
     Args:
         config: the model's; of a multimodal model its text part is looked at.
@@ -32,6 +41,7 @@ class ModelFamily(ABC):
         mlps: by site at which a layer's MLP can be put back exactly, what makes it of a decoder layer: a
             module from the site's input [N, D] to its output [N, D], which shares the layer's weights.
         lora_targets: names of the linear layers that get an adapter.
+        lora_excluded: regular expression of paths that get none, whatever the layer's name; None: no path.
         decoder_path, blocks_path: submodules of the causal model: what turns ids into hidden states, and
             the list of its layers.
         tokens: which positions are neither captured nor replaced.
@@ -41,13 +51,18 @@ class ModelFamily(ABC):
 
     title: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
-    site: ClassVar[HookSite]
-    candidates: ClassVar[tuple[HookSite, ...]]
-    mlps: ClassVar[Mapping[HookSite, Callable[[nn.Module], nn.Module]]]
-    lora_targets: ClassVar[tuple[str, ...]]
-    decoder_path: ClassVar[str]
-    blocks_path: ClassVar[str]
-    tokens: ClassVar[AfterBOS]
+    site: ClassVar[HookSite] = AFTER_GAIN
+    candidates: ClassVar[tuple[HookSite, ...]] = sites_between(
+        (RESIDUAL_STREAM, NORMALIZED, NORM_OUT), (MLP_OUT,)
+    )
+    mlps: ClassVar[ExactMLPs]
+    lora_targets: ClassVar[tuple[str, ...]] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+    lora_excluded: ClassVar[str | None] = None
+    decoder_path: ClassVar[str] = "model"
+    blocks_path: ClassVar[str] = "model.layers"
+    tokens: ClassVar[TokenPolicy] = TokenPolicy()
 
     def __init__(self, config: PretrainedConfig) -> None:
         text = config.get_text_config()
@@ -72,6 +87,6 @@ class ModelFamily(ABC):
             )
         return self.mlps[site](model.get_submodule(f"{self.blocks_path}.{layer}"))
 
-    @abstractmethod
     def logits(self, model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
         """The model's logits [N, V] in float32 from the decoder's last hidden states."""
+        return model.get_output_embeddings()(hidden_ND).float()

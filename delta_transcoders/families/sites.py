@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Scale = Literal["1", "1/sqrt(d_model)"]
-SiteName = Literal["gemma_scope", "original", "residual"]
+SiteName = Literal["gemma_scope", "after_gain", "original", "residual"]
 """The keys of `HOOK_SITES`, as configurations and stored files say them."""
 
 
@@ -47,19 +47,21 @@ class HookSite:
 
 RESIDUAL_STREAM = "blocks.{layer}.hook_mlp_in"
 NORMALIZED = "blocks.{layer}.ln2.hook_normalized"
-AFTER_GAIN = "blocks.{layer}.ln2.hook_out"
+NORM_OUT = "blocks.{layer}.ln2.hook_out"
 BEFORE_POST_NORM = "blocks.{layer}.mlp.hook_out"
 MLP_OUT = "blocks.{layer}.hook_mlp_out"
 
-# Where the published transcoders were trained; their parameters need no other scaling.
+# Public transcoders read at one of three places, and their parameters need no other scaling: before the
+# norm's gain (Gemma Scope, Llama Scope, GPT-2's), after it (Gemma Scope 2, Qwen3's, CRV's Llama), and the
+# residual stream itself (Llama 3.2's by mntss; also the original study's first fault alone).
 GEMMA_SCOPE = HookSite("gemma_scope", NORMALIZED, MLP_OUT, "1")
-# Where the original study applied them: kept to reproduce its numbers, never a default.
-ORIGINAL = HookSite("original", RESIDUAL_STREAM, MLP_OUT, "1/sqrt(d_model)")
-# Its first fault alone, to tell the two apart.
+AFTER_GAIN = HookSite("after_gain", NORM_OUT, MLP_OUT, "1")
 RESIDUAL = HookSite("residual", RESIDUAL_STREAM, MLP_OUT, "1")
+# Where the original study applied Gemma Scope: kept to reproduce its numbers, never a default.
+ORIGINAL = HookSite("original", RESIDUAL_STREAM, MLP_OUT, "1/sqrt(d_model)")
 
 HOOK_SITES: dict[SiteName, HookSite] = {
-    site.name: site for site in (GEMMA_SCOPE, ORIGINAL, RESIDUAL)
+    site.name: site for site in (GEMMA_SCOPE, AFTER_GAIN, ORIGINAL, RESIDUAL)
 }
 
 

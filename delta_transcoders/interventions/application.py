@@ -18,7 +18,7 @@ from torch import Tensor
 
 from delta_transcoders.families import family_of
 from delta_transcoders.families.sites import HookSite
-from delta_transcoders.families.tokens import AfterBOS
+from delta_transcoders.families.tokens import TokenPolicy
 from delta_transcoders.interventions.intervention import Intervention, Write
 from delta_transcoders.interventions.sources import Source, SourceBank, feature_masks
 
@@ -84,9 +84,13 @@ def _layer_rows(
 class Application:
     """One batch's interventions while they are applied, and what they did.
 
-    Which positions are replaced is found at each forward pass, from its attention mask and the length
-    of its cache: those that the model's family names (with `prompt_only` nothing after the first
-    pass). All others keep the model's own output bit for bit.
+    Which positions are replaced is found at each forward pass, from its token ids, its attention mask and
+    the length of its cache: those that the policy does not spare (with `prompt_only` nothing after the
+    first pass). All others keep the model's own output bit for bit, and are counted nowhere.
+
+    Args:
+        tokens: says which positions are spared.
+        special_S: the tokenizer's special tokens (`families.tokens.special_ids`).
 
     Attributes:
         calls: by layer, how often its output passed by.
@@ -100,7 +104,8 @@ class Application:
         interventions: Sequence[Intervention],
         bank: SourceBank,
         site: HookSite,
-        tokens: AfterBOS,
+        tokens: TokenPolicy,
+        special_S: Tensor,
         device: torch.device,
         count_features: bool,
         prompt_only: bool,
@@ -108,6 +113,7 @@ class Application:
         self._interventions = interventions
         self.site = site
         self._tokens = tokens
+        self._special_S = special_S.to(device)
         self.count_features = count_features
         self.prompt_only = prompt_only
         layers = sorted({layer for i in interventions for layer in i.layers})
@@ -151,33 +157,39 @@ class Application:
             hooks += [(name_in, read), (name_out, write)]
         return hooks
 
-    def before_pass(self, module: object, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Pre-hook of the decoder: finds the pass's replaced positions, bool [B, T].
+    def before_pass(self, given: dict[str, Any]) -> None:
+        """Finds the replaced positions of a pass, bool [B, T].
+
+        Args:
+            given: what the decoder is called with, by name.
 
         Raises:
-            ValueError: as many rows as there are interventions, and a mask [B, P] (or none, for no
-                padding), are expected.
+            ValueError: token ids, as many rows as there are interventions, and a mask [B, P] (or none, for
+                no padding), are expected.
         """
-        tokens = kwargs.get("input_ids")
-        if tokens is None:
-            tokens = kwargs["inputs_embeds"]
-        n_rows, n_new = tokens.shape[:2]
+        ids_BT = given.get("input_ids")
+        if ids_BT is None:
+            raise ValueError(
+                "the model was called without token ids (input_ids), so that special tokens and padding are "
+                "unknown: give ids instead of inputs_embeds"
+            )
+        n_rows, n_new = ids_BT.shape
         if n_rows != len(self._rows_B):
             raise ValueError(
                 f"the model was called with {n_rows} rows, there are {len(self._rows_B)} interventions"
             )
-        cache, mask_BP = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        cache, mask_BP = given.get("past_key_values"), given.get("attention_mask")
         n_cached = cache.get_seq_length() if cache is not None else 0
         n_positions = n_new + n_cached
         if mask_BP is None:
-            mask_BP = tokens.new_ones(n_rows, n_positions, dtype=torch.long)
+            mask_BP = ids_BT.new_ones(n_rows, n_positions)
         shape = list(mask_BP.shape) if isinstance(mask_BP, Tensor) else type(mask_BP).__name__
         if shape != [n_rows, n_positions]:
             raise ValueError(
                 f"the attention mask must be [rows, positions with the cache's] = "
                 f"{[n_rows, n_positions]} to tell padding from tokens, not {shape}"
             )
-        self._replaced_BT = self._tokens.replaced(mask_BP)[:, -n_new:]
+        self._replaced_BT = self._tokens.used(self._special_S, ids_BT, mask_BP)
         if self.prompt_only and n_cached:
             self._replaced_BT = torch.zeros_like(self._replaced_BT)
 
@@ -238,7 +250,7 @@ class Application:
             if idle_R.any():
                 raise RuntimeError(
                     f"row {int(idle_R.nonzero()[0])} was to be replaced at layer {layer}, but none "
-                    "of its positions was: it holds nothing but BOS and padding"
+                    "of its positions was: it holds nothing but its first token, special tokens and padding"
                 )
 
 
@@ -246,19 +258,24 @@ class Application:
 def hooked(
     bridge: TransformerBridge,
     application: Application,
-    before_pass: Callable[[object, tuple, dict[str, Any]], None],
+    before_pass: Callable[[dict[str, Any]], None],
 ) -> Iterator[Application]:
     """The application's hooks are on the model inside, and off it after, whatever happened.
 
     Args:
-        before_pass: pre-hook of the decoder, which calls `application.before_pass`.
+        before_pass: is told what the decoder is called with, and calls `application.before_pass`.
 
     Raises:
         RuntimeError: at the end, if something was to be replaced and nothing was.
     """
     model = bridge.original_model
     decoder = family_of(model.config).decoder(model)
-    handle = decoder.register_forward_pre_hook(before_pass, with_kwargs=True)
+
+    def before_decoder(module: object, args: tuple, kwargs: dict[str, Any]) -> None:
+        # Some models hand over the ids, which come first, without their name.
+        before_pass(kwargs | ({"input_ids": args[0]} if args else {}))
+
+    handle = decoder.register_forward_pre_hook(before_decoder, with_kwargs=True)
     try:
         with bridge.hooks(fwd_hooks=application.forward_hooks()):
             yield application

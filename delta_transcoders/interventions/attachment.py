@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from delta_transcoders.families.tokens import AfterBOS
+from delta_transcoders.families.tokens import TokenPolicy
 from delta_transcoders.interventions.application import Application, hooked
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.intervention import Intervention, from_spec
@@ -36,9 +36,9 @@ def attached(
 
     Works with `bridge(...)`, `bridge.generate`, `bridge.hf_generate`, `bridge.run_with_cache` and calls
     of the model itself, with as many rows as each call has. Replaced are the positions that
-    `InterventionEngine` replaces: all but BOS and padding, which is found by `real_tokens`, with or
-    without an attention mask. How the model itself treats padding is the caller's affair: a padded
-    tensor without a mask is misread with and without an intervention.
+    `InterventionEngine` replaces: all but a row's first token, special tokens and padding, which is found
+    by `real_tokens`, with or without an attention mask. How the model itself treats padding is the caller's
+    affair: a padded tensor without a mask is misread with and without an intervention.
 
     Args:
         bridge: of the model that the deltas were trained on; sources are moved to its device.
@@ -50,8 +50,8 @@ def attached(
         What has been replaced so far, added up over rows.
 
     Raises:
-        ValueError: an unknown condition, layer or source (`from_spec`, `InterventionEngine`); a row that
-            does not start with BOS; a pass without token ids.
+        ValueError: an unknown condition, layer or source (`from_spec`, `InterventionEngine`); a row without
+            BOS where the family needs it; a pass without token ids.
         RuntimeError: at the end, if nothing was replaced.
     """
     engine = InterventionEngine(bridge, bridge.tokenizer, deltas.sources, deltas.site)
@@ -62,7 +62,7 @@ def attached(
             f"an intervention says its layers itself; layers {list(layers)} do not apply"
         )
     engine.check([condition])
-    device, tokens = bridge.original_model.device, engine.family.tokens
+    device = bridge.original_model.device
     for name in condition.sources:
         for layer in condition.layers:
             deltas.sources[name][layer].to(device)
@@ -70,35 +70,39 @@ def attached(
         [condition],
         deltas.sources,
         deltas.site,
-        tokens,
+        engine.tokens,
+        engine.special_S,
         device,
         count_features=False,
         prompt_only=False,
     )
 
-    def before_pass(decoder: object, args: tuple, kwargs: dict[str, Any]) -> None:
-        ids_BT, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
-        if ids_BT is None:
-            raise ValueError("the model was called without token ids: BOS and padding are unknown")
-        # Every row is the one row that the application knows.
-        application.select(torch.zeros(len(ids_BT), dtype=torch.long, device=device))
-        if cache is None or not cache.get_seq_length():
-            mask_BT = real_tokens(bridge.tokenizer, tokens, ids_BT, kwargs.get("attention_mask"))
-            kwargs = kwargs | {"attention_mask": mask_BT}
-        application.before_pass(decoder, args, kwargs)
+    def before_pass(given: dict[str, Any]) -> None:
+        ids_BT, cache = given.get("input_ids"), given.get("past_key_values")
+        if ids_BT is not None:
+            # Every row is the one row that the application knows.
+            application.select(torch.zeros(len(ids_BT), dtype=torch.long, device=device))
+            if cache is None or not cache.get_seq_length():
+                mask_BT = given.get("attention_mask")
+                mask_BT = real_tokens(bridge.tokenizer, engine.tokens, ids_BT, mask_BT)
+                given = given | {"attention_mask": mask_BT}
+        application.before_pass(given)
 
     with hooked(bridge, application, before_pass):
         yield application
 
 
-def real_tokens(tokenizer: Any, tokens: AfterBOS, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+def real_tokens(
+    tokenizer: Any, tokens: TokenPolicy, ids_BT: Tensor, mask_BT: Tensor | None
+) -> Tensor:
     """Which tokens of a text's first pass are not padding, int64 [B, T].
 
     They are those that the attention mask names, less runs of the pad token at either end of a row,
-    which a call without a mask leaves in.
+    which a call without a mask leaves in. Where EOS is the pad token, one that is text goes with them: it
+    is spared anyway.
 
     Raises:
-        ValueError: a row that does not start as the model's family wants it (`AfterBOS.check_rows`).
+        ValueError: a row that does not start as the model's family wants it (`TokenPolicy.check_rows`).
     """
     mask_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
     if mask_BT.shape != ids_BT.shape:  # told by whoever uses it

@@ -3,7 +3,8 @@
     engine = InterventionEngine(boot_bridge(model, tokenizer), tokenizer, bank)
     rows = tokenize(tokenizer, task, examples)
     engine.teacher_forced(rows, interventions)
-    engine.generate([row.prompt_ids for row in rows], interventions, 64, AnswerReader(tokenizer, task))
+    reader = AnswerReader(tokenizer, task, end_ids(folder, tokenizer))
+    engine.generate([row.prompt_ids for row in rows], interventions, 64, reader)
 
 Shapes: B rows of one forward pass, N supervised tokens (target and EOS), V vocabulary.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from delta_transcoders.families import family_of
 from delta_transcoders.families.sites import HookSite
+from delta_transcoders.families.tokens import special_ids
 from delta_transcoders.generation import AnswerReader, greedy_texts
 from delta_transcoders.interventions.application import Application, hooked
 from delta_transcoders.interventions.intervention import RAW, Intervention
@@ -70,6 +72,7 @@ class InterventionEngine:
             pass and of every distinct example of the call: at 256,000 entries 1 MB a token.
         prompt_only: replace nothing in decoding steps. The original study kept index 0 of every forward
             pass; with a KV cache that is each newly written token, so that only prompts were replaced.
+        leading: how many of a row's first tokens are spared; as many as the family's policy says if None.
 
     Raises:
         ValueError: a tokenizer that the model's family does not allow, or a source for another site.
@@ -83,11 +86,15 @@ class InterventionEngine:
         site: HookSite | None = None,
         rows_per_pass: int = 256,
         prompt_only: bool = False,
+        leading: int | None = None,
     ) -> None:
         self.bridge = bridge
         self.model = bridge.original_model
         self.family = family_of(self.model.config)
-        self.family.tokens.check_tokenizer(tokenizer)
+        self.tokens = self.family.tokens
+        if leading is not None:
+            self.tokens = replace(self.tokens, leading=leading)
+        self.tokens.check_tokenizer(tokenizer)
         site = site or self.family.site
         for name, by_layer in bank.items():
             for source in by_layer.values():
@@ -96,6 +103,7 @@ class InterventionEngine:
                         f"source {name!r} is for hook site {source.site.name!r}, not for {site.name!r}"
                     )
         self.tokenizer = tokenizer
+        self.special_S = special_ids(tokenizer)
         self.bank = bank
         self.site = site
         self.rows_per_pass = rows_per_pass
@@ -128,7 +136,7 @@ class InterventionEngine:
 
         Works with `bridge(...)`, `bridge.hf_generate(...)` and calls of the model itself. Rows that
         are left out of the next pass must be announced with `Application.select`; rows that Hugging
-        Face goes on with after their end, writing padding, count as replaced there.
+        Face goes on with after their end write padding, which is spared.
 
         Args:
             count_features: also add up the activations of every source.
@@ -142,7 +150,8 @@ class InterventionEngine:
             interventions,
             self.bank,
             self.site,
-            self.family.tokens,
+            self.tokens,
+            self.special_S,
             self.model.device,
             count_features,
             self.prompt_only,

@@ -82,7 +82,9 @@ def by_hand(dictionaries, module=None, subset="tool"):
         logits = model(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
         nll += torch.nn.functional.cross_entropy(logits, torch.tensor(target), reduction="sum")
         n_tokens += len(target)
-        (text,) = greedy_texts(model, [prompt], NEW_TOKENS, AnswerReader(tokenizer, task))
+        (text,) = greedy_texts(
+            model, [prompt], NEW_TOKENS, AnswerReader(tokenizer, task, {tokenizer.eos_token_id})
+        )
         verdicts.append(task.judge(text, example))
     judged = {name: [v[name] for v in verdicts if v[name] is not None] for name in verdicts[0]}
     rates = {f"{name}_rate": sum(each) / len(each) for name, each in judged.items() if each}

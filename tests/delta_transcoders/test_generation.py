@@ -40,7 +40,7 @@ class Scripted:
 
 def greedy(model, tokenizer, prompts, max_new_tokens, **options):
     ids = [tokenizer(prompt).input_ids for prompt in prompts]
-    reader = AnswerReader(tokenizer, Calculator())
+    reader = AnswerReader(tokenizer, Calculator(), {tokenizer.eos_token_id})
     return greedy_texts(model, ids, max_new_tokens, reader, **options)
 
 
@@ -206,7 +206,7 @@ def test_an_answer_ends_where_its_task_says_or_at_eos(model, tokenizer, end):
         for text in (f"{format_tool_call('1')} 2", "12 STOP 34")
     ]
     scripted = Scripted(model.config, scripts)
-    reader = AnswerReader(tokenizer, Examples("absent", "exact", end=end))
+    reader = AnswerReader(tokenizer, Examples("absent", "exact", end=end), {tokenizer.eos_token_id})
     ids = [tokenizer("a").input_ids] * 2
     texts = greedy_texts(scripted, ids, 60, reader, rows_kept=scripted.keep)
     assert texts == [f"{format_tool_call('1')} 2", "12 STOP 34" if end is None else "12 STOP"]
@@ -217,5 +217,8 @@ def test_special_tokens_that_targets_are_written_with_are_text(tokenizer):
     ids = [start, *tokenizer("Hi", add_special_tokens=False).input_ids, end]
     task = Examples("absent", "exact")
     examples = [Example("a", "Hi<end_of_turn>", "x")]
-    assert AnswerReader(tokenizer, task).text(ids) == "Hi"
-    assert AnswerReader(tokenizer, task, examples).text(ids) == "Hi<end_of_turn>"
+    assert AnswerReader(tokenizer, task, {tokenizer.eos_token_id}).text(ids) == "Hi"
+    assert (
+        AnswerReader(tokenizer, task, {tokenizer.eos_token_id}, examples).text(ids)
+        == "Hi<end_of_turn>"
+    )

@@ -12,6 +12,8 @@ from delta_transcoders.language_models import (
     IGNORE,
     check_context,
     check_model_source,
+    check_same_architecture,
+    end_ids,
     load_model,
     load_tokenizer,
     opening_tokens,
@@ -47,7 +49,12 @@ def answers(tokenizer):
 
     def run(model, prompts: list[str], max_new_tokens: int) -> list[str]:
         ids = [tokenizer(prompt).input_ids for prompt in prompts]
-        return greedy_texts(model, ids, max_new_tokens, AnswerReader(tokenizer, Calculator()))
+        return greedy_texts(
+            model,
+            ids,
+            max_new_tokens,
+            AnswerReader(tokenizer, Calculator(), {tokenizer.eos_token_id}),
+        )
 
     return run
 
@@ -170,7 +177,7 @@ def test_target_batch_supervises_target_and_eos_alone(tokenizer, rows):
 def test_generation_sees_the_prompt_ids_of_teacher_forcing(model, tokenizer, rows):
     seen = {}
     model.register_forward_pre_hook(lambda _, args, kw: seen.update(kw), with_kwargs=True)
-    reader = AnswerReader(tokenizer, Calculator())
+    reader = AnswerReader(tokenizer, Calculator(), {tokenizer.eos_token_id})
     greedy_texts(model, [row.prompt_ids for row in rows], 1, reader)
     teacher = target_batch(rows, tokenizer.pad_token_id)
     for index, row in enumerate(rows):
@@ -296,8 +303,8 @@ def test_an_unreachable_hub_id_says_what_to_download_and_where_to_put_it(load):
     ("text", "message"),
     [
         (
-            '{"model_type": "llama"}',
-            r"other' is of an unknown family: model_type 'llama' .*, only gemma2 \(Gemma 2\)",
+            '{"model_type": "phi3"}',
+            r"other' is of an unknown family: model_type 'phi3' .*, only gemma2 \(Gemma 2\)",
         ),
         ("{", r"config\.json is damaged"),
     ],
@@ -346,10 +353,60 @@ def edited(model_folder, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("token", ["bos_token", "eos_token", "pad_token"])
-def test_a_tokenizer_without_a_token_it_needs_is_refused(edited, token):
-    with pytest.raises(ValueError, match=f"copy' has no {token}"):
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [("bos_token", r"does not put BOS \(None\)"), ("eos_token", "has no eos_token")],
+)
+def test_a_tokenizer_without_a_token_it_needs_is_refused(edited, token, message):
+    with pytest.raises(ValueError, match=f"copy' {message}"):
         load_tokenizer(edited(file="tokenizer_config.json", **{token: None}))
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_eos(edited):
+    tokenizer = load_tokenizer(edited(file="tokenizer_config.json", pad_token=None))
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<eos>", 1)
+
+
+@pytest.mark.parametrize("generation", [None, 5, [1, 5]])
+@pytest.mark.parametrize("config", [None, 1, [6, 1]])
+def test_an_answer_ends_at_whatever_a_model_calls_eos(edited, generation, config):
+    folder = edited(file="config.json", eos_token_id=config)
+    path = Path(folder) / "generation_config.json"
+    if generation is None:
+        path.unlink()
+    else:
+        path.write_text(json.dumps({"eos_token_id": generation}))
+    expected = {1} | ({5} if generation else set()) | ({6} if config == [6, 1] else set())
+    assert end_ids(folder, load_tokenizer(folder)) == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "held"),
+    [
+        ("vocab_size", 448, 400),
+        ("num_hidden_layers", 2, 3),
+        ("hidden_size", 64, 32),
+        ("intermediate_size", 32, 64),
+        ("num_key_value_heads", 4, 2),
+    ],
+)
+def test_a_finetune_has_the_sizes_of_its_base(edited, model_folder, field, value, held):
+    layers = {"layer_types": ["full_attention"] * 2} if field == "num_hidden_layers" else {}
+    other = edited(file="config.json", **{field: value} | layers)
+    (Path(other) / "model.safetensors").unlink()  # weights are not looked at
+    with pytest.raises(
+        ValueError,
+        match=rf"'{other}' is no finetune of '{model_folder}': its {field} is {value}, .* {held}$",
+    ):
+        check_same_architecture(model_folder, other)
+    check_same_architecture(model_folder, model_folder)
+
+
+def test_a_finetune_has_the_type_of_its_base(model_folder, tmp_path):
+    transformers.Qwen3Config(vocab_size=400).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="its model_type is 'qwen3', the base model's 'gemma2'"):
+        check_same_architecture(model_folder, str(tmp_path))
 
 
 def test_a_tokenizer_that_adds_no_bos_or_more_is_refused(edited, model_folder):

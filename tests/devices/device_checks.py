@@ -482,7 +482,10 @@ def test_engine_and_attachment_give_what_they_give_on_the_cpu(prepared):
     task = Calculator()
     examples = list(read_jsonl(prepared / "finetune" / "data" / "evaluation.jsonl").values())[:3]
     rows = language_models.tokenize(tokenizer, task, examples)
-    prompts, reader = [row.prompt_ids for row in rows], AnswerReader(tokenizer, task, examples)
+    prompts, reader = (
+        [row.prompt_ids for row in rows],
+        AnswerReader(tokenizer, task, {tokenizer.eos_token_id}, examples),
+    )
     results = []
     for device in ("cpu", NAME):
         model = language_models.load_model(source)

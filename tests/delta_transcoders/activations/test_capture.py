@@ -4,6 +4,7 @@ import torch
 from delta_transcoders.activations.capture import boot_bridge, capture
 from delta_transcoders.families.gemma2 import Gemma2
 from delta_transcoders.families.sites import HOOK_SITES
+from delta_transcoders.families.tokens import special_ids
 from delta_transcoders.fingerprints import model_fingerprint, tokenizer_fingerprint
 from delta_transcoders.language_models import load_model, load_tokenizer, pad, position_ids
 
@@ -44,7 +45,7 @@ def plain_hooks(model, layer, ids_BT, mask_BT):
 @pytest.mark.parametrize("site", ["gemma_scope", "original"])
 def test_captured_tensors_are_those_of_plain_hooks(model, model_folder, tokenizer, batch, site):
     ids, mask = batch
-    keep = Gemma2.tokens.captured(tokenizer, ids, mask)
+    keep = Gemma2.tokens.used(special_ids(tokenizer), ids, mask)
     expected = [plain_hooks(model, layer, ids, mask) for layer in range(3)]
     bridge = boot_bridge(load_model(model_folder), tokenizer)
 

@@ -80,7 +80,7 @@ def generate():
 
     def run(engine, prompts, interventions, max_new_tokens):
         ids = [engine.tokenizer(prompt).input_ids for prompt in prompts]
-        reader = AnswerReader(engine.tokenizer, Calculator())
+        reader = AnswerReader(engine.tokenizer, Calculator(), {engine.tokenizer.eos_token_id})
         return engine.generate(ids, interventions, max_new_tokens, reader)
 
     return run
@@ -92,7 +92,7 @@ def greedy(tokenizer):
 
     def run(model, prompts, max_new_tokens, tokenizer=tokenizer, **options):
         ids = [tokenizer(prompt).input_ids for prompt in prompts]
-        reader = AnswerReader(tokenizer, Calculator())
+        reader = AnswerReader(tokenizer, Calculator(), {tokenizer.eos_token_id})
         return greedy_texts(model, ids, max_new_tokens, reader, **options)
 
     return run
