@@ -55,6 +55,7 @@ def import_bases(
     from delta_transcoders.dictionaries.files.exported import CARD_NAME, load_card, verify
     from delta_transcoders.dictionaries.files.gemma_scope import save_base
     from delta_transcoders.dictionaries.files.listing import list_files
+    from delta_transcoders.families.sites import GEMMA_SCOPE as SCOPE_SITE
 
     reader = {"saelens": saelens, "circuit_tracer": circuit_tracer}[format]
     held = sorted({entry.layer for entry in reader.find(list_files(source))})
@@ -77,10 +78,10 @@ def import_bases(
     with replace_folder(out) as partial:
         for layer in layers or held:
             dictionary, base_id = load_base(source, layer, d_model=d_model)
-            if base_id.hook_site != "gemma_scope":
+            if base_id.hook_site != SCOPE_SITE.name:
                 raise ValueError(
                     f"{base_id.path} is for hook site {base_id.hook_site!r}, and Gemma Scope's layout, which "
-                    "names none, for 'gemma_scope'; the stages read this folder as it is"
+                    f"names none, for {SCOPE_SITE.name!r}; the stages read this folder as it is"
                 )
             if card is not None:
                 verify(source, card, layer, dictionary)

@@ -25,7 +25,7 @@ from delta_transcoders.dictionaries.files.listing import Entry, Files
 from delta_transcoders.dictionaries.files.tensors import (
     dictionary_shapes,
     identify,
-    site_between,
+    site_of,
     to_transcoder,
     vector_lengths,
 )
@@ -110,9 +110,7 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
             do not fit each other; names what was found and expected.
     """
     config, config_path = _read_config(files), files.get(CONFIG_NAME)
-    site = site_between(
-        config_path, config.get("feature_input_hook"), config.get("feature_output_hook")
-    )
+    site = site_of(config_path, config.get("feature_input_hook"), config.get("feature_output_hook"))
     path = files.get(entry.path)
     tensors = load_tensors(path)
     n_features, d_model = vector_lengths(path, tensors, "b_enc", "b_dec")

@@ -11,19 +11,19 @@ a text's first four tokens.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from delta_transcoders.dictionaries.files.gemma_scope import width_number
 from delta_transcoders.dictionaries.files.listing import Entry, Files
 from delta_transcoders.dictionaries.files.tensors import (
     dictionary_shapes,
     identify,
-    site_between,
+    site_of,
     to_transcoder,
     vector_lengths,
 )
 from delta_transcoders.dictionaries.identity import BaseId
 from delta_transcoders.dictionaries.transcoder import Transcoder
+from delta_transcoders.families.sites import AFTER_GAIN
 from delta_transcoders.tensor_files import load_tensors
 
 # The other folders of its repositories hold autoencoders, under the same names below them.
@@ -55,12 +55,15 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
         ValueError: no transcoder but an autoencoder, other hook points, or tensors that do not fit.
     """
     path = files.get(entry.path)
-    config = _config(files, entry)
+    config_path = entry.path.replace("params.safetensors", "config.json")
+    config = files.json(config_path) if config_path in files.paths else {}
     layer = rf"^(?:model\.)?(?:language_model\.)?layers\.{entry.layer}\."
     hooks = [config.get(f"hf_hook_point_{end}") for end in ("in", "out")]
-    site = site_between(
-        path.with_name("config.json"), *(hook and re.sub(layer, "", hook) for hook in hooks)
-    )
+    site = AFTER_GAIN  # what every published transcoder's configuration says; some repositories hold none
+    if config:
+        site = site_of(
+            path.with_name("config.json"), *(hook and re.sub(layer, "", hook) for hook in hooks)
+        )
     tensors = load_tensors(path)
     n_features, d_model = vector_lengths(path, tensors, "b_enc", "b_dec")
     affine = config.get("affine_connection", entry.kind.endswith("_affine"))
@@ -82,14 +85,3 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
         leading=LEADING_OF_INSTRUCT if instruct else 1,
         base_model=base_model,
     )
-
-
-def _config(files: Files, entry: Entry) -> dict[str, Any]:
-    path = entry.path.replace("params.safetensors", "config.json")
-    if path in files.paths:
-        return files.json(path)
-    # Some repositories hold none: what the published ones say of every transcoder.
-    return {
-        "hf_hook_point_in": "pre_feedforward_layernorm.output",
-        "hf_hook_point_out": "post_feedforward_layernorm.output",
-    }

@@ -18,7 +18,7 @@ from delta_transcoders.dictionaries.files.listing import Entry, Files
 from delta_transcoders.dictionaries.files.tensors import (
     dictionary_shapes,
     identify,
-    site_between,
+    site_of,
     to_transcoder,
 )
 from delta_transcoders.dictionaries.identity import BaseId
@@ -103,12 +103,12 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
     config_path = entry.path.replace(WEIGHTS_NAME, CONFIG_NAME)
     path, config = files.get(config_path), _checked(files.get(config_path), files.json(config_path))
     metadata = config["metadata"]
-    # Of Gemma Scope 2 it calls the input hook_mlp_in, which is another tensor; this name is right.
+    # Its own name for the input of Gemma Scope 2 is that of another tensor; Hugging Face's is right.
     hooks = [
         metadata.get(f"hf_{name}") or metadata.get(name) for name in ("hook_name", "hook_name_out")
     ]
     layer = rf"^(?:blocks|(?:model\.)?(?:language_model\.)?layers)\.{entry.layer}\."
-    site = site_between(path, *(hook and re.sub(layer, "", hook) for hook in hooks))
+    site = site_of(path, *(hook and re.sub(layer, "", hook) for hook in hooks))
     activation, skip = ARCHITECTURES[config["architecture"]]
     weights = files.get(entry.path)
     transcoder = to_transcoder(

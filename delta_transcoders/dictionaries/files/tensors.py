@@ -17,38 +17,17 @@ from torch import Tensor
 from delta_transcoders.dictionaries.files.listing import Entry, Files
 from delta_transcoders.dictionaries.identity import L0, BaseId
 from delta_transcoders.dictionaries.transcoder import Transcoder, unscaled
-from delta_transcoders.families.sites import AFTER_GAIN, GEMMA_SCOPE, RESIDUAL, HookSite
+from delta_transcoders.families.sites import HookSite, site_between
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# What files call the hook points of a layer, after TransformerLens or Hugging Face modules. Outside Gemma
-# `mlp.hook_out` is the tensor of `hook_mlp_out`; a dictionary for Gemma's, before the post-norm, is for
-# none of our sites, and the site check refuses it.
-INPUTS = {
-    "ln2.hook_normalized": GEMMA_SCOPE,
-    "ln2.hook_out": AFTER_GAIN,
-    "mlp.hook_in": AFTER_GAIN,
-    "pre_feedforward_layernorm.output": AFTER_GAIN,
-    "hook_resid_mid": RESIDUAL,
-    "hook_mlp_in": RESIDUAL,
-}
-OUTPUTS = ("hook_mlp_out", "mlp.hook_out", "post_feedforward_layernorm.output")
 
-
-def site_between(path: Path, hook_in: Any, hook_out: Any) -> HookSite:
-    """The site of a layer's hook points, under names of `INPUTS` and `OUTPUTS`.
-
-    Args:
-        path: of the file that names them.
-
-    Raises:
-        ValueError: unknown hook points; names them and those that are known.
-    """
-    for name, known in ((hook_in, INPUTS), (hook_out, OUTPUTS)):
-        if name not in known:
-            kind = "reads at" if known is INPUTS else "writes at"
-            raise ValueError(f"{path}: {kind} {name!r}, expected one of {', '.join(known)}")
-    return INPUTS[hook_in]
+def site_of(path: Path, hook_in: Any, hook_out: Any) -> HookSite:
+    """`sites.site_between` of what a file names; errors name the file."""
+    try:
+        return site_between(hook_in, hook_out)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def to_transcoder(

@@ -167,7 +167,7 @@ def test_without_its_threshold_a_dictionary_is_another_one(bases, tmp_path):
 def test_gemma_scope_s_layout_holds_no_skip(bases, tmp_path):
     source = save(tmp_path / "source", "circuit_tracer", bases)
     edit_tensors(source, "circuit_tracer", lambda t: t.update(W_skip=torch.zeros(32, 32)))
-    with pytest.raises(ValueError, match="layer 1: .* not jumprelu with skip"):
+    with pytest.raises(ValueError, match=r"layer 1: .* not jumprelu with skip"):
         import_bases("circuit_tracer", source, tmp_path / "out", average_l0=12)
 
 
@@ -253,7 +253,7 @@ def test_a_saelens_configuration_that_means_something_else(bases, tmp_path, chan
         ({"model_kind": "cross_layer_transcoder"}, "model_kind is 'cross_layer_transcoder'"),
         (
             {"feature_input_hook": "mlp.hook_in"},
-            "for hook site 'after_gain', and Gemma Scope's layout, .*, for 'gemma_scope'",
+            "for hook site 'after_gain', and .*, for 'gemma_scope'",
         ),
         (
             {"feature_output_hook": None},
