@@ -127,7 +127,7 @@ class BehaviourWhileTraining(Callback):
             )
             problem = f"the deltas are trained on another base, {expected.path}"
             check_hash(problem, expected.hash, base_id.path, base_id.hash)
-            bases[layer] = DictionarySource(base).to(device)
+            bases[layer] = DictionarySource(base, base_id.leading).to(device)
         bridge = boot_bridge(model.to(device), tokenizer)
         self.engine = InterventionEngine(bridge, tokenizer, {"base": bases}, meta.hook_site)
 

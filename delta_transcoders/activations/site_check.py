@@ -113,6 +113,7 @@ def _activations(
     layer: int,
     candidates: Sequence[HookSite],
     batch_size: int,
+    leading: int | None,
 ) -> dict[str, Tensor]:
     """Tensors [n, d_model] at the layer's hook points, over all captured tokens of the prompts."""
     names = hook_names(candidates, layer)
@@ -121,7 +122,7 @@ def _activations(
         rows = prompts[start : start + batch_size]
         input_ids = pad(rows, bridge.tokenizer.pad_token_id, "right")
         mask = pad([[1] * len(row) for row in rows], 0, "right")
-        found = capture_hooks(bridge, input_ids, mask, names, stop_at_layer=layer + 1)
+        found = capture_hooks(bridge, input_ids, mask, names, layer + 1, leading)
         for name, tensor in found.items():
             parts[name].append(tensor)
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
@@ -134,6 +135,7 @@ def base_model_fits(
     prompts: Sequence[Sequence[int]],
     site: HookSite,
     batch_size: int = 32,
+    leading: int | None = None,
 ) -> tuple[list[SiteFit], dict[str, ReconstructionFit]]:
     """What one layer's base dictionaries do on the model they were made for.
 
@@ -142,12 +144,13 @@ def base_model_fits(
         bases: by key, on the model's device; the first is tried at every candidate site.
         prompts: token ids; without targets, which a base model would not have written.
         site: where the fits are measured.
+        leading: as of `capture.capture`.
 
     Returns:
         The table of `hook_site_check`, and by key the fit at `site`.
     """
     candidates = family_of(bridge.original_model.config).candidates
-    activations = _activations(bridge, prompts, layer, candidates, batch_size)
+    activations = _activations(bridge, prompts, layer, candidates, batch_size, leading)
     table = hook_site_check(activations, next(iter(bases.values())), layer, candidates)
     x, y = (activations[name].float() for name in site.hook_points(layer))
     factor = site.factor(x.shape[1])

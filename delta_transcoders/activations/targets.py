@@ -50,6 +50,11 @@ def add_target(
             cache.set_target(name, layer, None)
         entry = _write_target(cache, layer, name, identity, reconstruct, device)
         cache.set_target(name, layer, entry)
+    elif (
+        entry["identity"] != identity
+    ):  # the same dictionary from elsewhere, or described by older code
+        entry = entry | {"identity": identity}
+        cache.set_target(name, layer, entry)
     return {split: ReconstructionFit(**fit) for split, fit in entry["fit"].items()}
 
 

@@ -25,8 +25,9 @@ class BaseId:
     """As its files or their names say it; None where they do not."""
     hash: str
     """`Transcoder.fingerprint`."""
-    hook_site: SiteName
-    """Where it reads and writes; scales of its own are in the dictionary."""
+    hook_site: SiteName | None
+    """Where it reads and writes; None where its files do not say, and the model family's is meant. Scales of
+    its own are in the dictionary."""
     activation: Activation
     k: int | None
     skip: bool

@@ -30,10 +30,12 @@ class Source(nn.Module):
     Attributes:
         n_features: how many can be kept or dropped; 0 for a source that has none.
         site: the only hook site that it is for; None: it does not know.
+        leading: how many of a text's first tokens it was not trained on.
     """
 
     n_features: int = 0
     site: HookSite | None = None
+    leading: int = 0
 
     def forward(self, x_ND: Tensor, feature_mask_NF: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The output [N, D] and the activations [N, F] it is made of (None without features).
@@ -66,10 +68,11 @@ SourceBank = Mapping[str, Mapping[int, Source]]
 class DictionarySource(Source):
     """A transcoder; its bias and skip are part of the output whichever features are kept."""
 
-    def __init__(self, transcoder: Transcoder) -> None:
+    def __init__(self, transcoder: Transcoder, leading: int = 0) -> None:
         super().__init__()
         self.transcoder = transcoder
         self.n_features = transcoder.n_features
+        self.leading = leading
 
     def forward(self, x_ND: Tensor, feature_mask_NF: Tensor | None) -> tuple[Tensor, Tensor]:
         a_NF = self.transcoder.encode(x_ND)

@@ -124,11 +124,13 @@ def verify(folder: Path, card: ExportCard, layer: int, dictionary: Transcoder) -
 
 def _load_layer(folder: Path, card: ExportCard, layer: int) -> Transcoder:
     dictionary, found = load_base(folder, layer, percentile=0.5, d_model=card.d_model)
-    site, exported = HOOK_SITES[found.hook_site], card.layers[layer]
-    if site.hook_points(layer) != (exported.hook_in, exported.hook_out):
+    exported = card.layers[layer]
+    wanted = (exported.hook_in, exported.hook_out)
+    hooks = HOOK_SITES[found.hook_site].hook_points(layer) if found.hook_site else wanted
+    if hooks != wanted:
         raise ValueError(
-            f"{folder}: {exported.path} is for {' -> '.join(site.hook_points(layer))}, but {CARD_NAME} says "
-            f"{exported.hook_in} -> {exported.hook_out}"
+            f"{folder}: {exported.path} is for {' -> '.join(hooks)}, but {CARD_NAME} says "
+            f"{' -> '.join(wanted)}"
         )
     return dictionary
 

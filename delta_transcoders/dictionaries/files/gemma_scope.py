@@ -2,9 +2,10 @@
 
 Layout: `layer_{L}/width_{W}/average_l0_{k}/params.npz`, a NumPy archive with the float32 arrays
 `W_enc` [d_in, n_features], `b_enc` [n_features], `W_dec` [n_features, d_out], `b_dec` [d_out] and
-`threshold` [n_features]: JumpReLU transcoders from before the norm's gain to the MLP's output. Names of
-widths follow the published ones: 16384 is `16k` and 65536 is `65k` (thousands, rounded down), 1048576 is
-`1m`, and a width that is no multiple of 1024 is written out (`width_512`).
+`threshold` [n_features] of a JumpReLU transcoder. The files name no hook site: Gemma Scope's is Gemma 2's
+default, and dictionaries of our own for other models are for theirs. Names of widths follow the published
+ones: 16384 is `16k` and 65536 is `65k` (thousands, rounded down), 1048576 is `1m`, and a width that is no
+multiple of 1024 is written out (`width_512`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from delta_transcoders.dictionaries.files.listing import Entry, Files
 from delta_transcoders.dictionaries.files.tensors import identify
 from delta_transcoders.dictionaries.identity import L0, BaseId
 from delta_transcoders.dictionaries.transcoder import Transcoder
-from delta_transcoders.families.sites import GEMMA_SCOPE
 from delta_transcoders.files import partial_file
 from delta_transcoders.tensor_files import check_no_pointer
 
@@ -105,7 +105,7 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
         transcoder = Transcoder(**{key: torch.from_numpy(arrays[key]) for key in KEYS})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return transcoder, identify(files, entry, transcoder, GEMMA_SCOPE, average_l0=entry.l0)
+    return transcoder, identify(files, entry, transcoder, None, average_l0=entry.l0)
 
 
 def save_base(folder_root: str | Path, layer: int, transcoder: Transcoder, average_l0: L0) -> Path:
