@@ -308,9 +308,11 @@ def test_half_precision_stays_on_disk_and_in_memory(x_ND, tmp_path):
     a = (x.double() @ t["W_enc"].T + t["b_enc"]).relu()
     y = a @ t["W_dec"] + t["b_dec"] + x.double() @ t["W_skip"].T
     torch.testing.assert_close(base(x), y.float(), rtol=1e-6, atol=1e-5)
-    assert torch.equal(
-        base.decode(torch.zeros(5, F), torch.zeros(5, D)), base.b_dec.float() + torch.zeros(5, D)
-    )
+    base.W_dec[3:] = torch.nan
+    only = torch.zeros(2, F)
+    only[1, 2] = 1.5
+    expected = torch.stack([base.b_dec.float(), base.b_dec.float() + 1.5 * base.W_dec[2].float()])
+    torch.testing.assert_close(base.decode(only, torch.zeros(2, D)), expected)
 
 
 # Choice
@@ -355,9 +357,7 @@ def test_autoencoders_beside_the_transcoders_are_no_candidates(tmp_path):
     config = tmp_path / "resid_post_all/layer_0_width_12_l0_small/config.json"
     output = {"hf_hook_point_in": "model.layers.0.output", "hf_hook_point_out": None}
     write_json(config, json.loads(config.read_text()) | output)
-    with pytest.raises(
-        ValueError, match=r"config.json: reads at 'model.layers.0.output', expected"
-    ):
+    with pytest.raises(ValueError, match=r"config.json: reads at 'output', expected"):
         load_base(tmp_path / "resid_post_all", 0)
 
 
@@ -378,14 +378,14 @@ def replaced(path: Path, **changes: np.ndarray | None) -> None:
 
 
 FIRST = {
-    "gemma_scope_2": "transcoder_all/layer_0_width_12_l0_small/params.safetensors",
+    "gemma_scope_2": "transcoder_all/layer_0_width_12_l0_small_affine/params.safetensors",
     "circuit_tracer": "layer_0.safetensors",
     "sparsify": "model.layers.0.mlp/sae.safetensors",
     "saelens": "layer_0/sae_weights.safetensors",
 }
 ENCODER = {"gemma_scope_2": "w_enc", "sparsify": "encoder.weight"}
 WRITERS = {
-    "gemma_scope_2": gemma_scope_2,
+    "gemma_scope_2": lambda folder: gemma_scope_2(folder, affine=True),
     "circuit_tracer": lambda folder: circuit_tracer(folder, skip=True),
     "sparsify": lambda folder: sparsify(folder, skip=True),
     "saelens": lambda folder: saelens(folder, "skip_transcoder", ("mlp.hook_in", "hook_mlp_out")),
@@ -449,18 +449,22 @@ def test_a_pointer_in_place_of_an_archive(tmp_path):
 
 def test_a_skip_of_another_shape(layout, tmp_path):
     name, path = layout
-    if name == "gemma_scope_2":
-        replaced(path, affine_skip_connection=np.zeros((D, D), np.float32))
-        with pytest.raises(ValueError, match="unexpected tensor affine_skip_connection"):
-            load_base(tmp_path, 0)
-        return
-    replaced(path, W_skip=np.zeros((D, D + 1), np.float32))
-    with pytest.raises(ValueError, match=r"W_skip has shape \[8, 9\], expected \[8, 8\]"):
+    skip = {"gemma_scope_2": "affine_skip_connection"}.get(name, "W_skip")
+    replaced(path, **{skip: np.zeros((D, D + 1), np.float32)})
+    with pytest.raises(ValueError, match=rf"{skip} has shape \[8, 9\], expected \[8, 8\]"):
+        load_base(tmp_path, 0)
+
+
+def test_a_skip_where_the_configuration_has_none(tmp_path):
+    gemma_scope_2(tmp_path)
+    path = tmp_path / "transcoder_all/layer_0_width_12_l0_small/params.safetensors"
+    replaced(path, affine_skip_connection=np.zeros((D, D), np.float32))
+    with pytest.raises(ValueError, match="unexpected tensor affine_skip_connection"):
         load_base(tmp_path, 0)
 
 
 def test_another_models_set_and_a_layer_that_is_missing(layout, tmp_path):
-    with pytest.raises(ValueError, match="d_model 8, the model expects 2304.*another model"):
+    with pytest.raises(ValueError, match=r"d_model 8, the model expects 2304.*another model"):
         load_base(tmp_path, 0, d_model=2304)
     with pytest.raises(ValueError, match=r"no base dictionary of layer 2; its layers: \[0, 1\]"):
         load_base(tmp_path, 2)
@@ -510,7 +514,7 @@ def test_scales_are_only_in_files_that_say_so(tmp_path):
     sparsify(tmp_path, norms=(1.0, 1.0))
     path = tmp_path / "model.layers.0.mlp/cfg.json"
     write_json(path, json.loads(path.read_text()) | {"normalize_io": False})
-    with pytest.raises(ValueError, match="unexpected tensor (in|out)_norm"):
+    with pytest.raises(ValueError, match=r"unexpected tensor (in|out)_norm"):
         load_base(tmp_path, 0)
 
 
@@ -537,7 +541,7 @@ def test_two_layouts_in_one_folder(tmp_path):
     [
         ("sparse_coder/checkpoints/final.safetensors", "is of Llama Scope, whose transcoders cut"),
         ("L3/hyperparams.json", "is of Llama Scope"),
-        ("gpt2-small_L0.pt", r"gpt2-small_L0.pt is a pickle, .* GPT-2"),
+        ("gpt2-small_L0.pt", r"gpt2-small_L0.pt is a pickle, .*GPT-2"),
         ("notes.txt", r"expected layer_L/width_W/average_l0_K/params.npz .Gemma Scope., trans"),
     ],
 )
