@@ -1,8 +1,8 @@
 """Read other tools' dictionaries into the folders that the stages read.
 
-`python -m delta_transcoders.import_dictionaries --help`. SAELens folders and circuit-tracer sets become
-base dictionaries in Gemma Scope's layout; the original study's checkpoints become deltas. Gemma Scope's
-own files need no import.
+`python -m delta_transcoders.import_dictionaries --help`. The original study's checkpoints become deltas. The
+stages read public dictionaries as they are; JumpReLU sets of SAELens and circuit-tracer can be written in
+Gemma Scope's layout for what reads nothing else.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _check(source: str | Path, out: str | Path) -> tuple[Path, Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Read other tools' dictionaries into the folders that the stages read.",
-        epilog="Gemma Scope's own files need no import. `python -m delta_transcoders.export --help` goes "
+        epilog="The stages read public dictionaries as they are. `python -m delta_transcoders.export --help` goes "
         "the other way.",
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
