@@ -149,8 +149,8 @@ def _check(source: str | Path, out: str | Path) -> tuple[Path, Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Read other tools' dictionaries into the folders that the stages read.",
-        epilog="The stages read public dictionaries as they are. `python -m delta_transcoders.export --help` goes "
-        "the other way.",
+        epilog="The stages read public dictionaries as they are. `python -m delta_transcoders.export "
+        "--help` goes the other way.",
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     for kind, name in (("saelens", "SAELens folders"), ("circuit_tracer", "a circuit-tracer set")):
