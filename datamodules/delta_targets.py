@@ -172,7 +172,7 @@ class DeltaData(ActivationData):
     @staticmethod
     def _require(table, site: HookSite, ids: Mapping[str, BaseId], family: ModelFamily) -> None:
         try:
-            require_site(table, site)
+            require_site(table, site, next(iter(ids.values())).average_l0)
         except ValueError as error:
             if site.name in (family.site.name, *(base_id.hook_site for base_id in ids.values())):
                 raise

@@ -26,6 +26,9 @@ CLEARLY = 0.8
 tiny study's dictionaries know, the right site leaves a quarter of any other's at most; on other text the two
 draw near."""
 
+SMALL_L0 = 10
+"""Of so few features a poor fit is to be expected: some sets hold such dictionaries for single layers."""
+
 
 class SiteFit(NamedTuple):
     """How well one layer's base dictionary reconstructs at one candidate site."""
@@ -68,11 +71,16 @@ def hook_site_check(
     return sorted(table, key=lambda row: (math.isnan(row.fvu), row.fvu))
 
 
-def require_site(table: Sequence[SiteFit], configured: HookSite) -> SiteFit:
+def require_site(
+    table: Sequence[SiteFit], configured: HookSite, average_l0: float | None = None
+) -> SiteFit:
     """The configured site's fit, if no candidate of the table fits clearly better (`CLEARLY`).
 
     A rival that is better by less only warns, and so do bounds on the fit itself: how well a dictionary does
     is the dictionary's affair.
+
+    Args:
+        average_l0: the dictionary's, where it is known.
 
     Raises:
         ValueError: another site fits clearly better; names it and both fits.
@@ -97,10 +105,12 @@ def require_site(table: Sequence[SiteFit], configured: HookSite) -> SiteFit:
             stacklevel=2,
         )
     if ours.fvu > 0.7 or ours.cosine < 0.7:
+        why = "does it belong to this model?"
+        if average_l0 is not None and average_l0 <= SMALL_L0:
+            why = f"an average L0 of {average_l0:g} is small; choose a larger one for a better fit"
         warnings.warn(
             f"layer {ours.layer}: at {configured.name!r} the base dictionary reconstructs the base model "
-            f"with FVU {ours.fvu:.2f} and cosine {ours.cosine:.2f} (expected below .7 and above .7): does it "
-            "belong to this model?",
+            f"with FVU {ours.fvu:.2f} and cosine {ours.cosine:.2f} (expected below .7 and above .7): {why}",
             StudyWarning,
             stacklevel=2,
         )

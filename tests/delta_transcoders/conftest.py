@@ -37,6 +37,29 @@ def random_dictionary(n_features: int, seed: int, d_model: int = D_MODEL) -> Tra
     )
 
 
+@pytest.fixture(scope="session")
+def fitted():
+    """`fitted(x, y)`: random features with biases, so that scale matters, and the best decoder for y."""
+
+    def fit(x: torch.Tensor, y: torch.Tensor, n_features: int = 160) -> Transcoder:
+        generator = torch.Generator().manual_seed(0)
+        W_enc = torch.randn(x.shape[1], n_features, generator=generator)
+        b_enc = torch.randn(n_features, generator=generator) * (x @ W_enc).std()
+        a = torch.cat([(x @ W_enc + b_enc).relu(), torch.ones(len(x), 1)], 1).double()
+        gram = a.T @ a
+        ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        solution = torch.linalg.solve(gram + ridge, a.T @ y.double()).float()
+        return Transcoder(
+            W_enc=W_enc,
+            b_enc=b_enc,
+            W_dec=solution[:-1],
+            b_dec=solution[-1],
+            activation="relu",
+        )
+
+    return fit
+
+
 @dataclass(frozen=True)
 class RandomStudy:
     folder: Path

@@ -84,7 +84,7 @@ def options(delta_options, tmp_path):
 
 
 @pytest.fixture
-def study(dictionaries, tmp_path):
+def copied(dictionaries, tmp_path):
     for name in ("base_model", "finetune", "activations"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copytree(dictionaries / name, tmp_path / name)
@@ -92,13 +92,13 @@ def study(dictionaries, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_delta_beside_every_kind(study, parts, arguments, options, kind, tmp_path):
+def test_a_delta_beside_every_kind(copied, parts, arguments, options, kind, tmp_path):
     KINDS[kind](tmp_path / "set", *parts)
     if kind == "gemma_scope_2":
         at = {"model.hook_site": "after_gain", "model.leading": 4}
-        evaluate.main(arguments("tiny/activations.yaml", study, at))
-    train.main(arguments("tiny/delta.yaml", study, options))
-    cache = ActivationCache(study / "activations")
+        evaluate.main(arguments("tiny/activations.yaml", copied, at))
+    train.main(arguments("tiny/delta.yaml", copied, options))
+    cache = ActivationCache(copied / "activations")
     bases, deltas = {}, {}
     for layer in LAYERS:
         bases[layer], base_id = load_base(tmp_path / "set", layer)
@@ -117,7 +117,7 @@ def test_a_delta_beside_every_kind(study, parts, arguments, options, kind, tmp_p
         "model.output": tmp_path / "exp2a",
         "model.generate": "false",
     }
-    evaluate.main(arguments("tiny/exp2a.yaml", study, experiment))
+    evaluate.main(arguments("tiny/exp2a.yaml", copied, experiment))
     rows = [
         row for row in read_metrics(tmp_path / "exp2a/metrics.csv") if row["condition"] != "raw"
     ]
@@ -130,7 +130,7 @@ def test_a_delta_beside_every_kind(study, parts, arguments, options, kind, tmp_p
     def exported(format, **given):
         out = tmp_path / format
         given |= {"deltas": tmp_path / "sweep/d6_p0.5", "base_transcoders": tmp_path / "set"}
-        export(study, format, out, **given)
+        export(copied, format, out, **given)
         return load_export(out)[1]
 
     refused = {
@@ -152,29 +152,29 @@ def test_a_delta_beside_every_kind(study, parts, arguments, options, kind, tmp_p
     assert all(torch.equal(alone[layer].W_dec, deltas[layer].W_dec) for layer in LAYERS)
 
 
-def test_a_cache_for_other_dictionaries(study, parts, arguments, options, tmp_path):
+def test_a_cache_for_other_dictionaries(copied, parts, arguments, options, tmp_path):
     gemma_scope_2(tmp_path / "set", *parts)
     site = r"is for hook site 'after_gain', .* captured at 'gemma_scope': capture it with --model.hook_site"
     at = {"model.hook_site": "after_gain"}
     for message, given in ((site, None), ("token_policy = .*first 4 tokens", at)):
         if given:
-            evaluate.main(arguments("tiny/activations.yaml", study, given))
+            evaluate.main(arguments("tiny/activations.yaml", copied, given))
         with pytest.raises(ValueError, match=message):
-            train.main(arguments("tiny/delta.yaml", study, options))
+            train.main(arguments("tiny/delta.yaml", copied, options))
     assert not (tmp_path / "sweep").exists()
 
 
-def test_one_of_several_kinds(study, parts, arguments, options, tmp_path):
+def test_one_of_several_kinds(copied, parts, arguments, options, tmp_path):
     for name in ("one", "two"):
         gemma_scope_2(tmp_path / name, *parts)
     both = tmp_path / "set"
     shutil.copytree(tmp_path / "one/transcoder_all", both / "transcoder_all")
     shutil.copytree(tmp_path / "two/transcoder_all", both / "transcoder")
     with pytest.raises(ValueError, match=r"layer 0 is there as transcoder/.*, transcoder_all/"):
-        train.main(arguments("tiny/delta.yaml", study, options))
+        train.main(arguments("tiny/delta.yaml", copied, options))
     at = {"model.hook_site": "after_gain", "model.leading": 4}
-    evaluate.main(arguments("tiny/activations.yaml", study, at))
-    train.main(arguments("tiny/delta.yaml", study, options | {"data.base_files": "transcoder/*"}))
+    evaluate.main(arguments("tiny/activations.yaml", copied, at))
+    train.main(arguments("tiny/delta.yaml", copied, options | {"data.base_files": "transcoder/*"}))
     _, config = load_delta(tmp_path / "sweep/d4_p0.5/layer_1")
     assert config.base_id.startswith(f"{both}/transcoder/layer_1_width_128_l0_small/")
     assert config.average_l0_base == 16

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from delta_transcoders.dictionaries.bases import held, load_base
+from delta_transcoders.dictionaries.files import listing
 from delta_transcoders.interventions.sources import DictionarySource
 
 D, F, LAYERS, K = 8, 12, (0, 1), 3
@@ -565,3 +567,34 @@ def test_a_set_without_its_configuration(tmp_path):
         path.unlink()
     found = load_base(scope, 0)[1]
     assert (found.hook_site, found.average_l0, found.leading) == ("after_gain", None, 1)
+
+
+def test_a_listed_file_that_is_not_there(tmp_path):
+    circuit_tracer(tmp_path, transcoders=["layer_0.safetensors", "gone.safetensors"])
+    assert load_base(tmp_path, 0)[1].layer == 0
+    with pytest.raises(FileNotFoundError, match=r"gone.safetensors does not exist"):
+        load_base(tmp_path, 1)
+
+
+def test_a_hub_id_and_a_folder_of_its_repository(tmp_path, monkeypatch):
+    gemma_scope_2(tmp_path)
+    listed = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.*")]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo: [*listed, "README.md"])
+    asked = []
+
+    def download(repo, path):
+        asked.append((repo, path))
+        return str(tmp_path / path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    listing._hub_listing.cache_clear()
+    whole = load_base("google/some-set", 1)[1]
+    inside = load_base("google/some-set/transcoder_all", 1)[1]
+    listing._hub_listing.cache_clear()
+    assert whole.path == inside.path
+    assert inside.source == "google/some-set/transcoder_all"
+    assert {repo for repo, _ in asked} == {"google/some-set"}
+    assert {path for _, path in asked} == {
+        f"transcoder_all/layer_1_width_12_l0_small/{n}"
+        for n in ("config.json", "params.safetensors")
+    }
