@@ -159,14 +159,19 @@ class DeltaData(ActivationData):
 
     def _check_cache(self, base_id: BaseId, family: ModelFamily, leading: int) -> None:
         """Refuse a cache that was made for other dictionaries."""
-        meta = self.cache.meta
-        if leading > family.tokens.leading:
-            self.cache.expect(token_policy=replace(family.tokens, leading=leading).name)
+        meta, cache = self.cache.meta, self.hparams.cache
         if base_id.hook_site not in (None, meta.hook_site.name) and meta.hook_site == family.site:
             raise ValueError(
-                f"{base_id.path} is for hook site {base_id.hook_site!r}, the cache {self.hparams.cache} was "
-                f"captured at {meta.hook_site.name!r}: capture it with --model.hook_site "
-                f"{base_id.hook_site}"
+                f"{base_id.path} is for hook site {base_id.hook_site!r}, the cache {cache} was captured at "
+                f"{meta.hook_site.name!r}: capture it with --model.hook_site {base_id.hook_site}"
+            )
+        if (
+            leading > family.tokens.leading
+            and meta.token_policy != replace(family.tokens, leading=leading).name
+        ):
+            raise ValueError(
+                f"{base_id.path} was not trained on a text's first {leading} tokens, the cache {cache} is "
+                f"{meta.token_policy}: capture it with --model.leading {leading}"
             )
 
     @staticmethod

@@ -122,10 +122,11 @@ def test_a_delta_beside_every_kind(copied, parts, arguments, options, kind, tmp_
         row for row in read_metrics(tmp_path / "exp2a/metrics.csv") if row["condition"] != "raw"
     ]
     assert {(row["d_new"], row["condition"]) for row in rows} == {
-        (d_new, condition) for d_new in (4, 6) for condition in ("no_delta", "full")
+        (d_new, condition) for d_new in ("4", "6") for condition in ("no_delta", "full")
     }
     for row in rows:
-        assert row["l0_base"] == 16 if kind == "topk" else row["l0_base"] > 0
+        l0_base = float(row["l0_base"])
+        assert l0_base == 16 if kind == "topk" else l0_base > 0
 
     def exported(format, **given):
         out = tmp_path / format
@@ -156,7 +157,10 @@ def test_a_cache_for_other_dictionaries(copied, parts, arguments, options, tmp_p
     gemma_scope_2(tmp_path / "set", *parts)
     site = r"is for hook site 'after_gain', .* captured at 'gemma_scope': capture it with --model.hook_site"
     at = {"model.hook_site": "after_gain"}
-    for message, given in ((site, None), ("token_policy = .*first 4 tokens", at)):
+    for message, given in (
+        (site, None),
+        ("first 4 tokens, the cache .*: capture it with --model.leading 4", at),
+    ):
         if given:
             evaluate.main(arguments("tiny/activations.yaml", copied, given))
         with pytest.raises(ValueError, match=message):
