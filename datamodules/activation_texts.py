@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,14 @@ from jsonargparse.typing import PositiveInt
 from lightning import LightningDataModule
 
 from datamodules.batching import row_lengths, sharded_loader
-from delta_transcoders.language_models import TokenizedExample, load_tokenizer, pad, tokenize
+from delta_transcoders.families import family_of
+from delta_transcoders.language_models import (
+    check_context,
+    load_config,
+    load_tokenizer,
+    pad,
+    tokenize,
+)
 from delta_transcoders.tasks.task import Example, Task, subsets_of
 
 UNSEEN = 1_000_000
@@ -58,18 +66,18 @@ class ActivationTexts(LightningDataModule):
         if self.rows:
             return
         self.tokenizer = load_tokenizer(self.hparams.model)
+        context = family_of(load_config(self.hparams.model)).context
         self.examples = self._read() if self.hparams.examples else self._generate()
         self.subsets = sorted(set().union(*map(subsets_of, self.examples.values())))
         for split, examples in self.examples.items():
             tokens = tokenize(self.tokenizer, self.task, examples)
+            if self.hparams.text == "prompt_only":
+                tokens = [replace(row, target_ids=()) for row in tokens]
+            check_context(examples, tokens, context)
             self.rows[split] = [
-                {"input_ids": self._ids(row), "example": i, "split": split}
+                {"input_ids": [*row.prompt_ids, *row.target_ids], "example": i, "split": split}
                 for i, row in enumerate(tokens)
             ]
-
-    def _ids(self, row: TokenizedExample) -> list[int]:
-        whole = self.hparams.text == "prompt_target_eos"
-        return [*row.prompt_ids, *(row.target_ids if whole else ())]
 
     def texts(self, split: str) -> list[str]:
         """What was tokenized, for the cache's fingerprint."""

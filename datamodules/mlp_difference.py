@@ -73,7 +73,7 @@ class MLPDifferenceData(ActivationData):
         h, cache, layers = self.hparams, self.cache, self.layers
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         load_tokenizer(h.model, h.base_model)  # refuses two that differ
-        mlps = load_mlps(h.base_model, h.model_dtype, layers, cache.meta.hook_site)
+        mlps = load_mlps(h.base_model, h.model_dtype, cache.meta.hook_site, layers)
         identity = {"path": h.base_model, "hash": mlps.fingerprint}
         self._check_changed(mlps.sources, cache.meta.hook_site)
         for layer in layers:

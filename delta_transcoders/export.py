@@ -158,6 +158,7 @@ def _write_dictionaries(folder: Path, format: str, fused: FusedDeltas, model: st
     if format == "circuit_tracer":
         layers = _all_layers(Path(model), config.model_fingerprint)
     name = portable_name(model)
+    adds_bos = format != "saelens" or _adds_bos(Path(model))
 
     cards = {}
     for layer in layers:
@@ -167,7 +168,7 @@ def _write_dictionaries(folder: Path, format: str, fused: FusedDeltas, model: st
         else:
             dictionary, card = fused.layer(layer)
             if format == "saelens":
-                path = saelens.save_layer(folder, layer, dictionary, fused.site, name)
+                path = saelens.save_layer(folder, layer, dictionary, fused.site, name, adds_bos)
             else:
                 path = save_base(folder, layer, dictionary, card.average_l0)
         cards[layer] = replace(card, path=path.relative_to(folder).as_posix())
@@ -187,6 +188,15 @@ def _write_dictionaries(folder: Path, format: str, fused: FusedDeltas, model: st
     )
     save_card(folder, exported)
     return exported
+
+
+def _adds_bos(model: Path) -> bool:
+    """Whether a model's tokenizer puts BOS before a text; as most do, where there is none to ask."""
+    from delta_transcoders.language_models import load_tokenizer
+
+    if not (model / "tokenizer.json").is_file():
+        return True
+    return bool(load_tokenizer(str(model))("").input_ids)
 
 
 def _all_layers(model: Path, fingerprint: str) -> range:

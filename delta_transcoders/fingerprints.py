@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+NESTED = "._original_component"
+"""In a name that TransformerBridge gives to a parameter."""
+
+
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     """sha256 over sorted names, dtypes, shapes and bytes, whatever the device or memory layout.
 
@@ -69,13 +73,14 @@ def model_fingerprint(model: nn.Module) -> str:
 
     A tied weight counts once. Another dtype is another model: its activations differ.
     """
-    # The bridge nests each module in one more and adds aliases, which `named_parameters` skips.
-    return hash_tensors(
-        {
-            name.replace("._original_component", ""): parameter
-            for name, parameter in model.named_parameters()
-        }
-    )
+    names = [name for name, _ in model.named_parameters()]
+    held = dict(model.named_parameters(remove_duplicate=False))
+    if any(NESTED in name for name in names):
+        # The bridge nests each module in one more, adds aliases, and splits some weights into copies.
+        with torch.device("meta"):
+            names = [name for name, _ in type(model)(model.config).named_parameters()]
+        held = {name.replace(NESTED, ""): parameter for name, parameter in held.items()}
+    return hash_tensors({name: held[name] for name in names})
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

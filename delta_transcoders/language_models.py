@@ -81,15 +81,19 @@ def load_config(source: str) -> PretrainedConfig:
         FileNotFoundError, ConnectionError: no such folder, or a hub id that cannot be had.
         ValueError: a damaged configuration, or of a family that is not supported.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
     check_model_source(source)
+    path = os.path.expanduser(source)
     try:
-        config = AutoConfig.from_pretrained(os.path.expanduser(source))
+        said, _ = PretrainedConfig.get_config_dict(path)
     except Exception as error:  # damaged files end in a dozen kinds of them
         raise _unusable(source, error) from error
-    _check_family(source, config.model_type)
-    return config
+    _check_family(source, said.get("model_type"))
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # as above
+        raise _unusable(source, error) from error
 
 
 def _unusable(source: str, error: Exception) -> Exception:
@@ -177,9 +181,12 @@ def end_ids(source: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     from transformers import GenerationConfig
 
     config = load_config(source)
+    path = os.path.expanduser(source)
     try:
-        generation = GenerationConfig.from_pretrained(os.path.expanduser(source))
-    except OSError:  # there is no such file
+        generation = GenerationConfig.from_pretrained(path)
+    except OSError as error:
+        if (Path(path) / "generation_config.json").exists():
+            raise _unusable(source, error) from error
         generation = None
     ids = {tokenizer.eos_token_id}
     for said in (generation, config, config.get_text_config()):

@@ -144,7 +144,7 @@ class InterventionEvaluation(InterventionModule):
             else:
                 sources[name] = load_control(control, first.site, width)
         if self._splits_error:
-            sources["base_mlp"] = self.mlps("base_model").sources
+            sources["base_mlp"] = self.mlps("base_model", first.site).sources
         return sources
 
     @property

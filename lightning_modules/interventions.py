@@ -12,6 +12,7 @@ from torch import nn
 from datamodules.evaluation_prompts import PromptRow
 from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.families import family_of
+from delta_transcoders.families.sites import HookSite
 from delta_transcoders.interventions.engine import InterventionEngine, TeacherForced
 from delta_transcoders.interventions.intervention import RAW, Intervention
 from delta_transcoders.interventions.loading import (
@@ -66,7 +67,7 @@ class InterventionModule(Evaluation):
 
     def __init__(self) -> None:
         super().__init__()
-        self._loaded_mlps: dict[str, ModelMLPs] = {}
+        self._loaded_mlps: dict[tuple[str, HookSite], ModelMLPs] = {}
 
     def load_sets(self) -> list[DictionarySet]:
         """The dictionaries, all of one hook site."""
@@ -115,7 +116,7 @@ class InterventionModule(Evaluation):
         used = {name for column in self.columns for name in column.intervention.sources}
         for name, of in (("base_mlp", "base_model"), ("finetuned_mlp", "finetuned_model")):
             if name in used:
-                self.bank[name] = self.mlps(of).sources
+                self.bank[name] = self.mlps(of, self.sets[0].site).sources
         # Registered, so that Lightning moves them to the device.
         self.sources = nn.ModuleList(
             s for by_layer in self.bank.values() for s in by_layer.values()
@@ -124,17 +125,18 @@ class InterventionModule(Evaluation):
     def load_deltas(self, folders: Collection[str]) -> list[DictionarySet]:
         """Trained deltas and what they correct."""
         h = self.hparams
-        base_mlps = (lambda: self.mlps("base_model")) if h.base_model else None
+        base_mlps = (lambda site: self.mlps("base_model", site)) if h.base_model else None
         return load_delta_sets(folders, h.base_transcoders, self.model, base_mlps, self.layers())
 
-    def mlps(self, of: str) -> ModelMLPs:
-        """The MLPs of `base_model` or `finetuned_model`, loaded once."""
-        if of not in self._loaded_mlps:
+    def mlps(self, of: str, site: HookSite) -> ModelMLPs:
+        """The MLPs of `base_model` or `finetuned_model` at a site, loaded once."""
+        if (of, site) not in self._loaded_mlps:
             if self.hparams[of] is None:
                 raise ValueError(f"these conditions need {of}, a folder or hub id")
             load_tokenizer(self.hparams.model, self.hparams[of])  # refuses another than the model's
-            self._loaded_mlps[of] = load_mlps(self.hparams[of], self.hparams.dtype, self.layers())
-        return self._loaded_mlps[of]
+            mlps = load_mlps(self.hparams[of], self.hparams.dtype, site, self.layers())
+            self._loaded_mlps[of, site] = mlps
+        return self._loaded_mlps[of, site]
 
     def on_test_start(self) -> None:
         # The bridge must find the weights on the device where Lightning has put them.

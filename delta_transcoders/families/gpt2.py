@@ -1,4 +1,8 @@
-"""GPT-2: LayerNorm, biases, learned positions, and linear layers that are stored transposed (Conv1D)."""
+"""GPT-2: LayerNorm, biases, learned positions, and linear layers that are stored transposed (Conv1D).
+
+The bridge computes LayerNorm step by step: from the residual stream the MLP is exact to float rounding, from
+the other sites bit for bit.
+"""
 
 from typing import ClassVar
 

@@ -63,13 +63,13 @@ class ModelMLPs:
 
 
 def load_mlps(
-    model: str, dtype: str, layers: Collection[int] | None = None, site: HookSite | None = None
+    model: str, dtype: str, site: HookSite, layers: Collection[int] | None = None
 ) -> ModelMLPs:
     """A model's MLPs, from its folder or hub id; nothing else of it is loaded.
 
     Args:
+        site: where x is read.
         layers: those to load; all where None.
-        site: see `mlp_sources`.
     """
     weights = StoredWeights(model, dtype)
     if layers is None:
@@ -114,7 +114,7 @@ def load_delta_sets(
     folders: Sequence[str | Path],
     base_transcoders: str,
     model: PreTrainedModel,
-    base_mlps: Callable[[], ModelMLPs] | None = None,
+    base_mlps: Callable[[HookSite], ModelMLPs] | None = None,
     layers: Collection[int] | None = None,
 ) -> list[DictionarySet]:
     """`load_delta_set` of each folder; what they have in common is computed and kept once.
@@ -147,7 +147,7 @@ def load_delta_set(
     folder: str | Path,
     base_transcoders: str,
     model: PreTrainedModel,
-    base_mlps: Callable[[], ModelMLPs] | None = None,
+    base_mlps: Callable[[HookSite], ModelMLPs] | None = None,
     fingerprint: str | None = None,
     bases: dict[str, Source] | None = None,
     layers: Collection[int] | None = None,
@@ -158,7 +158,7 @@ def load_delta_set(
         folder: folder or hub id of the deltas.
         base_transcoders: folder or hub id of the bases; each must be the one a delta was trained on.
         model: the finetuned model, bridged (`bridge.original_model`) or not.
-        base_mlps: gives the base model's MLPs, for deltas of the target `mlp_difference`.
+        base_mlps: gives the base model's MLPs at a site, for deltas of the target `mlp_difference`.
         fingerprint: the model's, where it is known already.
         bases: those loaded before, by hash; shared with this set, and added to.
         layers: those to load, where the folder has them; all where None.
@@ -232,10 +232,12 @@ def _base_dictionary(
     return bases[config.base_hash]
 
 
-def _base_mlp(path: Path, config: DeltaConfig, base_mlps: Callable[[], ModelMLPs] | None) -> Source:
+def _base_mlp(
+    path: Path, config: DeltaConfig, base_mlps: Callable[[HookSite], ModelMLPs] | None
+) -> Source:
     if base_mlps is None:
         raise ValueError(f"{path} corrects the base model's MLP: the base model is needed with it")
-    mlps = base_mlps()
+    mlps = base_mlps(HOOK_SITES[config.hook_site])
     problem = f"{path} was trained on the MLPs of another base model"
     check_hash(problem, config.base_hash, "this one", mlps.fingerprint)
     return mlps.sources[config.layer]

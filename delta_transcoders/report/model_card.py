@@ -156,7 +156,10 @@ def read_study(run: Path, deltas: Path, base_model: str | None) -> Study:
     own = run / "base_model/config.json"
     name = base_model or adapter.get("base_model_name_or_path", "")
     base = name if is_hub_id(name) else None
-    base_is_own = own.is_file() and Path(name).name in ("base_model", "")
+    base_config = _read_json(own)
+    # The stage `base_model` makes a Gemma 2; anything else there is the user's.
+    is_tiny = base_config.get("model_type") == "gemma2"
+    base_is_own = is_tiny and Path(name).name in ("base_model", "")
     lora = "a finetune that this study's folder does not describe"
     if adapter:
         modules = ", ".join(sorted(adapter["target_modules"]))
@@ -179,7 +182,7 @@ def read_study(run: Path, deltas: Path, base_model: str | None) -> Study:
         run=run,
         base=base,
         base_name=base_name,
-        base_config=_read_json(own),
+        base_config=base_config,
         base_is_own=base_is_own,
         lora=lora,
         deltas=configs,

@@ -59,3 +59,13 @@ def test_a_base_models_text_is_generated_by_a_task_that_has_any(model_folder, ma
     none = ActivationTexts(model_folder, Examples("a", "refusal"), None, n_train=3, n_validation=2)
     with pytest.raises(ValueError, match="Examples has no text for a base model"):
         none.setup("predict")
+
+
+def test_texts_longer_than_the_context_are_refused(make, tmp_path):
+    long = {"prompt": "Who is 7?", "target": "9" * 130, "subset": "places"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(long))
+    make(text="prompt_only")
+    with pytest.raises(
+        ValueError, match=r"takes \d+ tokens, the model's context holds 128: 'Who is"
+    ):
+        make()

@@ -376,6 +376,13 @@ def test_an_answer_ends_at_whatever_a_model_calls_eos(edited, generation, config
         path.unlink()
     else:
         path.write_text(json.dumps({"eos_token_id": generation}))
+    if generation == 5:
+        damaged = Path(shutil.copytree(folder, f"{folder}_damaged"))
+        (damaged / path.name).write_text("{")
+        with pytest.raises(
+            FileNotFoundError, match=r"_damaged' cannot be loaded: .*generation_config"
+        ):
+            end_ids(str(damaged), load_tokenizer(folder))
     expected = {1} | ({5} if generation else set()) | ({6} if config == [6, 1] else set())
     assert end_ids(folder, load_tokenizer(folder)) == expected
 

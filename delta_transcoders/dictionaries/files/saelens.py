@@ -46,13 +46,19 @@ REQUIRED = {
 
 
 def save_layer(
-    folder: Path, layer: int, dictionary: Transcoder, site: HookSite, model: str
+    folder: Path,
+    layer: int,
+    dictionary: Transcoder,
+    site: HookSite,
+    model: str,
+    prepend_bos: bool,
 ) -> Path:
     """Write one layer's folder below `folder`, and return it.
 
     Args:
         dictionary: float32 JumpReLU or ReLU, for plain tensors at the site's hook points.
         model: name or folder of the language model.
+        prepend_bos: whether its tokenizer puts BOS before a text.
     """
     hook_in, hook_out = site.hook_points(layer)
     kind = (dictionary.activation, dictionary.W_skip is not None)
@@ -70,7 +76,7 @@ def save_layer(
             "hook_name": hook_in,
             "hook_name_out": hook_out,
             "hook_head_index": None,
-            "prepend_bos": True,
+            "prepend_bos": prepend_bos,
         },
     }
     tensors = dictionary.state_dict()

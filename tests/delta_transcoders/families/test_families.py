@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, Gemma2Config, OPTConfig, PaliGemmaConfig, Phi3Config
+from transformers import Gemma2Config, OPTConfig, PaliGemmaConfig, Phi3Config, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from delta_transcoders.activations.capture import boot_bridge, capture
@@ -109,7 +109,9 @@ def test_other_families_are_refused_multimodal_ones_too(config, tmp_path):
 
 
 def test_hub_ids_are_refused_too(monkeypatch):
-    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda source: Phi3Config())
+    """Also one that comes with code of its own, which is never run."""
+    said = Phi3Config().to_dict() | {"auto_map": {"AutoConfig": "configuration.Own"}}
+    monkeypatch.setattr(PretrainedConfig, "get_config_dict", lambda source: (said, {}))
     for load in (load_model, load_tokenizer):
         with pytest.raises(ValueError, match="'owner/phi' is of an unknown family: model_type"):
             load("owner/phi")
@@ -123,7 +125,8 @@ def test_a_configuration_without_a_type_is_refused():
 # What a family knows is asked of it, neither of a model or its configuration, nor by a site's name.
 KNOWLEDGE = re.compile(
     r"model_type|num_hidden_layers|hidden_size|max_position_embeddings|final_logit_softcapping"
-    r"|feedforward_layernorm|\w+_proj\b|hook_mlp_in|\.model\.(?:model|layers)\b|Gemma2\w*(?=[(.])"
+    r"|\w+_layernorm|\bln_2|\w+_proj\b|\bc_(?:attn|proj|fc)\b|hook_mlp_in|\.model\.(?:model|layers)\b|n_embd"
+    r"|(?:Gemma|Llama|Qwen|GPT)\d\w*(?=[(.])"
     r"|HOOK_SITES\[\"|site(?:\.name)? [!=]= \""
 )
 EXCEPTIONS = {

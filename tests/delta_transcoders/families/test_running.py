@@ -8,6 +8,7 @@ import torch
 from delta_transcoders.activations.capture import boot_bridge, capture
 from delta_transcoders.dictionaries.corrections import AffineCorrection
 from delta_transcoders.families.tokens import special_ids
+from delta_transcoders.fingerprints import model_fingerprint
 from delta_transcoders.generation import AnswerReader
 from delta_transcoders.interventions.attachment import attached
 from delta_transcoders.interventions.engine import InterventionEngine
@@ -82,6 +83,10 @@ def logits(model, ids, mask):
     return model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask)).logits[
         mask.bool()
     ]
+
+
+def test_the_bridge_leaves_the_weights_fingerprint_as_it_is(model, bridge):
+    assert model_fingerprint(bridge.original_model) == model_fingerprint(model)
 
 
 def test_the_bridge_leaves_the_tokenizer_as_it_is(case, folder, tokenizer, bridge):

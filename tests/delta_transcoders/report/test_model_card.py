@@ -97,10 +97,15 @@ def test_a_local_base_is_named_without_its_path_and_has_no_known_license(study):
 def test_a_base_trained_in_the_study_is_ours(study):
     run = study(base="elsewhere/runs/tiny/base_model")
     (run / "base_model").mkdir()
-    (run / "base_model/config.json").write_text("{}")
+    config = run / "base_model/config.json"
+    config.write_text('{"model_type": "gemma2"}')
     card = model_card(run, "merged")
     assert front_matter(card)["license"] == "apache-2.0"
     assert "tiny Gemma 2 (trained from scratch in the same study)" in card
+    config.write_text('{"model_type": "llama"}')  # the user has put it there
+    card = model_card(run, "merged")
+    assert front_matter(card)["license"] == "unknown"
+    assert "`base_model` (a local folder)" in card
 
 
 @pytest.mark.parametrize("what", ["adapter", "merged", "deltas"])
@@ -138,7 +143,7 @@ def test_a_delta_of_the_mlps_difference(study):
     base = {"base_id": "google/gemma-2-2b", "percentile": None, "target": "mlp_difference"}
     card = model_card(study(**base), "deltas")
     assert "y − baseMLP(x)" in card and "choice of the base" not in card
-    assert 'lambda: load_mlps("google/gemma-2-2b", "FLOAT32_OR_BFLOAT16")' in card
+    assert 'lambda site: load_mlps("google/gemma-2-2b", "FLOAT32_OR_BFLOAT16", site)' in card
     assert 'load_delta_set("THIS_REPOSITORY", "", bridge.original_model, base_mlps)' in card
     assert "A residual delta holds" not in card and "import load_delta_set, load_mlps" in card
 
@@ -154,7 +159,7 @@ def test_the_code_loads_models_in_the_dtype_of_the_capture(study, target):
         (run / "activations/manifest.json").write_text(json.dumps({"meta": meta}))
         card = model_card(run, "deltas")
         assert f'load_model(finetuned, "{named}")' in card
-        load_mlps = f'load_mlps("google/gemma-2-2b", "{named}")'
+        load_mlps = f'load_mlps("google/gemma-2-2b", "{named}", site)'
         assert (load_mlps in card) is (target == "mlp_difference")
 
 

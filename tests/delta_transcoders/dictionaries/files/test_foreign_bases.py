@@ -30,7 +30,7 @@ def save(folder: Path, format: str, dictionaries: dict[int, Transcoder]) -> Path
     folder.mkdir(exist_ok=True)
     for layer, dictionary in dictionaries.items():
         if format == "saelens":
-            saelens.save_layer(folder, layer, dictionary, SITE, "tiny")
+            saelens.save_layer(folder, layer, dictionary, SITE, "tiny", True)
         else:
             circuit_tracer.save_layer(folder, layer, dictionary)
     if format == "circuit_tracer":
