@@ -64,12 +64,13 @@ def load_base(
     """
     listed = list_files(source)
     reader, entries = _layout(listed)
-    entry = choose(listed, entries, layer, width, percentile, average_l0, files)
+    entry = _choose(listed, entries, layer, width, percentile, average_l0, files)
     transcoder, base_id = reader.load(listed, entry)
     where = f"{listed.source}/{entry.path}"
-    if entry.width not in (None, transcoder.n_features):
+    expected = width or entry.width or transcoder.n_features
+    if transcoder.n_features != expected:
         raise ValueError(
-            f"{where}: W_enc has {transcoder.n_features} features, expected {entry.width}"
+            f"{where}: W_enc has {transcoder.n_features} features, expected {expected}"
         )
     for name, found in (("W_enc", transcoder.d_in), ("W_dec", transcoder.d_out)):
         if d_model is not None and found != d_model:
@@ -107,7 +108,7 @@ def entry_of(source: str | Path, base_id: str) -> Entry:
     raise ValueError(f"{source} holds no dictionary whose path ends like {base_id}")
 
 
-def choose(
+def _choose(
     listed: Files,
     entries: Sequence[Entry],
     layer: int,
@@ -163,9 +164,11 @@ def choose_l0(
     >>> choose_l0([9, 40, 151, 76], percentile=0.5), choose_l0(["big", "small"], percentile=0.25)
     (76, 'small')
     """
-    if (percentile is None) == (average_l0 is None):
-        raise ValueError(f"give percentile or average_l0, got {percentile} and {average_l0}")
     l0s = _ascending(l0s)
+    if (percentile is None) == (average_l0 is None):
+        raise ValueError(
+            f"give percentile or average_l0 (there are {l0s}), got {percentile} and {average_l0}"
+        )
     if not l0s:
         raise ValueError("there is no average_l0 to choose from")
     if percentile is not None:

@@ -75,7 +75,7 @@ class Transcoder(nn.Module):
         super().__init__()
         tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
         tensors |= {"threshold": threshold, "W_skip": W_skip}
-        check_tensors({name: tensor for name, tensor in tensors.items() if tensor is not None})
+        _check_tensors({name: tensor for name, tensor in tensors.items() if tensor is not None})
         for name, tensor in tensors.items():
             self.register_buffer(name, None if tensor is None else tensor.detach())
         self.activation, self.k = activation, k
@@ -154,15 +154,14 @@ class Transcoder(nn.Module):
 
     def fingerprint(self) -> str:
         """Hash of the tensors, and of what else says which function this is where it is not JumpReLU."""
-        others = {"k": self.k, "scale_in": self.scale_in, "scale_out": self.scale_out}
-        numbers = {
-            name: torch.tensor(value, dtype=torch.float64)
-            for name, value in others.items()
-            if value not in (None, 1)
-        }
-        if self.activation == "topk":
-            numbers["signed"] = torch.ones(())
-        return hash_tensors(self.state_dict() | numbers)
+        scales = {"scale_in": self.scale_in, "scale_out": self.scale_out}
+        numbers = {name: scale for name, scale in scales.items() if scale != 1}
+        if self.k is not None:
+            numbers |= {"k": self.k, "signed": self.activation == "topk"}
+        return hash_tensors(
+            self.state_dict()
+            | {name: torch.tensor(n, dtype=torch.float64) for name, n in numbers.items()}
+        )
 
     def _scaled(self, x: Tensor) -> Tensor:
         x = x.to(torch.promote_types(self.W_enc.dtype, torch.float32))
@@ -179,7 +178,7 @@ class Transcoder(nn.Module):
         return torch.cat([x @ W.to(x.dtype) + b.to(x.dtype) for W, b in parts], dim=-1)
 
 
-def check_tensors(tensors: Mapping[str, Tensor]) -> None:
+def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
     """Refuse tensors that are not a transcoder's, under our names and in our orientation.
 
     Raises:

@@ -311,6 +311,19 @@ class TestTargets:
             assert fits[split].l0 == pytest.approx(l0.item())
         assert cache.target("residual-p0.5", 2)["identity"]["path"] == "somewhere"
 
+    def test_what_describes_the_same_base_may_change(self, cache):
+        """It lies elsewhere now, or older code said less of it."""
+        base = random_base()
+        fits = add_residuals(cache, 0, "p0.5", base, {"hash": "h", "average_l0": 8})
+        before = snapshot(cache.folder)
+        later = {"hash": "h", "average_l0": 8, "file": "layer_0/params.npz"}
+        assert add_residuals(cache, 0, "p0.5", base, later) == fits
+        assert ActivationCache(cache.folder).target("residual-p0.5", 0)["identity"] == later
+        changed = {
+            path.name for path, data in snapshot(cache.folder).items() if data != before[path]
+        }
+        assert changed == {"manifest.json"}
+
     def test_same_base_is_not_computed_again_and_another_one_replaces_it(self, cache):
         base = random_base()
         fits = add_residuals(cache, 0, "p0.5", base, {"hash": "h"})

@@ -470,6 +470,8 @@ def test_another_models_set_and_a_layer_that_is_missing(layout, tmp_path):
         load_base(tmp_path, 0, d_model=2304)
     with pytest.raises(ValueError, match=r"no base dictionary of layer 2; its layers: \[0, 1\]"):
         load_base(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"has 12 features, expected 13|nothing of width 13"):
+        load_base(tmp_path, 0, width=13)
 
 
 @pytest.mark.parametrize(
