@@ -22,8 +22,9 @@ class ActivationCapture(LightningModule):
     Args:
         model: folder or hub id of the model, adapters merged.
         layers: block numbers; all where None.
-        hook_site: where the public dictionaries of the model's family read and write if None; `original` to
-            reproduce that study's numbers (`residual`: its input without its scale).
+        hook_site: where the public dictionaries of the model's family read and write if None; others read
+            before the norm's gain (`gemma_scope`), after it (`after_gain`) or the residual stream
+            (`residual`). `original` is to reproduce that study's numbers.
         leading: how many of a text's first tokens are left out, for dictionaries that were not trained on
             them; as many as the family's policy says if None.
         dtype: of the weights.

@@ -67,6 +67,8 @@ def save_config(folder: Path, site: HookSite, model: str, scan: str) -> None:
         scan: what the reader calls this set of dictionaries.
     """
     hook_in, hook_out = (name.removeprefix("blocks.0.") for name in site.hook_points(0))
+    # The same tensor after the gain, by the name that published sets have.
+    hook_in = hook_in.replace("ln2.hook_out", "mlp.hook_in")
     config = {
         "model_name": model,
         "model_kind": "transcoder_set",

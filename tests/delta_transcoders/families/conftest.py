@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -68,8 +68,6 @@ class Case:
     adds_bos: bool
     template: str | None
     ends: tuple[str, ...] = ()
-    decoder: str = "model"
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 def gemma3_multimodal(ids: dict[str, Any]) -> hf.Gemma3Config:

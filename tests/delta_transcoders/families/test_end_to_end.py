@@ -5,13 +5,17 @@ import shutil
 
 import pytest
 import torch
+import yaml
 
 import evaluate
 import train
 from delta_transcoders.activations.cache import ActivationCache
+from delta_transcoders.dictionaries.files import TOOL_FORMATS
+from delta_transcoders.dictionaries.files.exported import load_export
 from delta_transcoders.export import export
+from delta_transcoders.families.gemma2 import Gemma2
 from delta_transcoders.families.tokens import special_ids
-from delta_transcoders.language_models import load_model, load_tokenizer
+from delta_transcoders.language_models import end_ids, load_model, load_tokenizer
 from delta_transcoders.report.tables import read_metrics
 
 OPTIONS = {
@@ -108,14 +112,31 @@ def test_what_corrects_the_base_models_mlp_is_measured(case, finished):
             assert row["mean_ce"] != cells[layer, "no_delta", subset]["mean_ce"]
 
 
-@pytest.mark.parametrize("format", ["deltas", "saelens"])
+@pytest.mark.parametrize("format", ["deltas", "saelens", "circuit_tracer", "merged"])
 def test_deltas_are_exported(case, finished, tmp_path, format):
-    options = {} if format == "deltas" else {"delta_only": True}
-    out = export(finished, format, tmp_path / "out", deltas=finished / "mlp_difference", **options)
+    options = {"delta_only": True} if format in TOOL_FORMATS else {}
+    if format != "merged":
+        options["deltas"] = finished / "mlp_difference"
+    out = export(finished, format, tmp_path / "out", **options)
     card = (out / "README.md").read_text()
-    assert (case.family.site.names(0)[0].replace(".0.", ".L.")) in card
-    assert "from scratch" not in card or case.name == "gemma2"
+    assert ("from scratch" in card) is (
+        case.family is Gemma2
+    )  # what the tiny study's base model is
+    hook_in, _ = case.family.site.names(0)
+    if format == "merged":
+        given, copied = (load_tokenizer(str(f)) for f in (finished / "base_model", out))
+        assert copied("What?") == given("What?")
+        assert end_ids(str(out), copied) == end_ids(str(finished / "base_model"), given)
+        return
+    assert hook_in.replace(".0.", ".L.") in card
+    if format in TOOL_FORMATS:
+        card, dictionaries = load_export(out)
+        assert (card.hook_site, set(dictionaries)) == (case.family.site.name, {0, 1, 2})
     if format == "saelens":
         config = json.loads((out / "layer_0" / "cfg.json").read_text())
         assert config["metadata"]["prepend_bos"] is case.adds_bos
-        assert config["metadata"]["hook_name"] == case.family.site.hook_points(0)[0]
+        assert config["metadata"]["hook_name"] == hook_in
+    if format == "circuit_tracer":
+        config = yaml.safe_load((out / "config.yaml").read_text())
+        names = {"gemma_scope": "ln2.hook_normalized", "after_gain": "mlp.hook_in"}
+        assert config["feature_input_hook"] == names[case.family.site.name]
