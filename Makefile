@@ -22,7 +22,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .DELETE_ON_ERROR:
 .PHONY: help demo real-quick gpu seeds controls planted faults sweep sweep-summary ranking findings examples interop
-.PHONY: full-shape signals study-kills test lint clean
+.PHONY: full-shape wide-bases signals study-kills test lint clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -101,6 +101,9 @@ interop: $(READY) .venv-saelens/.ready .venv-circuit-tracer/.ready  ## Open the 
 
 full-shape: $(READY)  ## Peak memory of Gemma 2 2B's stages at full shape, random weights (20 minutes, 13 GB of disk)
 	$(PY) benchmarks/full_shape.py --require-gb 14
+
+wide-bases: $(READY)  ## Peak memory beside dictionaries of 163,840 features, random weights
+	$(PY) benchmarks/wide_bases.py --require-gb 6
 
 signals: $(READY)  ## What SIGTERM, SIGINT and SIGKILL do to every stage in every phase (half an hour)
 	$(PY) benchmarks/signals_table.py

@@ -63,7 +63,7 @@ class ActivationWriter(BasePredictionWriter):
             subsets=tuple(data.subsets),
             n_examples={split: len(rows) for split, rows in data.rows.items()},
             texts_sha256={split: hash_texts(data.texts(split)) for split in data.rows},
-            token_policy=pl_module.family.tokens.name,
+            token_policy=pl_module.tokens.name,
         )
         n_tokens = sum(len(row["input_ids"]) for rows in data.rows.values() for row in rows)
         need = disk_bytes(n_tokens, len(self.meta.layers), width, width, self.dtype, self.n_targets)
