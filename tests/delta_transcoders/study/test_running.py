@@ -225,7 +225,7 @@ def test_sigkill_at_random_moments(lab, study):
     for _ in range(12):
         process = lab.start()
         try:
-            process.communicate(timeout=rng.uniform(0.3, 1.2))
+            process.communicate(timeout=rng.uniform(0.2, 0.7))
         except Exception:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
