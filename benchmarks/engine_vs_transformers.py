@@ -47,6 +47,7 @@ def main() -> int:
     import torch
 
     from delta_transcoders.activations.capture import boot_bridge
+    from delta_transcoders.families import family_of
     from delta_transcoders.generation import AnswerReader
     from delta_transcoders.interventions.engine import InterventionEngine
     from delta_transcoders.interventions.intervention import RAW, from_spec
@@ -69,7 +70,7 @@ def main() -> int:
     engine = InterventionEngine(
         boot_bridge(model, tokenizer),
         tokenizer,
-        {"base_mlp": load_mlps(args.model, "float32").sources},
+        {"base_mlp": load_mlps(args.model, "float32", family_of(plain.config).site).sources},
     )
     conditions = {"raw": RAW, "base_mlp": from_spec("base_mlp", range(engine.n_layers))}
 

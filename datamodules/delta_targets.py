@@ -122,7 +122,8 @@ class DeltaData(ActivationData):
         cache, layers = self.cache, self.layers
         examples = list(self.task.read(self.hparams.examples).values())
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
-        tokenizer = load_tokenizer(self.hparams.base_model, self.hparams.model)
+        # The finetuned model's: their ids are the same, and a base model often has no chat template.
+        tokenizer = load_tokenizer(self.hparams.model, self.hparams.base_model)
         checked = tokenize(tokenizer, self.task, examples[: self.hparams.n_check_examples])
         prompts = [row.prompt_ids for row in checked]
         model = load_model(self.hparams.base_model, self.hparams.model_dtype).to(device)

@@ -45,7 +45,7 @@ def _rows(table: str, study: Path) -> list[dict[str, str]]:
 
 def whole_model(study: Path, table: str) -> tuple[str, str]:
     """The `layer`s of a table that are about the whole model: none replaced, and the most at once."""
-    labels = {row["layer"] for row in _rows(table, study)}
+    labels = dict.fromkeys(row["layer"] for row in _rows(table, study) if row["layer"])
     return "", max(labels, key=lambda label: (label == "all", label.count("+")), default="")
 
 

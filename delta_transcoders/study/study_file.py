@@ -139,6 +139,8 @@ def read_study(
         raise FileNotFoundError(f"no study file {file!r}")
     raw = read_yaml(find_config(file))
     content = _own(raw, file, folder, seed) if "finetuned_model" in raw else _load(file)
+    if task is not None and "finetuned_model" in raw:
+        raise ValueError(f"{file} says itself how answers are judged: --task does not apply")
     if (seed if "seeds" in content else seeds) is not None:
         one, other = ("--seed", "--seeds") if "seeds" in content else ("--seeds", "--seed")
         raise ValueError(f"{file} takes {other}, not {one}")
@@ -146,7 +148,7 @@ def read_study(
     content |= {key: value for key, value in given.items() if value is not None}
     if "study" not in content:
         raise ValueError(f"{file} names no folder: give `study: runs/NAME` there, or --study")
-    study = Study(str(content["study"]))
+    study = Study(os.path.expanduser(str(content["study"])))
     study.texts, study.notes = content.get("files", {}), content.get("notes", [])
     _expand(study, content, file, study.folder, "")
     _give(study, options or {})
@@ -156,7 +158,7 @@ def read_study(
 def _own(content: dict, file: str, folder: str | None, seed: int | None) -> dict[str, Any]:
     from delta_transcoders.own_study import expand  # imports what takes a while
 
-    folder = folder or content.get("study") or f"runs/{Path(file).stem}"
+    folder = os.path.expanduser(folder or content.get("study") or f"runs/{Path(file).stem}")
     seed = content.get("seed", 0) if seed is None else seed
     own = expand(content, Path(file), Path(folder), seed)
     shows = ["delta_transcoders.report.summary ${study}"]
