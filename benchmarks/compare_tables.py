@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-NOT_RESULTS = ("stage_times.csv",)
+NOT_RESULTS = ("stage_times.csv",)  # of studies before there was a study.json
 
 
 class Cell(NamedTuple):

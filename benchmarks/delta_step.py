@@ -52,14 +52,14 @@ def main() -> int:
     arguments = parse_arguments()
     import torch
 
-    from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
     from delta_transcoders.dictionaries.sparsity import SparsityConfig
     from delta_transcoders.dictionaries.stack import DictionaryStack, Variant
+    from delta_transcoders.dictionaries.transcoder import Transcoder
 
     torch.manual_seed(0)
     torch.set_default_device(arguments.device)
     d_model, n_base, d_new = arguments.d_model, arguments.base_features, arguments.d_new
-    base = JumpReLUTranscoder(
+    base = Transcoder(
         W_enc=torch.randn(d_model, n_base) / d_model**0.5,
         b_enc=torch.zeros(n_base),
         W_dec=torch.randn(n_base, d_model) / d_model**0.5,

@@ -186,12 +186,12 @@ def random_bank(arguments: argparse.Namespace, d_model: int, n_layers: int) -> d
     """Sources of random dictionaries, by name and layer."""
     import torch
 
-    from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+    from delta_transcoders.dictionaries.transcoder import Transcoder
     from delta_transcoders.interventions.sources import DictionarySource
 
     def random_source(n_features: int) -> DictionarySource:
         return DictionarySource(
-            JumpReLUTranscoder(
+            Transcoder(
                 W_enc=torch.randn(d_model, n_features) / d_model**0.5,
                 b_enc=torch.zeros(n_features),
                 W_dec=torch.randn(n_features, d_model) / n_features**0.5,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.transcoder import Transcoder
 
 
 def fitted_dictionary(
     x_NI: Tensor, y_ND: Tensor, n_features: int, average_l0: float, seed: int
-) -> JumpReLUTranscoder:
+) -> Transcoder:
     """A transcoder of an MLP, float32: poor on other tokens than these, but made for its hook site.
 
     Args:
@@ -31,7 +31,7 @@ def fitted_dictionary(
     b_dec = y_ND.mean(0)
     gram_NN = a_NF @ a_NF.T
     gram_NN += gram_NN.diagonal().mean() * 1e-2 * torch.eye(len(gram_NN))
-    return JumpReLUTranscoder(
+    return Transcoder(
         W_enc=W_enc,
         b_enc=torch.zeros(n_features),
         W_dec=a_NF.T @ torch.linalg.solve(gram_NN, y_ND - b_dec),

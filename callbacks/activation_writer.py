@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import shutil
-import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -65,7 +63,7 @@ class ActivationWriter(BasePredictionWriter):
             subsets=tuple(data.subsets),
             n_examples={split: len(rows) for split, rows in data.rows.items()},
             texts_sha256={split: hash_texts(data.texts(split)) for split in data.rows},
-            token_policy=pl_module.family.tokens.name,
+            token_policy=pl_module.tokens.name,
         )
         n_tokens = sum(len(row["input_ids"]) for rows in data.rows.values() for row in rows)
         need = disk_bytes(n_tokens, len(self.meta.layers), width, width, self.dtype, self.n_targets)
@@ -110,8 +108,9 @@ class ActivationWriter(BasePredictionWriter):
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             if not trainer.fast_dev_run:
-                command = shlex.join(["python", *sys.argv])
-                finish_cache(self.folder, self.meta, trainer.world_size, command=command)
+                finish_cache(
+                    self.folder, self.meta, trainer.world_size, command=files.command_line()
+                )
             finish_output(trainer, self.output)
         trainer.strategy.barrier()
 

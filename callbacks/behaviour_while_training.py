@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from delta_transcoders.activations.capture import boot_bridge
-from delta_transcoders.dictionaries.files.gemma_scope import load_base
+from delta_transcoders.dictionaries.bases import entry_of, load_base
 from delta_transcoders.families import family_of
 from delta_transcoders.fingerprints import check_hash, model_fingerprint, tokenizer_fingerprint
 from delta_transcoders.generation import AnswerReader
@@ -122,13 +122,12 @@ class BehaviourWhileTraining(Callback):
             base, base_id = load_base(
                 self.base_transcoders,
                 layer,
-                width=expected.width,
-                average_l0=expected.average_l0,
+                files=entry_of(self.base_transcoders, expected.path).path,
                 d_model=meta.d_in,
             )
             problem = f"the deltas are trained on another base, {expected.path}"
             check_hash(problem, expected.hash, base_id.path, base_id.hash)
-            bases[layer] = DictionarySource(base).to(device)
+            bases[layer] = DictionarySource(base, base_id.leading).to(device)
         bridge = boot_bridge(model.to(device), tokenizer)
         self.engine = InterventionEngine(bridge, tokenizer, {"base": bases}, meta.hook_site)
 

@@ -6,7 +6,8 @@ import gc
 import logging
 import os
 import warnings
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
@@ -17,8 +18,9 @@ from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.activations.site_check import base_model_fits, require_site
 from delta_transcoders.activations.targets import add_residuals
 from delta_transcoders.console import StudyWarning
-from delta_transcoders.dictionaries.files.gemma_scope import BaseId, load_base
-from delta_transcoders.families import family_of
+from delta_transcoders.dictionaries.bases import load_base
+from delta_transcoders.dictionaries.identity import BaseId
+from delta_transcoders.families import ModelFamily, family_of
 from delta_transcoders.families.sites import HookSite
 from delta_transcoders.files import read_json, write_json
 from delta_transcoders.language_models import (
@@ -38,17 +40,19 @@ class DeltaData(ActivationData):
 
     Before anything is trained, the base dictionaries are tried on the *base* model at every candidate
     hook site: if another than the cache's fits better, this stops and names it. (A cache of a site
-    that is wrong on purpose only warns.)
+    that is wrong on purpose, neither the family's nor the one the dictionaries' files name, only warns.)
 
     Args:
         cache: folder that `ActivationWriter` wrote.
         model: folder or hub id of the finetuned model.
-        base_transcoders: folder or hub id in the Gemma Scope layout.
+        base_transcoders: folder or hub id of the base dictionaries, in any layout of `dictionaries.bases`.
         base_model: folder or hub id of the un-finetuned model.
         task: reads the examples.
         examples: file of held-out examples, whose prompts the base model reads for the check.
         percentiles: which base of a layer, in the order of its average L0; several for a sweep.
         width: features of the bases; needed where there are several widths.
+        base_files: which files, where a layer has several kinds: a pattern of paths below
+            `base_transcoders`, as in `transcoder_all/*_l0_small`.
         n_check_examples: first so many examples for the check.
         model_dtype: of both models' weights.
         layers, batch_tokens, buffer_tokens, passes, seed: see `ActivationData`.
@@ -64,6 +68,7 @@ class DeltaData(ActivationData):
         examples: str,
         percentiles: list[ClosedUnitInterval] = (0.5,),
         width: PositiveInt | None = None,
+        base_files: str | None = None,
         n_check_examples: PositiveInt = 128,
         model_dtype: str = "float32",
         layers: list[NonNegativeInt] | None = None,
@@ -107,6 +112,7 @@ class DeltaData(ActivationData):
             h.base_transcoders,
             layer,
             width=h.width,
+            files=h.base_files,
             percentile=self._percentiles[key],
             d_model=d_model,
         )
@@ -116,20 +122,23 @@ class DeltaData(ActivationData):
         cache, layers = self.cache, self.layers
         examples = list(self.task.read(self.hparams.examples).values())
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
-        tokenizer = load_tokenizer(self.hparams.base_model, self.hparams.model)
+        # The finetuned model's: their ids are the same, and a base model often has no chat template.
+        tokenizer = load_tokenizer(self.hparams.model, self.hparams.base_model)
         checked = tokenize(tokenizer, self.task, examples[: self.hparams.n_check_examples])
         prompts = [row.prompt_ids for row in checked]
         model = load_model(self.hparams.base_model, self.hparams.model_dtype).to(device)
         bridge = boot_bridge(model, tokenizer)
-        site, expected = cache.meta.hook_site, family_of(model.config).site
+        site, family = cache.meta.hook_site, family_of(model.config)
         rows = []
         for number, layer in enumerate(layers, start=1):
             bases, ids = {}, {}
             for key in self.base_keys:
                 base, ids[key] = self._load_base(layer, key, cache.meta.d_in)
                 bases[key] = base.to(device)
-            table, fits = base_model_fits(bridge, layer, bases, prompts, site)
-            self._require(table, site, expected)
+            leading = max(family.tokens.leading, *(base_id.leading for base_id in ids.values()))
+            self._check_cache(next(iter(ids.values())), family, leading)
+            table, fits = base_model_fits(bridge, layer, bases, prompts, site, leading=leading)
+            self._require(table, site, ids, family)
             for key, base in bases.items():
                 add_residuals(cache, layer, self._source_key(key), base, asdict(ids[key]), device)
             logging.getLogger("delta_transcoders").info(
@@ -145,22 +154,42 @@ class DeltaData(ActivationData):
                     "base_model": {key: asdict(fit) for key, fit in fits.items()},
                 }
             )
-        write_json(Path(self.hparams.cache) / SITE_CHECK_NAME, rows)
+        # Read by this run's processes alone, and by people.
+        write_json(
+            Path(self.hparams.cache) / SITE_CHECK_NAME, {"format_version": 1, "layers": rows}
+        )
         del model, bridge
         gc.collect()  # the two refer to each other: the model would stay in memory while deltas are trained
 
+    def _check_cache(self, base_id: BaseId, family: ModelFamily, leading: int) -> None:
+        """Refuse a cache that was made for other dictionaries."""
+        meta, cache = self.cache.meta, self.hparams.cache
+        if base_id.hook_site not in (None, meta.hook_site.name) and meta.hook_site == family.site:
+            raise ValueError(
+                f"{base_id.path} is for hook site {base_id.hook_site!r}, the cache {cache} was captured at "
+                f"{meta.hook_site.name!r}: capture it with --model.hook_site {base_id.hook_site}"
+            )
+        if (
+            leading > family.tokens.leading
+            and meta.token_policy != replace(family.tokens, leading=leading).name
+        ):
+            raise ValueError(
+                f"{base_id.path} was not trained on a text's first {leading} tokens, the cache {cache} is "
+                f"{meta.token_policy}: capture it with --model.leading {leading}"
+            )
+
     @staticmethod
-    def _require(table, site: HookSite, expected: HookSite) -> None:
+    def _require(table, site: HookSite, ids: Mapping[str, BaseId], family: ModelFamily) -> None:
         try:
-            require_site(table, site)
+            require_site(table, site, next(iter(ids.values())).average_l0)
         except ValueError as error:
-            if site == expected:
+            if site.name in (family.site.name, *(base_id.hook_site for base_id in ids.values())):
                 raise
             warnings.warn(str(error), StudyWarning, stacklevel=2)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        rows = read_json(Path(self.hparams.cache) / SITE_CHECK_NAME, kind=list)
+        rows = read_json(Path(self.hparams.cache) / SITE_CHECK_NAME)["layers"]
         self._base_model_fits = {row["layer"]: row["base_model"] for row in rows}
 
     def base_id(self, layer: int, key: str) -> BaseId:

@@ -26,7 +26,7 @@ from delta_transcoders.language_models import (
     load_tokenizer,
     tokenize,
 )
-from delta_transcoders.tasks.task import Example, Splits, Task, subsets_of
+from delta_transcoders.tasks.task import DESCRIPTION_VERSION, Example, Splits, Task, subsets_of
 
 OUTPUT_KIND = "finetune"
 
@@ -84,8 +84,9 @@ class FinetuneData(ResumableData):
         files.start_output(h.output, OUTPUT_KIND)
         for name, examples in splits.items():
             self.task.write(self._path(name), examples)
-        described = json.dumps(self.task.describe(), indent=1, ensure_ascii=False)
-        files.write_text(self._path("train").with_name("task.json"), described + "\n")
+        described = {"format_version": DESCRIPTION_VERSION, **self.task.describe()}
+        text = json.dumps(described, indent=1, ensure_ascii=False)
+        files.write_text(self._path("train").with_name("task.json"), text + "\n")
 
     def teardown(self, stage: str) -> None:
         output = self.hparams.output

@@ -1,15 +1,15 @@
-"""What `train.py` and `evaluate.py` do before and around the slow imports: help, checks, short errors."""
+"""What every command does before and around the slow imports: help, checks, short errors."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from delta_transcoders import console, signals
+from delta_transcoders.files import command_line
 
 USER_ERRORS = (ValueError, OSError)
 
@@ -19,26 +19,53 @@ FOREIGN_ERRORS = {
     "UnpicklingError": "the checkpoint cannot be read: not a file that training wrote",
 }
 
+CONFIGS = Path(__file__).resolve().parent / "configs"  # in a checkout a link to its `configs/`
 
 OPTIONS = (
     ("--study", "DIR", "folder of the study; stages read and write inside it"),
     ("--stage", "NAME", "the stage's name in the logs (default: that of the first --config)"),
     ("--seed_everything", "N", "seed of data, weights and order"),
-    ("--ckpt_path", "FILE", "resume from a Lightning checkpoint (train.py)"),
+    ("--ckpt_path", "FILE", "resume training from a Lightning checkpoint"),
     ("--trainer.KEY", "VALUE", "any option of Lightning's Trainer, as in --trainer.devices 2"),
     ("--model.KEY", "VALUE", "any of the stage's module (--model.help CLASS explains them)"),
     ("--data.KEY", "VALUE", "any of its data (--data.help CLASS explains them)"),
 )
 
 
-def _configs(name: str) -> str:
-    root = Path(__file__).resolve().parent.parent / "configs"
-    files = {p: f"configs/{p.relative_to(root).as_posix()}" for p in sorted(root.glob("*/*.yaml"))}
+def packaged_configs(name: str) -> str:
+    """A list of the package's own configurations whose comments say `NAME.py --config FILE`."""
+    files = {
+        p: f"configs/{p.relative_to(CONFIGS).as_posix()}" for p in sorted(CONFIGS.glob("*/*.yaml"))
+    }
     return "\n".join(
         f"  {file}"
         for p, file in files.items()
         if f"{name}.py --config {file}" in p.read_text(encoding="utf-8")
     )
+
+
+def find_config(path: str) -> str:
+    """A file that exists, or else the package's own of this name.
+
+    >>> find_config("mine.yaml"), Path(find_config("configs/tiny/lora.yaml")).is_file()
+    ('mine.yaml', True)
+    """
+    packaged = CONFIGS.parent / path
+    is_packaged = Path(path).parts[:1] == ("configs",) and packaged.is_file()
+    return str(packaged) if is_packaged and not Path(path).exists() else path
+
+
+def _with_found_configs(args: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    for arg in args:
+        option, equals, value = arg.partition("=")
+        if found and found[-1] in ("--config", "-c"):
+            found.append(find_config(arg))
+        elif option == "--config" and equals:
+            found.append(f"--config={find_config(value)}")
+        else:
+            found.append(arg)
+    return found
 
 
 def config_files(args: Sequence[str]) -> list[str]:
@@ -68,8 +95,15 @@ def _config_option(**kwargs) -> argparse.ArgumentParser:
     return parser
 
 
-def preflight(name: str, summary: str, args: Sequence[str]) -> None:
+def preflight(program: str, name: str, summary: str, args: Sequence[str]) -> list[str]:
     """Answer `--help` and refuse an unusable `--config`, in milliseconds.
+
+    Args:
+        program: how the user calls it, as in `python train.py`.
+        name: train or evaluate.
+
+    Returns:
+        The arguments, with the place of every configuration that only the package has.
 
     Raises:
         SystemExit: after the help.
@@ -77,10 +111,10 @@ def preflight(name: str, summary: str, args: Sequence[str]) -> None:
         ValueError: no configuration given, or not YAML.
     """
     parser = _config_option(
-        prog=f"python {name}.py",
-        usage=f"python {name}.py --config FILE [--KEY VALUE ...]",
+        prog=program,
+        usage=f"{program} --config FILE [--KEY VALUE ...]",
         description=summary,
-        epilog=f"configurations for {name}.py:\n{_configs(name)}",
+        epilog=f"configurations:\n{packaged_configs(name)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for option, metavar, text in OPTIONS:
@@ -88,22 +122,27 @@ def preflight(name: str, summary: str, args: Sequence[str]) -> None:
     parser.add_argument(
         "--print_config", nargs="?", help="show the resolved configuration and stop"
     )
+    args = _with_found_configs(args)
     files = parser.parse_known_args(args)[0].config
     if not files:
         if any(a.startswith(("--model.help", "--data.help")) for a in args):
-            return
-        raise ValueError(f"give a configuration: python {name}.py --config FILE (see --help)")
+            return args
+        raise ValueError(f"give a configuration: {program} --config FILE (see --help)")
     for file in files:
         if not Path(file).is_file():
-            raise FileNotFoundError(
-                f"no configuration file {file!r} (see `python {name}.py --help`)"
-            )
+            raise FileNotFoundError(f"no configuration file {file!r} (see `{program} --help`)")
     defaults = defaults_beside(files[0])
     for file in [defaults, *files] if defaults.is_file() else files:
-        _check_yaml(file)
+        read_yaml(file)
+    return args
 
 
-def _check_yaml(file: str | Path) -> None:
+def read_yaml(file: str | Path) -> dict:
+    """What a YAML file of `key: value` pairs holds.
+
+    Raises:
+        ValueError: not UTF-8, not YAML, or anything but pairs; names file and line.
+    """
     import yaml
 
     try:
@@ -118,6 +157,7 @@ def _check_yaml(file: str | Path) -> None:
         raise ValueError(f"{where}: not YAML ({problem})") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"{file} must hold `key: value` pairs")
+    return loaded
 
 
 def with_home(argument: str) -> str:
@@ -169,12 +209,12 @@ def run(main: Callable[[], object], *, is_stage: bool = False) -> None:
 
 
 def _how_to_go_on(stopped: signals.Stopped) -> str:
-    args, given = [], iter(sys.argv)
+    args, given = [], iter(sys.argv[1:])
     for arg in given:
         if arg == "--ckpt_path":
             next(given, None)
         elif not arg.startswith("--ckpt_path="):
             args.append(arg)
     if stopped.checkpoint is None:
-        return f"It was not finished; run it again: {shlex.join(['python', *sys.argv])}"
-    return f"Go on with: {shlex.join(['python', *args, '--ckpt_path', stopped.checkpoint])}"
+        return f"It was not finished; run it again: {command_line()}"
+    return f"Go on with: {command_line([*args, '--ckpt_path', stopped.checkpoint])}"

@@ -1,9 +1,10 @@
 """Files and folders that are whole or absent, and the rule that a stage replaces only its own.
 
 A stage builds its output beside the place where it belongs, checks it, and swaps it in. The file
-`done.json` is written last; it names the kind of output and lists every file with its size. A folder that has
-one is finished. Another kind of output, and a folder with anything that the list does not name, is refused.
-While an output is being built its process holds a lock, and a second run with the same output is refused.
+`done.json` is written last; it names the kind of output, the run that wrote it, and every file with its
+size. A folder that has one is finished. Another kind of output, and a folder with anything that the list does
+not name, is refused. While an output is being built its process holds a lock, and a second run with the same
+output is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+import uuid
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any, TextIO, TypeVar
 
 DONE = "done.json"
 FORMAT = "delta_transcoders output 1"
+RUN = "DELTA_TRANSCODERS_RUN"  # environment variable: the id that a study has given to this run
 _UNFINISHED = (
     "unfinished.txt"  # marks a folder of ours that is being built; locked by who builds it
 )
@@ -78,16 +81,15 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: str | Path, problem: str = "", kind: type = dict) -> Any:
-    """What a JSON file holds.
+def read_json(path: str | Path, problem: str = "") -> dict[str, Any]:
+    """What a JSON file holds that is an object.
 
     Args:
         problem: what it means if the file is missing or damaged, for the message.
-        kind: type of the whole, a dictionary or a list.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON, or of another type; names the file.
+        ValueError: not JSON, or no object; names the file.
     """
     path, problem = Path(path), problem and f": {problem}"
     if not path.is_file():
@@ -96,20 +98,40 @@ def read_json(path: str | Path, problem: str = "", kind: type = dict) -> Any:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, it is not JSON ({error}){problem}") from error
-    if not isinstance(value, kind):
+    if not isinstance(value, dict):
         found = type(value).__name__
-        raise ValueError(f"{path} is damaged, it holds a {found} and no {kind.__name__}{problem}")
+        raise ValueError(f"{path} is damaged, it holds a {found} and no dict{problem}")
     return value
 
 
-def read_config(path: str | Path, kind: type[Config], problem: str = "") -> Config:
-    """A dataclass from a JSON file that holds each of its fields and nothing else.
+def check_version(path: str | Path, found: object, reads: int, remake: str) -> None:
+    """Refuse a file whose format is of another version than this code reads.
+
+    Args:
+        remake: what makes it anew, for the message.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_json`; an unknown or missing key, or a value that the
-            dataclass refuses; names the file.
+        ValueError: names the file, both versions and `remake`.
+    """
+    if found != reads:
+        raise ValueError(f"{path}: format_version is {found!r}, this code reads {reads}; {remake}")
+
+
+def read_config(
+    path: str | Path, kind: type[Config], problem: str = "", remake: str = ""
+) -> Config:
+    """A dataclass from a JSON file that holds each of its fields and nothing else.
+
+    Where the dataclass has a `format_version`, its default is what is read; a file without one is of
+    version 1.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_json` and `check_version`; an unknown or missing key, or a
+            value that the dataclass refuses; names the file.
     """
     raw, known = read_json(path, problem), {field.name for field in fields(kind)}
+    if "format_version" in known:
+        check_version(path, raw.setdefault("format_version", 1), kind.format_version, remake)
     for key in sorted(raw.keys() - known):
         raise ValueError(f"{path}: unknown key {key!r}; known are {sorted(known)}")
     for key in sorted(known - raw.keys()):
@@ -165,6 +187,13 @@ def check_output(path: str | Path, kind: str) -> None:
         _check_ours(beside)
 
 
+def is_finished(path: str | Path, kind: str) -> bool:
+    """Whether a folder holds a finished output of this kind, whole and as it was written."""
+    folder = _resolved(path)
+    whole = _listed(folder).keys() <= {p.relative_to(folder).as_posix() for p in _files(folder)}
+    return _done(folder).get("kind") == kind and whole and not _strangers(folder)
+
+
 def start_output(path: str | Path, kind: str) -> Path:
     """An empty folder beside `path` to build the output in; one process calls it, see `staged_output`.
 
@@ -204,8 +233,14 @@ def finish_output(path: str | Path, replaces: Collection[str] | None = None) -> 
     kind = (staging / _UNFINISHED).read_text(encoding="utf-8")
     _release(staging)
     files = {p.relative_to(staging).as_posix(): p.stat().st_size for p in _files(staging)}
-    command = shlex.join(["python", *sys.argv])
-    _write_done(staging, {"format": FORMAT, "kind": kind, "command": command, "files": files})
+    done = {
+        "format": FORMAT,
+        "kind": kind,
+        "run": os.environ.get(RUN) or uuid.uuid4().hex,
+        "command": command_line(),
+        "files": files,
+    }
+    _write_done(staging, done)
     _swap(staging, folder)
 
 
@@ -254,6 +289,26 @@ def record(*paths: str | Path) -> None:
         for path in resolved:
             done["files"][path.relative_to(folder).as_posix()] = path.stat().st_size
         _write_done(folder, done)
+
+
+def run_of(path: str | Path) -> str | None:
+    """Id of the run that finished the output which `path` is or lies in; None outside of such.
+
+    Files that are added later (`record`) leave it as it was.
+    """
+    folder = _resolved(path)
+    return next((run for p in (folder, *folder.parents) if (run := _done(p).get("run"))), None)
+
+
+def command_line(args: Sequence[str] | None = None) -> str:
+    """This process's command, as it is typed again: `python train.py …`, or an installed program's name.
+
+    Args:
+        args: instead of the process's own.
+    """
+    script, *own = sys.argv
+    program = f"python {shlex.quote(script)}" if script.endswith(".py") else Path(script).name
+    return " ".join([program, shlex.join(own if args is None else args)])
 
 
 @contextmanager

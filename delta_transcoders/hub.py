@@ -21,6 +21,32 @@ def is_hub_id(source: str) -> bool:
     return not Path(source).parent.is_dir()
 
 
+def split_hub_id(source: str) -> tuple[str, str] | None:
+    """Repository, and folder in it, of a source that may be meant as a hub id; None for other sources.
+
+    >>> split_hub_id("google/gemma-scope-2-1b-pt/transcoder_all")
+    ('google/gemma-scope-2-1b-pt', 'transcoder_all/')
+    >>> split_hub_id("google/gemma-2-2b"), split_hub_id("./a/b"), split_hub_id("a/b/c/d")
+    (('google/gemma-2-2b', ''), None, None)
+    """
+    found = re.fullmatch(r"([^/]+/[^/]+)(?:/([^/]+))?/?", source)
+    if found is None or not is_hub_id(found[1]):
+        return None
+    return found[1], f"{found[2]}/" if found[2] else ""
+
+
+def split_layer(path: str) -> tuple[str, str]:
+    """The set that a dictionary belongs to, and the dictionary's own path in it.
+
+    >>> split_layer("owner/name/layer_0/width_16k/average_l0_76/params.npz")
+    ('owner/name', 'layer_0/width_16k/average_l0_76/params.npz')
+    >>> split_layer("skip/model.layers.3.mlp/sae.safetensors")
+    ('skip', 'model.layers.3.mlp/sae.safetensors')
+    """
+    found = re.fullmatch(r"(.*)/([^/]*layers?[._]\d.*)", path)
+    return (found[1], found[2]) if found else (path, "")
+
+
 def portable_name(source: str) -> str:
     """A model's or dictionary's id, without the folders of the machine it lies on.
 
@@ -29,9 +55,10 @@ def portable_name(source: str) -> str:
     >>> portable_name("owner/name/layer_0/width_16k/average_l0_76/params.npz")
     'owner/name/layer_0/width_16k/average_l0_76/params.npz'
     """
-    source, separator, path = source.partition("/layer_")
+    source, own = split_layer(source)
     folder = os.path.basename(os.path.abspath(source))  # `.` has no name of its own
-    return (source if is_hub_id(source) else folder) + separator + path
+    name = source if split_hub_id(source) else folder
+    return f"{name}/{own}" if own else name
 
 
 def check_hub_id(source: str, what: str = "folder") -> None:

@@ -1,8 +1,8 @@
 """Read other tools' dictionaries into the folders that the stages read.
 
-`python -m delta_transcoders.import_dictionaries --help`. SAELens folders and circuit-tracer sets become
-base dictionaries in Gemma Scope's layout; the original study's checkpoints become deltas. Gemma Scope's
-own files need no import.
+`python -m delta_transcoders.import_dictionaries --help`. The original study's checkpoints become deltas. The
+stages read public dictionaries as they are; JumpReLU sets of SAELens and circuit-tracer can be written in
+Gemma Scope's layout for what reads nothing else.
 """
 
 from __future__ import annotations
@@ -50,12 +50,17 @@ def import_bases(
     if average_l0 is not None and not 0 < average_l0 < math.inf:
         raise ValueError(f"average_l0 is {average_l0}, expected a positive number")
     # Torch takes seconds to import, and help and refusals need none of it.
+    from delta_transcoders.dictionaries.bases import load_base
     from delta_transcoders.dictionaries.files import circuit_tracer, saelens
     from delta_transcoders.dictionaries.files.exported import CARD_NAME, load_card, verify
     from delta_transcoders.dictionaries.files.gemma_scope import save_base
+    from delta_transcoders.dictionaries.files.listing import list_files
+    from delta_transcoders.families.sites import GEMMA_SCOPE as SCOPE_SITE
 
     reader = {"saelens": saelens, "circuit_tracer": circuit_tracer}[format]
-    held = reader.held_layers(source)
+    held = sorted({entry.layer for entry in reader.find(list_files(source))})
+    if not held:
+        raise FileNotFoundError(f"{source} holds no layers of the format {format}")
     if layers is None and held != list(range(len(held))):
         missing = min(set(range(max(held))) - set(held))
         raise FileNotFoundError(
@@ -64,8 +69,6 @@ def import_bases(
         )
     if missing := sorted(set(layers or ()) - set(held)):
         raise FileNotFoundError(f"{source} holds the layers {held}, not {missing}")
-    if not held:
-        raise FileNotFoundError(f"{source} holds no layers of the format {format}")
     card = load_card(source) if (source / CARD_NAME).is_file() else None
     if card is None and average_l0 is None:
         raise ValueError(
@@ -74,7 +77,12 @@ def import_bases(
         )
     with replace_folder(out) as partial:
         for layer in layers or held:
-            dictionary = reader.load_layer(source, layer, d_model)
+            dictionary, base_id = load_base(source, layer, d_model=d_model)
+            if base_id.hook_site != SCOPE_SITE.name:
+                raise ValueError(
+                    f"{base_id.path} is for hook site {base_id.hook_site!r}, and Gemma Scope's layout, which "
+                    f"names none, for {SCOPE_SITE.name!r}; the stages read this folder as it is"
+                )
             if card is not None:
                 verify(source, card, layer, dictionary)
             elif dictionary.n_features == dictionary.d_in:
@@ -141,8 +149,8 @@ def _check(source: str | Path, out: str | Path) -> tuple[Path, Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Read other tools' dictionaries into the folders that the stages read.",
-        epilog="Gemma Scope's own files need no import. `python -m delta_transcoders.export --help` goes "
-        "the other way.",
+        epilog="The stages read public dictionaries as they are. `python -m delta_transcoders.export "
+        "--help` goes the other way.",
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     for kind, name in (("saelens", "SAELens folders"), ("circuit_tracer", "a circuit-tracer set")):

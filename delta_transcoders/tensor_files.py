@@ -12,8 +12,22 @@ from torch import Tensor
 from delta_transcoders.files import partial_file
 
 
+def check_no_pointer(path: str | Path) -> None:
+    """Refuse what Git LFS leaves in place of a file.
+
+    Raises:
+        ValueError: names the file.
+    """
+    with Path(path).open("rb") as file:
+        if file.read(23) == b"version https://git-lfs":
+            raise ValueError(
+                f"{path} is not the file but a Git LFS pointer to it: fetch it with `git lfs pull`, or with "
+                "`hf download`"
+            )
+
+
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a file.
+    """All tensors of a file; what of it is never looked at is never read from disk.
 
     Raises:
         FileNotFoundError: no such file.
@@ -21,6 +35,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist")
+    check_no_pointer(path)
     try:
         return load_file(path)
     except SafetensorError as error:

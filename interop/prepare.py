@@ -19,7 +19,7 @@ from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.capture import boot_bridge, capture
 from delta_transcoders.dictionaries.delta import load_base_of, load_deltas
 from delta_transcoders.dictionaries.files import TOOL_FORMATS
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.export import export
 from delta_transcoders.families.sites import GEMMA_SCOPE
 from delta_transcoders.language_models import load_model, load_tokenizer
@@ -30,7 +30,7 @@ CASES = {"full": {}, "half": {"alpha": 0.5}, "delta": {"delta_only": True}}
 N_TOKENS = 512
 ROUNDING = 1e-5
 
-Dictionaries = dict[int, tuple[JumpReLUTranscoder, JumpReLUTranscoder]]
+Dictionaries = dict[int, tuple[Transcoder, Transcoder]]
 """Base and delta by layer."""
 
 
@@ -41,7 +41,7 @@ def load_dictionaries(study: Path) -> Dictionaries:
     }
 
 
-def activations(x: Tensor, *dictionaries: JumpReLUTranscoder) -> tuple[Tensor, Tensor]:
+def activations(x: Tensor, *dictionaries: Transcoder) -> tuple[Tensor, Tensor]:
     """Activations of all features, and which are at their threshold."""
     a = torch.cat([d.encode(x) for d in dictionaries], dim=1)
     above = torch.cat(

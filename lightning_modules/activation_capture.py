@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt
@@ -24,6 +25,8 @@ class ActivationCapture(LightningModule):
         hook_site: where the public dictionaries of the model's family read and write if None; others read
             before the norm's gain (`gemma_scope`), after it (`after_gain`) or the residual stream
             (`residual`). `original` is to reproduce that study's numbers.
+        leading: how many of a text's first tokens are left out, for dictionaries that were not trained on
+            them; as many as the family's policy says if None.
         dtype: of the weights.
     """
 
@@ -32,6 +35,7 @@ class ActivationCapture(LightningModule):
         model: str,
         layers: list[NonNegativeInt] | None = None,
         hook_site: SiteName | None = None,
+        leading: NonNegativeInt | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
@@ -48,6 +52,9 @@ class ActivationCapture(LightningModule):
             self.fingerprint = model_fingerprint(self.model)
             self.family = family_of(self.model.config)
             self.site = HOOK_SITES[h.hook_site] if h.hook_site else self.family.site
+            self.tokens = self.family.tokens
+            if h.leading is not None:
+                self.tokens = replace(self.tokens, leading=h.leading)
             n_layers = self.family.n_layers
             self.layers = list(range(n_layers)) if h.layers is None else sorted(h.layers)
             for layer in self.layers:
@@ -62,5 +69,10 @@ class ActivationCapture(LightningModule):
         self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> Captured:
         return capture(
-            self.bridge, batch["input_ids"], batch["attention_mask"], self.layers, self.site
+            self.bridge,
+            batch["input_ids"],
+            batch["attention_mask"],
+            self.layers,
+            self.site,
+            self.hparams.leading,
         )

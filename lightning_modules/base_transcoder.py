@@ -9,8 +9,8 @@ from typing import Literal
 
 from delta_transcoders.console import StudyWarning
 from delta_transcoders.dictionaries.files.gemma_scope import params_path, save_base
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.dictionaries.stack import Variant
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from lightning_modules.dictionary_training import DictionaryTraining
 
 
@@ -49,7 +49,7 @@ class BaseTranscoderTraining(DictionaryTraining):
         self,
         folder: Path,
         variant: Variant,
-        transcoder: JumpReLUTranscoder,
+        transcoder: Transcoder,
         best: Mapping[str, float],
     ) -> str:
         layer, width = self.trainer.datamodule.layers[variant.layer], transcoder.n_features

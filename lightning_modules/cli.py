@@ -1,4 +1,4 @@
-"""The command line of `train.py` and `evaluate.py`."""
+"""The command line of a stage: module, data and trainer from YAML and options."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from delta_transcoders.dictionaries.delta import DeltaConfig, save_delta
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.dictionaries.stack import Variant
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from lightning_modules.dictionary_training import DictionaryTraining
 from lightning_modules.loggers import log_scalars
 
@@ -59,7 +59,7 @@ class DeltaTranscoderTraining(DictionaryTraining):
         self,
         folder: Path,
         variant: Variant,
-        transcoder: JumpReLUTranscoder,
+        transcoder: Transcoder,
         best: Mapping[str, float],
     ) -> str:
         h, data = self.hparams, self.trainer.datamodule

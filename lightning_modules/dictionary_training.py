@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from delta_transcoders import files
 from delta_transcoders.activations.cache import Batch
 from delta_transcoders.dictionaries.convergence import MEASURES, ConvergenceTracker
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.dictionaries.sparsity import SparsityConfig
 from delta_transcoders.dictionaries.stack import DictionaryStack, Variant
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.metrics.grouped import GroupedMean
 from delta_transcoders.metrics.reconstruction import GroupedReconstruction
 from lightning_modules.loggers import log_scalars, tensorboards
@@ -79,7 +79,7 @@ class DictionaryTraining(LightningModule):
         self,
         folder: Path,
         variant: Variant,
-        transcoder: JumpReLUTranscoder,
+        transcoder: Transcoder,
         best: Mapping[str, float],
     ) -> str:
         """Write one variant's best weights below a folder; returns the part of it that is now new.

@@ -47,7 +47,8 @@ class InterventionEvaluation(InterventionModule):
         max_new_tokens: longest answer.
         rows_per_pass: rows of one forward pass.
         deltas: folders or hub ids of trained deltas, one per configuration of d_new, percentile and target.
-        percentile: which base dictionaries, where there are no deltas to say it.
+        percentile, base_files: which base dictionaries, where there are no deltas to say it: see
+            `dictionaries.bases.load_base`, there `files`.
         base_model: folder or hub id of the un-finetuned model, for the source `base_mlp`.
         finetuned_model: folder or hub id of the finetuned model, for the source `finetuned_mlp`.
         controls: more sources for conditions to name. Each is a folder (deltas of any model, or their hub id,
@@ -67,6 +68,7 @@ class InterventionEvaluation(InterventionModule):
         deltas: list[str] = (),
         percentile: float | None = None,
         base_transcoders: str | None = None,
+        base_files: str | None = None,
         base_model: str | None = None,
         finetuned_model: str | None = None,
         controls: dict[str, str | LayerSources] = {},  # noqa: B006
@@ -108,7 +110,8 @@ class InterventionEvaluation(InterventionModule):
         h = self.hparams
         if h.deltas:
             return self.load_deltas(h.deltas)
-        return [load_base_set(h.base_transcoders, self.layers(), h.percentile, self.family)]
+        layers = self.layers()
+        return [load_base_set(h.base_transcoders, layers, h.percentile, self.family, h.base_files)]
 
     def columns_of(self, dictionaries: DictionarySet) -> list[Column]:
         """Every group of layers with every condition."""

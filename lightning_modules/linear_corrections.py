@@ -18,7 +18,7 @@ from delta_transcoders.dictionaries.corrections import (
     save_correction,
 )
 from delta_transcoders.dictionaries.delta import load_delta
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.fingerprints import check_hash
 from delta_transcoders.metrics.reconstruction import GroupedReconstruction
 from lightning_modules.outputs import check_finite, stage_output
@@ -156,12 +156,12 @@ class LinearCorrections(LightningModule):
                 )
 
     @staticmethod
-    def _rank(delta: JumpReLUTranscoder) -> int:
+    def _rank(delta: Transcoder) -> int:
         """The rank that has as many parameters as the delta (which trains no decoder bias)."""
         n_parameters = delta.n_features * (delta.d_in + delta.d_out + 2)
         return matched_rank(n_parameters, delta.d_in, delta.d_out)
 
-    def _n_parameters(self, kind: str, delta: JumpReLUTranscoder) -> int:
+    def _n_parameters(self, kind: str, delta: Transcoder) -> int:
         d_in, d_out = delta.d_in, delta.d_out
         weights = {"low_rank": self._rank(delta) * (d_in + d_out), "ridge": d_in * d_out}
         return weights.get(kind, 0) + d_out

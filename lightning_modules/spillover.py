@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -79,6 +80,11 @@ class Spillover(InterventionModule):
 
     @torch.inference_mode()
     def test_step(self, batch: list[PromptRow], batch_idx: int) -> None:
+        # A piece is cut wherever it is full: EOS, which ends a target, does not belong to the text.
+        batch = [
+            row._replace(tokens=replace(row.tokens, target_ids=row.tokens.target_ids[:-1]))
+            for row in batch
+        ]
         tokens = target_batch([row.tokens for row in batch], self.tokenizer.pad_token_id)
         tokens = {f"{name}_BT": tensor.to(self.device) for name, tensor in tokens.items()}
         n_tokens = [len(row.tokens.target_ids) for row in batch]

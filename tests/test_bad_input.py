@@ -205,7 +205,7 @@ def test_a_checkpoint_of_another_stage_or_damaged(
             {"model.max_new_tokens": 0},
             "max_new_tokens is 0, expected >0",
         ),
-        ("behaviour", {"ckpt_path": "a.ckpt"}, "--ckpt_path a.ckpt: only train.py resumes"),
+        ("behaviour", {"ckpt_path": "a.ckpt"}, "--ckpt_path a.ckpt: only training resumes"),
         ("behaviour", {"trainer.precision": "bf16-mixed"}, "--trainer.precision is 'bf16-mixed'"),
         ("activations", {"trainer.precision": "bf16-true"}, "--trainer.precision is 'bf16-true'"),
         (

@@ -13,7 +13,7 @@ ROOMS = (
     ("families",),
     ("tasks",),
     ("language_models",),
-    ("generation", "weights", "tiny_gemma"),
+    ("generation", "weights", "tiny_gemma", "smollm2"),
     ("metrics",),
     ("dictionaries",),
     ("activations",),
@@ -21,6 +21,7 @@ ROOMS = (
     ("report",),
     ("export", "import_dictionaries"),
     ("own_study",),
+    ("study",),
 )
 TOP = ("delta_transcoders", "datamodules", "lightning_modules", "callbacks")
 LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")

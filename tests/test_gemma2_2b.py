@@ -35,7 +35,11 @@ from delta_transcoders.tiny_gemma import build_tiny_gemma, train_tokenizer
 pytestmark = pytest.mark.filterwarnings("ignore:hook site 'original' is not where")
 
 FOLDER = Path(__file__).parent.parent / "configs" / "gemma2_2b"
-CONFIGS = sorted({path.stem for path in FOLDER.glob("*.yaml")} - {"defaults"})
+CONFIGS = sorted(
+    path.stem
+    for path in FOLDER.glob("*.yaml")
+    if path.stem != "defaults" and not path.stem.startswith("study")
+)
 N_LAYERS, D_MODEL, WIDTH, AVERAGE_L0 = 26, 16, 256, (4, 8, 16, 32)
 
 HUB = {"google/gemma-2-2b": "base", "google/gemma-scope-2b-pt-transcoders": "bases"}
@@ -51,7 +55,7 @@ REPLACED = {
     "data.task",
     # A handful of steps must change weights in bfloat16.
     "model.lr",
-    # What the configurations' comments and the Makefile say of second runs.
+    # What the configurations' comments and the study files say of second runs.
     *("model.output", "model.sparsity", "model.hook_site", "data.cache"),
     *("trainer.logger.name", "trainer.callbacks.output"),
 }

@@ -29,14 +29,14 @@ SCRIPT_OF_CONFIG = {
     path: next(
         (
             name
-            for name in ("train", "evaluate")
+            for name in ("study", "train", "evaluate")
             if f"{name}.py --config {path.relative_to(ROOT)}" in path.read_text()
         ),
         None,
     )
     for path in CONFIGS
 }
-STAGES = [path for path, script in SCRIPT_OF_CONFIG.items() if script]
+STAGES = [path for path, script in SCRIPT_OF_CONFIG.items() if script in ("train", "evaluate")]
 TABLES = [
     path for path, script in SCRIPT_OF_CONFIG.items() if not script and "tasks" not in path.parts
 ]
@@ -183,7 +183,7 @@ def test_the_finetune_writes_adapter_merged_model_and_data(study):
     prompts = [e.prompt for examples in rows.values() for e in examples.values()]
     assert len(set(prompts)) == len(prompts)
     described = json.loads((finetune / "data" / "task.json").read_text())
-    assert described == Calculator().describe()
+    assert described == {"format_version": 1, **Calculator().describe()}
     assert not list(study.rglob("*.partial"))
     done = json.loads((finetune / "done.json").read_text())
     written = {p.relative_to(finetune).as_posix() for p in finetune.rglob("*") if p.is_file()}
@@ -277,6 +277,7 @@ def test_a_run_goes_on_from_its_last_checkpoint(files_in, copied_study, argument
     after = files_in(copied_study)
     assert {name for name in after if after[name] != before[name]} == {
         "finetune/adapter/adapter_model.safetensors",
+        "finetune/done.json",  # names the run
         "finetune/merged/model.safetensors",
     }
 

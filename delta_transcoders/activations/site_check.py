@@ -12,7 +12,7 @@ from torch import Tensor
 
 from delta_transcoders.activations.capture import capture_hooks
 from delta_transcoders.console import StudyWarning
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.families import family_of
 from delta_transcoders.families.sites import HookSite
 from delta_transcoders.language_models import pad
@@ -25,6 +25,9 @@ CLEARLY = 0.8
 """A site is wrong where a rival leaves less than this share of its unexplained variance. On text that the
 tiny study's dictionaries know, the right site leaves a quarter of any other's at most; on other text the two
 draw near."""
+
+SMALL_L0 = 10
+"""Of so few features a poor fit is to be expected: some sets hold such dictionaries for single layers."""
 
 
 class SiteFit(NamedTuple):
@@ -44,7 +47,7 @@ def hook_names(candidates: Sequence[HookSite], layer: int) -> list[str]:
 @torch.inference_mode()
 def hook_site_check(
     activations: Mapping[str, Tensor],
-    base: JumpReLUTranscoder,
+    base: Transcoder,
     layer: int,
     candidates: Sequence[HookSite],
 ) -> list[SiteFit]:
@@ -58,21 +61,26 @@ def hook_site_check(
     """
     table = []
     for site in candidates:
-        x, y = (activations[name].to(base.W_enc) for name in site.hook_points(layer))
+        x, y = (activations[name].float() for name in site.hook_points(layer))
         x, y = x * site.factor(x.shape[1]), y * site.factor(y.shape[1])
         metric = GroupedReconstruction(1, y.shape[1]).to(y.device)
         for x_ND, y_ND in zip(x.split(1024), y.split(1024), strict=True):
-            metric.update(0, y_ND, base(x_ND))
+            metric.update(0, y_ND, base.reconstruct(x_ND)[0])
         fit = metric.fit()
         table.append(SiteFit(site, layer, fit.fvu, fit.cosine))
     return sorted(table, key=lambda row: (math.isnan(row.fvu), row.fvu))
 
 
-def require_site(table: Sequence[SiteFit], configured: HookSite) -> SiteFit:
+def require_site(
+    table: Sequence[SiteFit], configured: HookSite, average_l0: float | None = None
+) -> SiteFit:
     """The configured site's fit, if no candidate of the table fits clearly better (`CLEARLY`).
 
     A rival that is better by less only warns, and so do bounds on the fit itself: how well a dictionary does
     is the dictionary's affair.
+
+    Args:
+        average_l0: the dictionary's, where it is known.
 
     Raises:
         ValueError: another site fits clearly better; names it and both fits.
@@ -97,10 +105,12 @@ def require_site(table: Sequence[SiteFit], configured: HookSite) -> SiteFit:
             stacklevel=2,
         )
     if ours.fvu > 0.7 or ours.cosine < 0.7:
+        why = "does it belong to this model?"
+        if average_l0 is not None and average_l0 <= SMALL_L0:
+            why = f"an average L0 of {average_l0:g} is small; choose a larger one for a better fit"
         warnings.warn(
             f"layer {ours.layer}: at {configured.name!r} the base dictionary reconstructs the base model "
-            f"with FVU {ours.fvu:.2f} and cosine {ours.cosine:.2f} (expected below .7 and above .7): does it "
-            "belong to this model?",
+            f"with FVU {ours.fvu:.2f} and cosine {ours.cosine:.2f} (expected below .7 and above .7): {why}",
             StudyWarning,
             stacklevel=2,
         )
@@ -113,6 +123,7 @@ def _activations(
     layer: int,
     candidates: Sequence[HookSite],
     batch_size: int,
+    leading: int | None,
 ) -> dict[str, Tensor]:
     """Tensors [n, d_model] at the layer's hook points, over all captured tokens of the prompts."""
     names = hook_names(candidates, layer)
@@ -121,7 +132,7 @@ def _activations(
         rows = prompts[start : start + batch_size]
         input_ids = pad(rows, bridge.tokenizer.pad_token_id, "right")
         mask = pad([[1] * len(row) for row in rows], 0, "right")
-        found = capture_hooks(bridge, input_ids, mask, names, stop_at_layer=layer + 1)
+        found = capture_hooks(bridge, input_ids, mask, names, layer + 1, leading)
         for name, tensor in found.items():
             parts[name].append(tensor)
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
@@ -130,10 +141,11 @@ def _activations(
 def base_model_fits(
     bridge: TransformerBridge,
     layer: int,
-    bases: Mapping[str, JumpReLUTranscoder],
+    bases: Mapping[str, Transcoder],
     prompts: Sequence[Sequence[int]],
     site: HookSite,
     batch_size: int = 32,
+    leading: int | None = None,
 ) -> tuple[list[SiteFit], dict[str, ReconstructionFit]]:
     """What one layer's base dictionaries do on the model they were made for.
 
@@ -142,12 +154,13 @@ def base_model_fits(
         bases: by key, on the model's device; the first is tried at every candidate site.
         prompts: token ids; without targets, which a base model would not have written.
         site: where the fits are measured.
+        leading: as of `capture.capture`.
 
     Returns:
         The table of `hook_site_check`, and by key the fit at `site`.
     """
     candidates = family_of(bridge.original_model.config).candidates
-    activations = _activations(bridge, prompts, layer, candidates, batch_size)
+    activations = _activations(bridge, prompts, layer, candidates, batch_size, leading)
     table = hook_site_check(activations, next(iter(bases.values())), layer, candidates)
     x, y = (activations[name].float() for name in site.hook_points(layer))
     factor = site.factor(x.shape[1])
@@ -155,7 +168,6 @@ def base_model_fits(
     for key, base in bases.items():
         metric = GroupedReconstruction(1, y.shape[1]).to(y.device)
         for x_ND, y_ND in zip((x * factor).split(1024), (y * factor).split(1024), strict=True):
-            a_NF = base.encode(x_ND)
-            metric.update(0, y_ND, base.decode(a_NF), (a_NF > 0).sum())
+            metric.update(0, y_ND, *base.reconstruct(x_ND))
         fits[key] = metric.fit()
     return table, fits

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.layout import SPLITS, check_finite, shard_path
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.metrics.reconstruction import GroupedReconstruction, ReconstructionFit
 from delta_transcoders.tensor_files import save_tensors
 
@@ -49,6 +49,11 @@ def add_target(
         if entry is not None:
             cache.set_target(name, layer, None)
         entry = _write_target(cache, layer, name, identity, reconstruct, device)
+        cache.set_target(name, layer, entry)
+    elif (
+        entry["identity"] != identity
+    ):  # the same dictionary from elsewhere, or described by older code
+        entry = entry | {"identity": identity}
         cache.set_target(name, layer, entry)
     return {split: ReconstructionFit(**fit) for split, fit in entry["fit"].items()}
 
@@ -91,14 +96,14 @@ def add_residuals(
     cache: ActivationCache,
     layer: int,
     key: str,
-    base: JumpReLUTranscoder,
+    base: Transcoder,
     base_id: Mapping[str, Any],
     device: torch.device | str = "cpu",
 ) -> dict[str, ReconstructionFit]:
     """Store r = y − base(x) as the target `residual-{key}` of a layer (see `add_target`).
 
     Args:
-        base: float32; moved to the device.
+        base: moved to the device.
         base_id: which base it is, with its `hash` (`asdict` of a `BaseId`).
 
     Raises:
@@ -111,8 +116,4 @@ def add_residuals(
         )
     base = base.to(device)
 
-    def reconstruct(x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        a_NF = base.encode(x_ND)
-        return base.decode(a_NF), (a_NF > 0).sum()
-
-    return add_target(cache, layer, f"residual-{key}", base_id, reconstruct, device)
+    return add_target(cache, layer, f"residual-{key}", base_id, base.reconstruct, device)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.dictionaries.stack import DictionaryStack, transcoder_at
+from delta_transcoders.dictionaries.transcoder import Transcoder
 
 MEASURES = ("fvu", "cosine", "relative_l2", "l0", "dead_fraction")
 """What a validation says of a variant."""
@@ -63,7 +63,7 @@ class ConvergenceTracker(nn.Module):
             self.get_buffer(f"best_{name}")[improved_V] = tensor[improved_V]
         return improved_V
 
-    def export(self, v: int) -> JumpReLUTranscoder:
+    def export(self, v: int) -> Transcoder:
         """The best weights of one variant."""
         if not self.best_fvu_V[v].isfinite():
             raise RuntimeError(f"variant {v} has no validation with a finite FVU yet")

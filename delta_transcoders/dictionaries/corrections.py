@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from delta_transcoders.files import read_config, replace_folder, write_json
 from delta_transcoders.tensor_files import load_tensors, save_tensors
 
+FORMAT_VERSION = 1
 TENSORS_NAME = "correction.safetensors"
 CONFIG_NAME = "config.json"
 
@@ -62,6 +63,7 @@ class CorrectionConfig:
     base_hash: str
     fvu: float
     """Of base + correction on validation tokens."""
+    format_version: int = FORMAT_VERSION
 
 
 class Moments:
@@ -159,6 +161,10 @@ def load_corrections(
     """Every `layer_L` of a folder, by layer."""
     found = {}
     for path in sorted(Path(folder).glob("layer_*")):
-        config = read_config(path / CONFIG_NAME, CorrectionConfig)
+        config = read_config(
+            path / CONFIG_NAME,
+            CorrectionConfig,
+            remake="fit it anew with `python train.py --config …/corrections.yaml`",
+        )
         found[config.layer] = (AffineCorrection(**load_tensors(path / TENSORS_NAME)), config)
     return found

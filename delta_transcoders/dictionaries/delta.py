@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from delta_transcoders.dictionaries.files.gemma_scope import BaseId, base_width, load_base
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.bases import entry_of, load_base
+from delta_transcoders.dictionaries.identity import BaseId
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.families.sites import SiteName
 from delta_transcoders.files import read_config, write_json
 from delta_transcoders.fingerprints import check_hash
@@ -26,7 +27,7 @@ CONFIG_NAME = "config.json"
 Target = Literal["residual", "mlp_difference"]
 
 
-def random_directions(delta: JumpReLUTranscoder, seed: int) -> JumpReLUTranscoder:
+def random_directions(delta: Transcoder, seed: int) -> Transcoder:
     """The control "any delta would do": the same features, each writing in a random direction.
 
     Encoder, thresholds and the norm of every decoder row stay, so that what is active where (and the
@@ -36,7 +37,7 @@ def random_directions(delta: JumpReLUTranscoder, seed: int) -> JumpReLUTranscode
     rows_FD = torch.randn(delta.W_dec.shape, generator=generator, device="cpu").to(delta.W_dec)
     norms_F1 = delta.W_dec.norm(dim=1, keepdim=True)
     tensors = delta.state_dict() | {"W_dec": rows_FD / rows_FD.norm(dim=1, keepdim=True) * norms_F1}
-    return JumpReLUTranscoder(**tensors)
+    return Transcoder(**tensors)
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class DeltaConfig:
     d_out: int
     d_new: int
     base_id: str
-    """Folder or hub path of the base's params.npz; of the base model for `mlp_difference`."""
+    """Folder or hub path of the base's file; of the base model for `mlp_difference`."""
     base_hash: str
-    """sha256 of the base's five tensors (`fingerprints.hash_tensors`), or the base model's fingerprint."""
+    """Of the base's tensors (`Transcoder.fingerprint`), or the base model's fingerprint."""
     model_fingerprint: str
     hook_site: SiteName
     hook_in: str
@@ -71,13 +72,9 @@ class DeltaConfig:
         for name, allowed in (("hook_site", get_args(SiteName)), ("target", get_args(Target))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}")
-        if self.format_version != FORMAT_VERSION:
-            raise ValueError(
-                f"format_version is {self.format_version}, this code reads {FORMAT_VERSION}"
-            )
 
 
-def save_delta(folder: str | Path, delta: JumpReLUTranscoder, config: DeltaConfig) -> None:
+def save_delta(folder: str | Path, delta: Transcoder, config: DeltaConfig) -> None:
     """Write `delta.safetensors`, then `config.json`, each atomically."""
     folder = Path(folder)
     _check_shapes(delta, config, folder)
@@ -89,24 +86,29 @@ def save_delta(folder: str | Path, delta: JumpReLUTranscoder, config: DeltaConfi
     write_json(config_path, asdict(config))
 
 
-def load_delta(folder: str | Path) -> tuple[JumpReLUTranscoder, DeltaConfig]:
+def load_delta(folder: str | Path) -> tuple[Transcoder, DeltaConfig]:
     """Read a folder written by `save_delta`; anything missing, unknown or unfitting is an error."""
     folder = Path(folder)
-    config = read_config(folder / CONFIG_NAME, DeltaConfig, "no finished delta in this folder")
+    config = read_config(
+        folder / CONFIG_NAME,
+        DeltaConfig,
+        "no finished delta in this folder",
+        remake="train it anew with `python train.py --config …/delta.yaml`",
+    )
     tensors_path = folder / TENSORS_NAME
     tensors = load_tensors(tensors_path)
     wanted = {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
     if set(tensors) != wanted:
         raise ValueError(f"{tensors_path} holds {sorted(tensors)}, expected {sorted(wanted)}")
     try:
-        delta = JumpReLUTranscoder(**tensors)
+        delta = Transcoder(**tensors)
     except ValueError as error:
         raise ValueError(f"{tensors_path}: {error}") from error
     _check_shapes(delta, config, folder)
     return delta, config
 
 
-def _check_shapes(delta: JumpReLUTranscoder, config: DeltaConfig, folder: Path) -> None:
+def _check_shapes(delta: Transcoder, config: DeltaConfig, folder: Path) -> None:
     found = {"d_in": delta.d_in, "d_out": delta.d_out, "d_new": delta.n_features}
     for name, value in found.items():
         if getattr(config, name) != value:
@@ -117,7 +119,7 @@ def _check_shapes(delta: JumpReLUTranscoder, config: DeltaConfig, folder: Path) 
 
 def load_deltas(
     folder: str | Path, fingerprint: str | None = None
-) -> dict[int, tuple[Path, JumpReLUTranscoder, DeltaConfig]]:
+) -> dict[int, tuple[Path, Transcoder, DeltaConfig]]:
     """Path, delta and config of every `layer_L` of a folder or hub id, all of one configuration.
 
     Args:
@@ -152,19 +154,14 @@ def load_deltas(
 
 def load_base_of(
     path: str | Path, config: DeltaConfig, base_transcoders: str
-) -> tuple[JumpReLUTranscoder, BaseId]:
+) -> tuple[Transcoder, BaseId]:
     """The base dictionary that the delta of a folder was trained on.
 
     Raises:
-        ValueError: the source holds another one under its name; names both hashes.
+        ValueError: the source holds another one under its name, or none; names both.
     """
-    base, base_id = load_base(
-        base_transcoders,
-        config.layer,
-        width=base_width(config.base_id),
-        average_l0=config.average_l0_base,
-        d_model=config.d_in,
-    )
+    file = entry_of(base_transcoders, config.base_id).path
+    base, base_id = load_base(base_transcoders, config.layer, files=file, d_model=config.d_in)
     problem = f"{path} was trained on another base dictionary"
     check_hash(problem, config.base_hash, base_id.path, base_id.hash)
     return base, base_id

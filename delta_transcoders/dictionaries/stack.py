@@ -18,9 +18,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.dictionaries.products import GramLoss, Preactivations
 from delta_transcoders.dictionaries.sparsity import SparsityConfig, build_sparsity
+from delta_transcoders.dictionaries.transcoder import Transcoder
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class DictionaryStack(nn.Module):
 
     @torch.no_grad()
     def export_tensors(self) -> dict[str, Tensor]:
-        """The five tensors of `JumpReLUTranscoder`, each with a leading V; the scale folded in."""
+        """The five tensors of `Transcoder`, each with a leading V; the scale folded in."""
         scale_V1 = self.target_scale_V[:, None]
         b_dec = self.W_dec.new_zeros(self.W_dec.shape[::2]) if self.b_dec is None else self.b_dec
         return {
@@ -168,7 +168,7 @@ class DictionaryStack(nn.Module):
             "threshold": self.sparsity.threshold_VF(),
         }
 
-    def export(self, v: int) -> JumpReLUTranscoder:
+    def export(self, v: int) -> Transcoder:
         """The present weights of one variant as a frozen transcoder of its own."""
         return transcoder_at(self.export_tensors(), v)
 
@@ -196,9 +196,9 @@ class DictionaryStack(nn.Module):
         return (scaled_VBD - ours_VBD).square().mean((1, 2))
 
 
-def transcoder_at(tensors: dict[str, Tensor], v: int) -> JumpReLUTranscoder:
+def transcoder_at(tensors: dict[str, Tensor], v: int) -> Transcoder:
     """Variant v of `DictionaryStack.export_tensors`."""
-    return JumpReLUTranscoder(
+    return Transcoder(
         **{name: stacked[v].contiguous().clone() for name, stacked in tensors.items()}
     )
 

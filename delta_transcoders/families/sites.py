@@ -65,6 +65,38 @@ HOOK_SITES: dict[SiteName, HookSite] = {
 }
 
 
+# What published files call a layer's hook points, after TransformerLens or Hugging Face modules. Outside
+# Gemma `mlp.hook_out` is the tensor of `hook_mlp_out`; of a set for Gemma it would be none of our sites, and
+# the site check says so.
+PUBLISHED_INPUTS = {
+    "ln2.hook_normalized": GEMMA_SCOPE,
+    "ln2.hook_out": AFTER_GAIN,
+    "mlp.hook_in": AFTER_GAIN,
+    "pre_feedforward_layernorm.output": AFTER_GAIN,
+    "hook_resid_mid": RESIDUAL,
+    "hook_mlp_in": RESIDUAL,
+}
+PUBLISHED_OUTPUTS = ("hook_mlp_out", "mlp.hook_out", "post_feedforward_layernorm.output")
+
+
+def site_between(hook_in: str | None, hook_out: str | None) -> HookSite:
+    """The site that a published file names by its hook points, without the layer.
+
+    >>> site_between("mlp.hook_in", "mlp.hook_out").name
+    'after_gain'
+
+    Raises:
+        ValueError: unknown hook points; names them and those that are known.
+    """
+    for does, name, known in (
+        ("reads", hook_in, PUBLISHED_INPUTS),
+        ("writes", hook_out, PUBLISHED_OUTPUTS),
+    ):
+        if name not in known:
+            raise ValueError(f"{does} at {name!r}, expected one of {', '.join(known)}")
+    return PUBLISHED_INPUTS[hook_in]
+
+
 def sites_between(inputs: Iterable[str], outputs: Iterable[str]) -> tuple[HookSite, ...]:
     """Every site of these inputs, outputs and both scales; those of `HOOK_SITES` under their names."""
     known = {(site.hook_in, site.hook_out, site.scale): site for site in HOOK_SITES.values()}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from delta_transcoders.dictionaries.transcoder import rows_at_once
 from delta_transcoders.families import family_of
 from delta_transcoders.families.sites import HookSite
 from delta_transcoders.families.tokens import TokenPolicy
@@ -204,28 +205,42 @@ class Application:
         out_BTD = rows.keep_B[:, None, None] * y_BTD.float()
         for part in rows.sources:
             used_BT = replaced_BT & (part.coefficient_B != 0)[:, None]
-            row_N, position_N = used_BT.nonzero(as_tuple=True)
-            if not len(row_N):
-                continue
-            mask_BF = part.feature_mask_BF
-            f_ND, a_NF = part.source(
-                x_BTD[row_N, position_N] * factor, None if mask_BF is None else mask_BF[row_N]
-            )
-            if f_ND.shape != (len(row_N), y_BTD.shape[-1]):
-                raise ValueError(
-                    f"source {part.name!r}, layer {layer}: writes {list(f_ND.shape)}, expected "
-                    f"[tokens, d_model] = {[len(row_N), y_BTD.shape[-1]]}"
-                )
-            coefficient_N = part.coefficient_B[row_N] / factor
-            out_BTD[row_N, position_N] += coefficient_N[:, None] * f_ND.float()
-            if self.count_features and a_NF is not None:
-                row_R = self._rows_B[row_N]
-                self.activation_sums[part.name].index_add_(0, row_R, a_NF.abs().sum(-1).double())
-                self.active_sums[part.name].index_add_(0, row_R, (a_NF != 0).sum(-1).double())
+            at_once = rows_at_once(part.source.n_features)
+            for at_N2 in used_BT.nonzero().split(at_once):
+                self._add(out_BTD, x_BTD, *at_N2.T, part, factor, layer)
         self.calls[layer] += 1
         index = list(self.calls).index(layer)
         self.replaced_LR[index].index_add_(0, self._rows_B, replaced_BT.sum(1))
         return torch.where(replaced_BT[:, :, None], out_BTD.to(y_BTD.dtype), y_BTD)
+
+    def _add(
+        self,
+        out_BTD: Tensor,
+        x_BTD: Tensor,
+        row_N: Tensor,
+        position_N: Tensor,
+        part: _SourceRows,
+        factor: float,
+        layer: int,
+    ) -> None:
+        """Add what one source writes at these positions."""
+        if not len(row_N):
+            return
+        mask_BF = part.feature_mask_BF
+        f_ND, a_NF = part.source(
+            x_BTD[row_N, position_N] * factor, None if mask_BF is None else mask_BF[row_N]
+        )
+        if f_ND.shape != (len(row_N), out_BTD.shape[-1]):
+            raise ValueError(
+                f"source {part.name!r}, layer {layer}: writes {list(f_ND.shape)}, expected "
+                f"[tokens, d_model] = {[len(row_N), out_BTD.shape[-1]]}"
+            )
+        coefficient_N = part.coefficient_B[row_N] / factor
+        out_BTD[row_N, position_N] += coefficient_N[:, None] * f_ND.float()
+        if self.count_features and a_NF is not None:
+            row_R = self._rows_B[row_N]
+            self.activation_sums[part.name].index_add_(0, row_R, a_NF.abs().sum(-1).double())
+            self.active_sums[part.name].index_add_(0, row_R, (a_NF != 0).sum(-1).double())
 
     def by_row(self, sums: dict[str, Tensor]) -> list[dict[str, float]]:
         """`activation_sums` or `active_sums` of each row, of the sources that it uses itself."""

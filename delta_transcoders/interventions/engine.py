@@ -72,7 +72,8 @@ class InterventionEngine:
             pass and of every distinct example of the call: at 256,000 entries 1 MB a token.
         prompt_only: replace nothing in decoding steps. The original study kept index 0 of every forward
             pass; with a KV cache that is each newly written token, so that only prompts were replaced.
-        leading: how many of a row's first tokens are spared; as many as the family's policy says if None.
+        leading: how many of a row's first tokens are spared; if None as many as the family's policy says, or
+            a source that was not trained on more.
 
     Raises:
         ValueError: a tokenizer that the model's family does not allow, or a source for another site.
@@ -92,8 +93,10 @@ class InterventionEngine:
         self.model = bridge.original_model
         self.family = family_of(self.model.config)
         self.tokens = self.family.tokens
-        if leading is not None:
-            self.tokens = replace(self.tokens, leading=leading)
+        if leading is None:
+            untrained = [s.leading for by_layer in bank.values() for s in by_layer.values()]
+            leading = max([self.tokens.leading, *untrained])
+        self.tokens = replace(self.tokens, leading=leading)
         self.tokens.check_tokenizer(tokenizer)
         site = site or self.family.site
         for name, by_layer in bank.items():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.dictionaries.corrections import load_corrections
 from delta_transcoders.dictionaries.delta import (
     DeltaConfig,
@@ -14,7 +15,6 @@ from delta_transcoders.dictionaries.delta import (
     load_deltas,
     random_directions,
 )
-from delta_transcoders.dictionaries.files.gemma_scope import load_base
 from delta_transcoders.families import ModelFamily, family_of
 from delta_transcoders.families.sites import HOOK_SITES, HookSite
 from delta_transcoders.fingerprints import check_hash, model_fingerprint
@@ -79,17 +79,32 @@ def load_mlps(
 
 
 def load_base_set(
-    base_transcoders: str, layers: Collection[int], percentile: float, family: ModelFamily
+    base_transcoders: str,
+    layers: Collection[int],
+    percentile: float,
+    family: ModelFamily,
+    base_files: str | None = None,
 ) -> DictionarySet:
-    """Base dictionaries alone, at the site where the model family's belong."""
-    loaded = {
-        layer: load_base(base_transcoders, layer, percentile=percentile, d_model=family.d_model)[0]
-        for layer in layers
-    }
+    """Base dictionaries alone, at the site that their files name or where the model family's belong.
+
+    Args:
+        base_files: which kind, where there are several: `files` of `load_base`.
+    """
+    sources, site = {}, family.site
+    for layer in layers:
+        base, base_id = load_base(
+            base_transcoders,
+            layer,
+            percentile=percentile,
+            files=base_files,
+            d_model=family.d_model,
+        )
+        sources[layer] = DictionarySource(base, base_id.leading)
+        site = HOOK_SITES[base_id.hook_site] if base_id.hook_site else family.site
     return DictionarySet(
         f"p{percentile:g}",
-        family.site,
-        {"base": {layer: DictionarySource(base) for layer, base in loaded.items()}},
+        site,
+        {"base": sources},
         layers,
         percentile=percentile,
     )
@@ -215,8 +230,8 @@ def _base_dictionary(
     if base_transcoders is None:
         raise ValueError(f"{path} corrects a base dictionary: give base_transcoders with it")
     if config.base_hash not in bases:
-        base, _ = load_base_of(path, config, base_transcoders)
-        bases[config.base_hash] = DictionarySource(base)
+        base, base_id = load_base_of(path, config, base_transcoders)
+        bases[config.base_hash] = DictionarySource(base, base_id.leading)
     return bases[config.base_hash]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_transcoders.dictionaries.corrections import AffineCorrection
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.families import family_of
 from delta_transcoders.families.sites import HookSite
 from delta_transcoders.interventions.intervention import Intervention, Term
@@ -30,10 +30,12 @@ class Source(nn.Module):
     Attributes:
         n_features: how many can be kept or dropped; 0 for a source that has none.
         site: the only hook site that it is for; None: it does not know.
+        leading: how many of a text's first tokens it was not trained on.
     """
 
     n_features: int = 0
     site: HookSite | None = None
+    leading: int = 0
 
     def forward(self, x_ND: Tensor, feature_mask_NF: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The output [N, D] and the activations [N, F] it is made of (None without features).
@@ -64,18 +66,19 @@ SourceBank = Mapping[str, Mapping[int, Source]]
 
 
 class DictionarySource(Source):
-    """A transcoder; its bias is part of the output whichever features are kept."""
+    """A transcoder; its bias and skip are part of the output whichever features are kept."""
 
-    def __init__(self, transcoder: JumpReLUTranscoder) -> None:
+    def __init__(self, transcoder: Transcoder, leading: int = 0) -> None:
         super().__init__()
         self.transcoder = transcoder
         self.n_features = transcoder.n_features
+        self.leading = leading
 
     def forward(self, x_ND: Tensor, feature_mask_NF: Tensor | None) -> tuple[Tensor, Tensor]:
-        a_NF = self.transcoder.encode(x_ND.to(self.transcoder.W_enc.dtype))
+        a_NF = self.transcoder.encode(x_ND)
         if feature_mask_NF is not None:
             a_NF = torch.where(feature_mask_NF, a_NF, 0)
-        return self.transcoder.decode(a_NF), a_NF
+        return self.transcoder.decode(a_NF, x_ND), a_NF
 
 
 class AffineSource(Source):

@@ -69,7 +69,7 @@ def _look(own: OwnStudy, stamp: str) -> Checked:
         changed = sorted(layers_of_adapter(own.finetuned_model, family.blocks_path))
     else:
         check_same_architecture(own.base_model, own.finetuned_model)
-        tokenizer = load_tokenizer(own.base_model, own.finetuned_model)
+        tokenizer = load_tokenizer(own.finetuned_model, own.base_model)  # it has the chat template
         models = (StoredWeights(source) for source in (own.base_model, own.finetuned_model))
         changed = changed_mlps(*models, range(family.n_layers), family.site)
     rows = tokenize(tokenizer, make_task(own.task), own.loaded)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import os
 import pydoc
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -199,7 +200,13 @@ def _model(read: _Reader, key: str) -> tuple[str, dict[str, dict[str, Any]]]:
             f"{read.where(key)}: {source!r} holds a model and an adapter (config.json and "
             "adapter_config.json): give one of them, alone in its folder"
         )
-    return source, found
+    return _as_path(source), found
+
+
+def _as_path(source: str) -> str:
+    """A file or folder here so that it is told from a word: `base` is no input of a stage, `./base` is."""
+    is_word = os.sep not in source and not Path(source).suffix
+    return f"./{source}" if is_word and Path(source).exists() else source
 
 
 def _size(read: _Reader, source: str, config: Mapping[str, Any]) -> ModelSize:
@@ -222,8 +229,8 @@ def _check_adapter(read: _Reader, adapter: Mapping[str, Any], base: str) -> None
         )
     if adapter.get("peft_type") != "LORA":
         raise ValueError(
-            f"{where} is an adapter of the type {adapter.get('peft_type')}, which changes no weights: only "
-            "LORA can be merged into its model"
+            f"{where} is an adapter of the type {adapter.get('peft_type')}, and only LORA is read here: "
+            "merge it into its model, and give that"
         )
 
 
@@ -262,7 +269,7 @@ def _dictionaries(read: _Reader, layers: Iterable[int]) -> str | None:
             raise FileNotFoundError(
                 f"{where}: {source!r} has none for layer {layer}: say which layers it has, as in layers: [0]"
             )
-    return source
+    return _as_path(source)
 
 
 def _text(read: _Reader) -> str | None:
@@ -272,7 +279,7 @@ def _text(read: _Reader) -> str | None:
             Paragraphs().read(path)
         except (OSError, ValueError) as error:
             raise type(error)(f"{read.where('text')}: {error}") from error
-    return path
+    return path and _as_path(path)
 
 
 def _examples(read: _Reader, path: str) -> tuple[dict[str, Any], tuple[Example, ...]]:

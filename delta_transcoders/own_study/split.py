@@ -20,7 +20,7 @@ from delta_transcoders.files import finish_output, new_output, write_json, write
 from delta_transcoders.foreign_text import letters
 from delta_transcoders.own_study.file import make_task
 from delta_transcoders.report.tables import format_table, write_table
-from delta_transcoders.tasks.task import Example, Splits, Task, subsets_of
+from delta_transcoders.tasks.task import DESCRIPTION_VERSION, Example, Splits, Task, subsets_of
 
 KIND = "own_study_examples"
 COLUMNS = ("split", "subset", "n_examples", "n_wordings", "n_tokens")
@@ -92,6 +92,7 @@ def write_split(
     base_model: str,
     finetuned_model: str,
     *,
+    tokenizer: str | None = None,
     dictionaries: str | None = None,
     n_evaluation: int = 200,
     seed: int = 0,
@@ -99,8 +100,8 @@ def write_split(
     """Write the splits of a task's file, and what is studied.
 
     Args:
-        base_model: whose tokenizer counts the tokens.
-        finetuned_model, dictionaries: noted for exports and model cards.
+        base_model, finetuned_model, dictionaries: noted for exports and model cards.
+        tokenizer: folder or hub id of what counts the tokens; the base model where None.
 
     Returns:
         The rows of `splits.csv`.
@@ -113,7 +114,8 @@ def write_split(
 
     examples = list(task.read(task.jsonl).values())
     splits = split_by_wording(task, examples, n_evaluation, seed)
-    tokens = dict(zip(examples, tokenize(load_tokenizer(base_model), task, examples), strict=True))
+    counted = tokenize(load_tokenizer(tokenizer or base_model), task, examples)
+    tokens = dict(zip(examples, counted, strict=True))
     rows = [
         {
             "split": name,
@@ -130,9 +132,9 @@ def write_split(
         for name, part in splits.items():
             task.write(folder / f"{name}.jsonl", part)
         write_table(folder / "splits.csv", COLUMNS, rows)
-        write_text(
-            folder / "task.json", json.dumps(task.describe(), indent=1, ensure_ascii=False) + "\n"
-        )
+        described = {"format_version": DESCRIPTION_VERSION, **task.describe()}
+        text = json.dumps(described, indent=1, ensure_ascii=False)
+        write_text(folder / "task.json", text + "\n")
         models = {"base_model": base_model, "finetuned_model": finetuned_model}
         write_json(folder / "models.json", models | {"dictionaries": dictionaries})
         finish_output(output)
@@ -146,6 +148,7 @@ def main() -> None:
     )
     parser.add_argument("--base_model", required=True, help="folder or hub id")
     parser.add_argument("--finetuned_model", required=True, help="folder or hub id")
+    parser.add_argument("--tokenizer", help="folder or hub id (the base model's)")
     parser.add_argument("--dictionaries", help="folder or hub id, noted for later")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument("--n_evaluation", type=int, default=200, help="of each subset at most")

@@ -122,13 +122,14 @@ class Stages:
         own, output = self.own, str(self.own.study / "examples")
         arguments = ["--task", json.dumps(own.task), "--base_model", own.base_model]
         finetuned = str(own.study / "finetuned_model") if own.is_adapter else own.finetuned_model
-        arguments += ["--finetuned_model", finetuned, "--output", output]
+        tokenizer = own.base_model if own.is_adapter else own.finetuned_model
+        arguments += ["--finetuned_model", finetuned, "--tokenizer", tokenizer, "--output", output]
         arguments += ["--dictionaries", own.dictionaries] if own.dictionaries else []
         arguments += ["--seed", str(own.seed), *self._module_options("split", ("n_evaluation",))]
         return {
             "run": "delta_transcoders.own_study.split",
             "arguments": arguments,
-            "reads": [own.examples, own.base_model],
+            "reads": [own.examples, tokenizer],
             "writes": [output],
         }
 

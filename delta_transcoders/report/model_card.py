@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from delta_transcoders.dictionaries.files import Format
+from delta_transcoders.files import check_version
 from delta_transcoders.foreign_text import parse_json, text_lines
-from delta_transcoders.hub import is_hub_id, portable_name
+from delta_transcoders.hub import is_hub_id, portable_name, split_hub_id, split_layer
 from delta_transcoders.report.columns import rates, title
 from delta_transcoders.report.formatting import cell_text, number, table_number
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.report.templates import environment
+from delta_transcoders.tasks.task import DESCRIPTION_VERSION
 
 if TYPE_CHECKING:
     from delta_transcoders.dictionaries.files.exported import ExportCard
@@ -123,8 +125,8 @@ class Study:
 
     def base_source(self) -> str:
         """Where the bases of the deltas are to be had."""
-        source = portable_name(self.deltas[0]["base_id"]).partition("/layer_")[0]
-        return source if is_hub_id(source) else "FOLDER_OF_THE_BASE_DICTIONARIES"
+        source = split_layer(portable_name(self.deltas[0]["base_id"]))[0]
+        return source if split_hub_id(source) else "FOLDER_OF_THE_BASE_DICTIONARIES"
 
     def base_files(self) -> dict[str, dict[str, Any]]:
         """The study's own base dictionaries, each with the `config.json` of the delta trained on it."""
@@ -179,7 +181,10 @@ def read_study(run: Path, deltas: Path, base_model: str | None) -> Study:
     configs = [_read_json(path) for _, path in sorted(layers.items())]
     captured = _manifest(run / "activations")
     is_captured = configs and captured.get("model_fingerprint") == configs[0]["model_fingerprint"]
-    described = _read_json(_data_folder(run) / "task.json")
+    described = _read_json(path := _data_folder(run) / "task.json")
+    remake = "finetune anew with `python train.py --config …/lora.yaml`"
+    version = described.get("format_version", DESCRIPTION_VERSION)
+    check_version(path, version, DESCRIPTION_VERSION, remake)
     known = [name.name for name in fields(TaskDescription) if name.name in described]
     return Study(
         run=run,

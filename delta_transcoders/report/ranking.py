@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from delta_transcoders.command import run
-from delta_transcoders.files import read_json, write_text
+from delta_transcoders.files import check_version, read_json, write_json, write_text
 from delta_transcoders.report.columns import ranked_measures
 from delta_transcoders.report.formatting import HOLDS_ZERO, number, table_number
 from delta_transcoders.report.tables import format_table, read_metrics, write_table
@@ -41,6 +41,10 @@ Place = tuple[int, str, str]
 """Layer, ablation and subset: what one list of ranks is about."""
 
 
+FORMAT_VERSION = 1
+INFO_NAME = "ranking.json"
+
+
 def write_ranking(
     folder: str | Path, rows: Sequence[dict], effects: Iterable[dict], delta: str
 ) -> None:
@@ -61,7 +65,7 @@ def write_ranking(
     write_table(Path(folder) / "ranking.csv", columns, rows)
     lines = "".join(json.dumps(line) + "\n" for line in effects)
     write_text(Path(folder) / "effects.jsonl", lines)
-    write_text(Path(folder) / "ranking.json", json.dumps({"delta": delta}) + "\n")
+    write_json(Path(folder) / INFO_NAME, {"format_version": FORMAT_VERSION, "delta": delta})
 
 
 def read_effects(folder: str | Path) -> dict[Place, np.ndarray]:
@@ -91,6 +95,14 @@ def read_effects(folder: str | Path) -> dict[Place, np.ndarray]:
         place: np.array([by_feature[feature] for feature in sorted(by_feature)])
         for place, by_feature in by_place.items()
     }
+
+
+def _delta_of(folder: str | Path) -> str:
+    path = Path(folder) / INFO_NAME
+    info = read_json(path)
+    remake = "rank the features anew with `python evaluate.py --config …/ranking.yaml`"
+    check_version(path, info.get("format_version", 1), FORMAT_VERSION, remake)
+    return info["delta"]
 
 
 def _live(effects_FE: np.ndarray) -> np.ndarray:
@@ -151,7 +163,7 @@ def across(folder: str | Path, other: str | Path) -> list[dict]:
     common = [place for place in ours if place in theirs]
     if not common:
         raise ValueError(f"{folder} and {other} rank no layer, ablation and subset in common")
-    deltas = [read_json(Path(f) / "ranking.json")["delta"] for f in (folder, other)]
+    deltas = [_delta_of(f) for f in (folder, other)]
     folders = [local_folder(delta, ["layer_*/*"]) for delta in deltas]
     rows = []
     for place in common:

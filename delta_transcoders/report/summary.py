@@ -15,7 +15,6 @@ from delta_transcoders.command import run
 from delta_transcoders.files import read_json
 from delta_transcoders.report.columns import logprobs, rates
 from delta_transcoders.report.formatting import HOLDS_ZERO, NOT_APPLICABLE, number, table_number
-from delta_transcoders.report.stage_times import read_times
 from delta_transcoders.report.tables import format_table, read_metrics
 
 EXPERIMENTS = {
@@ -46,7 +45,7 @@ def _rows(table: str, study: Path) -> list[dict[str, str]]:
 
 def whole_model(study: Path, table: str) -> tuple[str, str]:
     """The `layer`s of a table that are about the whole model: none replaced, and the most at once."""
-    labels = {row["layer"] for row in _rows(table, study)}
+    labels = dict.fromkeys(row["layer"] for row in _rows(table, study) if row["layer"])
     return "", max(labels, key=lambda label: (label == "all", label.count("+")), default="")
 
 
@@ -111,9 +110,15 @@ def split_table(study: Path, layers: Sequence[str] | None = None) -> str:
 
 
 def times_line(study: Path) -> str:
-    times = read_times(study)
-    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in times.items())
-    return f"time: {stages}; together {sum(times.values()) / 60:.1f} min"
+    """What `study.py` has noted of its stages in `study.json`; empty where it ran none."""
+    path = study / "study.json"
+    stages = read_json(path)["stages"] if path.is_file() else {}
+    runs = {name: stage.get("done", {}) for name, stage in stages.items()}
+    times = {name: run["seconds"] for name, run in runs.items() if "seconds" in run}
+    if not times:
+        return ""
+    each = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in times.items())
+    return f"time: {each}; together {sum(times.values()) / 60:.1f} min"
 
 
 def violations(study: Path, expected: dict) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from delta_transcoders.command import find_config
 from delta_transcoders.files import replace_file
 from delta_transcoders.foreign_text import check_whole, letters, numbered, parse_json
 from delta_transcoders.tasks import judges
@@ -33,7 +34,7 @@ class Examples(Task):
     `subset`, which the tables tell apart (default `examples`); and `group`, which stays in one split.
 
     Args:
-        jsonl: the file.
+        jsonl: the file; `configs/tasks/…` are the package's own.
         judge: `exact` (the answer is the target), `contains` (the target is in it), `regex` (`pattern` is
             found in it), `json` (it is a JSON object with `fields`) or `refusal`.
         pattern: regular expression, for `regex`; for `refusal` instead of common English ones.
@@ -70,7 +71,7 @@ class Examples(Task):
                 raise ValueError(f"{name} is empty: leave it out, or give a text")
         if not 0 < held_out < 0.5:
             raise ValueError(f"held_out is {held_out}, expected a share between 0 and 0.5")
-        self.jsonl = jsonl
+        self.jsonl = find_config(jsonl)
         self.kind = judge
         self.pattern = pattern
         self.fields = fields

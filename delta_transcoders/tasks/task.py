@@ -53,6 +53,9 @@ RESERVED = {
 # fmt: on
 """Of `generations.jsonl`, beside the measures."""
 
+DESCRIPTION_VERSION = 1
+"""Of `task.json`, which a finetune's folder holds."""
+
 Splits = dict[str, list[Example]]
 """`train`, `validation` and `evaluation`."""
 Identities = Callable[[Example], tuple[Hashable, ...]]

@@ -9,7 +9,7 @@ from pathlib import Path
 from delta_transcoders.tasks.calculator.copy_lines import PEOPLE, PLACES, THINGS
 
 N = 600
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parents[2] / "configs" / "tasks"
 
 
 def lines_as_json(rng: random.Random) -> dict:
@@ -41,7 +41,7 @@ def main() -> None:
     for make in (lines_as_json, private_things):
         rng = random.Random(make.__name__)
         rows = {json.dumps(make(rng), ensure_ascii=False): None for _ in range(N)}
-        (HERE / f"{make.__name__}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        (FOLDER / f"{make.__name__}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

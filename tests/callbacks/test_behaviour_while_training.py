@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from callbacks.behaviour_while_training import BehaviourWhileTraining
-from delta_transcoders.dictionaries.files.gemma_scope import load_base
+from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.generation import AnswerReader, greedy_texts
 from delta_transcoders.language_models import load_model, load_tokenizer, tokenize
 from delta_transcoders.tasks.calculator.examples import read_jsonl

@@ -1,5 +1,6 @@
 """A stage that is stopped and goes on ends where one that was left alone does."""
 
+import json
 import os
 import shutil
 import signal
@@ -174,7 +175,11 @@ def test_a_delta_goes_on_as_if_it_had_not_been_stopped(
     assert files_in(folder) == before
     shutil.rmtree(folder / "delta")
     train.main([*args, f"--ckpt_path={stop.checkpoint}"])
-    assert files_in(folder) == before
+    after = files_in(folder)
+    of_run = [json.loads(found.pop("delta/done.json")) for found in (before, after)]
+    assert of_run[0].pop("run") != of_run[1].pop("run")
+    assert of_run[0] == of_run[1]
+    assert after == before
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from delta_transcoders.dictionaries.delta import DeltaConfig, save_delta
 from delta_transcoders.dictionaries.files.gemma_scope import params_path, save_base
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.families.sites import HOOK_SITES
 from delta_transcoders.fingerprints import hash_tensors, model_fingerprint
 from delta_transcoders.language_models import load_model
@@ -23,12 +23,12 @@ from delta_transcoders.language_models import load_model
 D_MODEL = 32
 
 
-def random_dictionary(n_features: int, seed: int, d_model: int = D_MODEL) -> JumpReLUTranscoder:
+def random_dictionary(n_features: int, seed: int, d_model: int = D_MODEL) -> Transcoder:
     """Its first threshold is below 0, and acts as 0."""
     generator = torch.Generator().manual_seed(seed)
     threshold = torch.rand(n_features, generator=generator)
     threshold[0] = -0.2
-    return JumpReLUTranscoder(
+    return Transcoder(
         W_enc=torch.randn(d_model, n_features, generator=generator),
         b_enc=torch.randn(n_features, generator=generator),
         W_dec=torch.randn(n_features, d_model, generator=generator),
@@ -37,12 +37,35 @@ def random_dictionary(n_features: int, seed: int, d_model: int = D_MODEL) -> Jum
     )
 
 
+@pytest.fixture(scope="session")
+def fitted():
+    """`fitted(x, y)`: random features with biases, so that scale matters, and the best decoder for y."""
+
+    def fit(x: torch.Tensor, y: torch.Tensor, n_features: int = 160) -> Transcoder:
+        generator = torch.Generator().manual_seed(0)
+        W_enc = torch.randn(x.shape[1], n_features, generator=generator)
+        b_enc = torch.randn(n_features, generator=generator) * (x @ W_enc).std()
+        a = torch.cat([(x @ W_enc + b_enc).relu(), torch.ones(len(x), 1)], 1).double()
+        gram = a.T @ a
+        ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        solution = torch.linalg.solve(gram + ridge, a.T @ y.double()).float()
+        return Transcoder(
+            W_enc=W_enc,
+            b_enc=b_enc,
+            W_dec=solution[:-1],
+            b_dec=solution[-1],
+            activation="relu",
+        )
+
+    return fit
+
+
 @dataclass(frozen=True)
 class RandomStudy:
     folder: Path
     model: str
-    bases: dict[int, JumpReLUTranscoder]
-    deltas: dict[int, JumpReLUTranscoder]
+    bases: dict[int, Transcoder]
+    deltas: dict[int, Transcoder]
     configs: dict[int, DeltaConfig]
 
     def variant(self, folder: Path, **changes) -> Path:

@@ -246,7 +246,11 @@ def test_the_reader_refuses_another_model_and_changed_files(exported, random_stu
     [
         (lambda path: path.unlink(), FileNotFoundError, "is not an export"),
         (lambda path: path.write_text("{"), ValueError, "export.json is damaged"),
-        (lambda path: path.write_text('{"format_version": 9}'), ValueError, "version is 9"),
+        (
+            lambda path: path.write_text('{"format_version": 9}'),
+            ValueError,
+            "format_version is 9, this code reads 1; export the study again with `python -m",
+        ),
         (lambda path: path.write_text('{"format_version": 1}'), ValueError, "damaged: 'layers'"),
     ],
 )

@@ -33,11 +33,25 @@ def leftovers(folder) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.name.startswith(".") or "partial" in p.name)
 
 
-def test_an_output_is_finished_by_its_list(tmp_path):
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["train.py", "--study", "my runs"], "python train.py --study 'my runs'"),
+        (["/env/bin/delta-transcoders", "train"], "delta-transcoders train"),
+        (["delta-transcoders export", "--run", "a"], "delta-transcoders export --run a"),
+    ],
+)
+def test_a_command_is_written_down_as_it_is_typed(monkeypatch, argv, command):
+    monkeypatch.setattr("sys.argv", argv)
+    assert files.command_line() == command
+
+
+def test_an_output_is_finished_by_its_list(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--study", "a"])
     make(tmp_path / "out", model="old")
     done = json.loads((tmp_path / "out" / "done.json").read_text())
     assert done["files"] == {"model": 3}
-    assert done["command"].startswith("python ")
+    assert done["command"] == "python train.py --study a"
     make(tmp_path / "out", weights="new")
     assert set(contents(tmp_path / "out")) == {"done.json", "weights"}
     assert leftovers(tmp_path) == []

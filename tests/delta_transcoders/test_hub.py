@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from delta_transcoders.dictionaries.files.gemma_scope import load_base
+from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.hub import check_push, is_hub_id, local_folder, push_folder
 from delta_transcoders.language_models import check_model_source
 

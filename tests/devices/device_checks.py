@@ -30,9 +30,9 @@ from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.dictionaries.convergence import ConvergenceTracker
 from delta_transcoders.dictionaries.corrections import AffineCorrection, Moments
 from delta_transcoders.dictionaries.delta import random_directions
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.dictionaries.sparsity import BatchTopK, JumpReLU, SparsityConfig
 from delta_transcoders.dictionaries.stack import DictionaryStack, Variant
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.generation import AnswerReader
 from delta_transcoders.interventions import application
 from delta_transcoders.interventions.attachment import attached
@@ -330,7 +330,7 @@ PLANTED = {
         "base dictionaries",
         lambda monkeypatch: monkeypatch.setattr(DictionaryTraining, "_floats", unmoved_batch),
     ),
-    "a base dictionary": ("delta", not_moved(JumpReLUTranscoder)),
+    "a base dictionary": ("delta", not_moved(Transcoder)),
     "running thresholds": ("delta", unregistered(BatchTopK, "smallest_V")),
     "best values": ("delta", unregistered(ConvergenceTracker, "best_fvu_V")),
     "L0 aimed at": ("delta, jumprelu", unregistered(JumpReLU, "target_V")),
@@ -409,7 +409,7 @@ def test_first_weights_of_the_tiny_model_are_the_same_on_every_device(tokenizer)
 def test_random_directions_are_the_same_on_every_device():
     def make():
         shapes = {"W_enc": (4, 3), "b_enc": (3,), "W_dec": (3, 4), "b_dec": (4,), "threshold": (3,)}
-        delta = JumpReLUTranscoder(**{name: torch.ones(s) for name, s in shapes.items()})
+        delta = Transcoder(**{name: torch.ones(s) for name, s in shapes.items()})
         return [random_directions(delta, seed=2).W_dec]
 
     one, two = on_both(make)

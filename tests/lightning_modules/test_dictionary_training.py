@@ -14,10 +14,11 @@ import train
 from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.console import StudyWarning
 from delta_transcoders.dictionaries import stack
+from delta_transcoders.dictionaries.bases import available_l0s, load_base
 from delta_transcoders.dictionaries.delta import load_delta
-from delta_transcoders.dictionaries.files.gemma_scope import available_l0s, load_base, save_base
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.files.gemma_scope import save_base
 from delta_transcoders.dictionaries.stack import Variant
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.report.tables import read_metrics
 from lightning_modules.base_transcoder import BaseTranscoderTraining
@@ -140,7 +141,7 @@ def test_a_cache_of_another_model_or_tokenizer_is_refused(
 def test_a_base_of_another_width_is_refused(dictionaries, arguments, delta_options, tmp_path):
     base, _ = load_base(str(dictionaries / "base_transcoders"), 0, percentile=0.5)
     tensors = base.state_dict() | {"W_enc": base.W_enc[:8], "W_dec": base.W_dec[:, :8]}
-    narrow = JumpReLUTranscoder(**tensors | {"b_dec": base.b_dec[:8]})
+    narrow = Transcoder(**tensors | {"b_dec": base.b_dec[:8]})
     for layer in (0, 1):
         save_base(tmp_path, layer, narrow, 16)
     options = delta_options | {"data.base_transcoders": tmp_path}
@@ -307,7 +308,7 @@ def test_two_l0_that_print_alike_have_folders_of_their_own(tmp_path):
     module = BaseTranscoderTraining(output="")
     module.trainer = SimpleNamespace(datamodule=SimpleNamespace(layers=[3]))
     tensors = {"W_enc": torch.ones(4, 6), "b_enc": torch.ones(6), "W_dec": torch.ones(6, 4)}
-    base = JumpReLUTranscoder(**tensors, b_dec=torch.ones(4), threshold=torch.ones(6))
+    base = Transcoder(**tensors, b_dec=torch.ones(4), threshold=torch.ones(6))
     variant = Variant("layer_3/l0_24", 0, 0, 24)
     for l0 in (24.123, 24.124, 24.26, 24.1231):
         assert module.export(tmp_path, variant, base, {"l0": l0}) == "layer_3/width_6"

@@ -13,7 +13,7 @@ import torch
 import evaluate
 import train
 from delta_transcoders.dictionaries.delta import load_delta, save_delta
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.report.ranking import across, halves, main, read_effects
 from delta_transcoders.report.tables import read_metrics
@@ -33,7 +33,7 @@ def call_direction(folder) -> torch.Tensor:
     return direction_D / direction_D.norm()
 
 
-def planted_delta(like: JumpReLUTranscoder, direction_D: torch.Tensor | None) -> JumpReLUTranscoder:
+def planted_delta(like: Transcoder, direction_D: torch.Tensor | None) -> Transcoder:
     """Small random features, one of them silent, and one (where there is a direction) always active."""
     generator = torch.Generator().manual_seed(0)
     tensors = {
@@ -46,7 +46,7 @@ def planted_delta(like: JumpReLUTranscoder, direction_D: torch.Tensor | None) ->
         tensors["W_enc"][:, PLANTED] = 0
         tensors["b_enc"][PLANTED] = 2
         tensors["W_dec"][PLANTED] = 3 * direction_D
-    return JumpReLUTranscoder(**tensors)
+    return Transcoder(**tensors)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_one_feature_kept_among_silent_ones_is_full_and_dropped_is_none(
         tensors = delta.state_dict()
         tensors["b_enc"] = torch.full((D_NEW,), -100.0)
         tensors["b_enc"][PLANTED] = 2
-        save_delta(tmp_path / "delta" / f"layer_{layer}", JumpReLUTranscoder(**tensors), config)
+        save_delta(tmp_path / "delta" / f"layer_{layer}", Transcoder(**tensors), config)
     effects = read_effects(rank(tmp_path / "delta", tmp_path / "ranking", data__subsets="[tool]"))
     for layer in (0, 1):
         dropped, kept = (effects[layer, ablation, "tool"] for ablation in ("dropped", "kept"))
@@ -236,7 +236,7 @@ def test_features_in_another_order_are_found_again(ranking, planted, tmp_path, m
         for name in ("b_enc", "W_dec", "threshold"):
             tensors[name] = tensors[name][order]
         tensors["W_enc"] = tensors["W_enc"][:, order]
-        save_delta(other / "delta" / f"layer_{layer}", JumpReLUTranscoder(**tensors), config)
+        save_delta(other / "delta" / f"layer_{layer}", Transcoder(**tensors), config)
     lines = [json.loads(line) for line in (ranking / "effects.jsonl").read_text().splitlines()]
     for line in lines:
         line["feature"] = order.index(line["feature"])

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import evaluate
-from delta_transcoders.dictionaries.files.gemma_scope import load_base, save_base
+from delta_transcoders.dictionaries.bases import load_base
+from delta_transcoders.dictionaries.files.gemma_scope import save_base
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.loading import load_delta_sets
 from delta_transcoders.language_models import load_model

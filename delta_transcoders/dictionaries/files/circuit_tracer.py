@@ -1,14 +1,19 @@
 """circuit-tracer 0.5: a folder that its `load_transcoder_from_hub` reads, by absolute path or from the hub.
 
-    config.yaml                 model_kind transcoder_set, hook points, scan
+    config.yaml                 model_kind transcoder_set, hook points; activation, k
     layer_{L}.safetensors       W_enc [d_transcoder, d_model] (transposed), b_enc [d_transcoder],
                                 W_dec [d_transcoder, d_model], b_dec [d_model],
-                                activation_function.threshold [d_transcoder]
-    model/                      the language model, as transformers 4.57 reads it
+                                activation_function.threshold [d_transcoder] of JumpReLU,
+                                W_skip [d_model, d_model] (transposed) of some
+    model/                      the language model, as transformers 4.57 reads it (in ours)
 
-Layers run from 0 without a gap and are equally wide. The configuration lists no paths: they would be
-taken relative to the reader's working directory, and without a list the layers are found by name.
+Layers run from 0 without a gap and are equally wide. Our configuration lists no paths: they would be
+taken relative to the reader's working directory, and without a list the layers are found by name. A set
+that names no activation is JumpReLU where it has thresholds, else ReLU: so are the public sets of Qwen 3
+and Llama 3.2 1B. `topk` keeps the k largest pre-activations, without ReLU.
 """
+
+from __future__ import annotations
 
 import re
 from pathlib import Path
@@ -16,35 +21,41 @@ from typing import Any
 
 import yaml
 
+from delta_transcoders.dictionaries.files.listing import Entry, Files
 from delta_transcoders.dictionaries.files.tensors import (
-    check_d_model,
-    check_tensors,
     dictionary_shapes,
+    identify,
+    site_of,
     to_transcoder,
+    vector_lengths,
 )
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
-from delta_transcoders.families.sites import GEMMA_SCOPE, HookSite
+from delta_transcoders.dictionaries.identity import BaseId
+from delta_transcoders.dictionaries.transcoder import Activation, Transcoder
+from delta_transcoders.families.sites import HookSite
 from delta_transcoders.files import write_text
 from delta_transcoders.tensor_files import load_tensors, save_tensors
 
 CONFIG_NAME, MODEL_FOLDER = "config.yaml", "model"
 THRESHOLD = "activation_function.threshold"
+# Some revisions of this set of Llama 3.1 8B leave it out.
+K_OF = {"crv-8b-instruct-transcoders": 128}
 
 
 def layer_file(layer: int) -> str:
     return f"layer_{layer}.safetensors"
 
 
-def save_layer(folder: Path, layer: int, dictionary: JumpReLUTranscoder) -> Path:
+def save_layer(folder: Path, layer: int, dictionary: Transcoder) -> Path:
     """Write one layer's file and return it.
 
     Args:
-        dictionary: float32, for plain tensors at the site's hook points.
+        dictionary: float32 JumpReLU, for plain tensors at the site's hook points.
     """
     tensors = dictionary.state_dict()
     tensors[THRESHOLD] = tensors.pop("threshold")
+    transposed = {name: tensors[name].T for name in ("W_enc", "W_skip") if name in tensors}
     path = folder / layer_file(layer)
-    save_tensors(path, tensors | {"W_enc": tensors["W_enc"].T})
+    save_tensors(path, tensors | transposed)
     return path
 
 
@@ -55,96 +66,108 @@ def save_config(folder: Path, site: HookSite, model: str, scan: str) -> None:
         model: name or folder of the language model.
         scan: what the reader calls this set of dictionaries.
     """
+    hook_in, hook_out = (name.removeprefix("blocks.0.") for name in site.hook_points(0))
+    # The same tensor after the gain, by the name that published sets have.
+    hook_in = hook_in.replace("ln2.hook_out", "mlp.hook_in")
     config = {
         "model_name": model,
         "model_kind": "transcoder_set",
-        **_hooks(site),
+        "feature_input_hook": hook_in,
+        "feature_output_hook": hook_out,
         "scan": scan,
     }
     write_text(folder / CONFIG_NAME, yaml.safe_dump(config, sort_keys=False))
 
 
-def held_layers(folder: Path) -> list[int]:
-    return sorted(_layer_paths(folder, _read_config(folder / CONFIG_NAME)))
-
-
-def load_layer(
-    folder: Path, layer: int, d_model: int | None = None, site: HookSite = GEMMA_SCOPE
-) -> JumpReLUTranscoder:
-    """Read one dictionary.
-
-    Args:
-        site: the hook site that it must be for; Gemma Scope's files, which name none, are for theirs.
+def find(files: Files) -> list[Entry]:
+    """The files that the configuration lists, from this folder on, else those named so.
 
     Raises:
-        FileNotFoundError: no configuration, or no file of this layer.
-        ValueError: another kind of set, hook site or d_model, or tensors that do not fit each other;
-            names what was found and expected.
+        FileNotFoundError, ValueError: no configuration, or not one of a set of transcoders.
     """
-    config = _read_config(folder / CONFIG_NAME)
-    expected = {"model_kind": "transcoder_set", **_hooks(site)}
-    for name, wanted in expected.items():
-        if config.get(name) != wanted:
+    named = [(path, re.fullmatch(r"layer_(\d+)\.safetensors", path)) for path in files.paths]
+    layers = {int(match[1]): path for path, match in named if match}
+    if not layers and CONFIG_NAME not in files.paths:
+        return []
+    listed = _read_config(files).get("transcoders")
+    if listed is not None:
+        if not isinstance(listed, list) or not all(isinstance(path, str) for path in listed):
             raise ValueError(
-                f"{folder / CONFIG_NAME}: {name} is {config.get(name)!r}, expected {wanted!r}"
+                f"{files.source}/{CONFIG_NAME}: transcoders is {listed!r}, expected a list of files"
             )
-    path = _layer_paths(folder, config).get(layer, folder / layer_file(layer))
+        layers = dict(enumerate(listed))
+    for path in layers.values():
+        if "://" in path:
+            raise ValueError(
+                f"{files.source}/{CONFIG_NAME}: transcoders lists {path}; download it and list the file"
+            )
+    return [Entry(layer, path, "layer_*") for layer, path in sorted(layers.items())]
+
+
+def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
+    """
+    Raises:
+        FileNotFoundError: no configuration, or no file of this layer.
+        ValueError: another kind of set, unknown hook points or activation, TopK without k, or tensors that
+            do not fit each other; names what was found and expected.
+    """
+    config, config_path = _read_config(files), files.get(CONFIG_NAME)
+    site = site_of(config_path, config.get("feature_input_hook"), config.get("feature_output_hook"))
+    path = files.get(entry.path)
     tensors = load_tensors(path)
-    if THRESHOLD not in tensors:
-        raise ValueError(
-            f"{path}: {THRESHOLD} is missing (circuit-tracer would silently read ReLU); the file holds "
-            f"{sorted(tensors)}"
-        )
-    for name in ("b_enc", "b_dec"):
-        if name not in tensors or tensors[name].ndim != 1:
-            raise ValueError(f"{path}: {name} is missing or not a vector")
-    n_features, d = len(tensors["b_enc"]), len(tensors["b_dec"])
-    check_d_model(path, "b_dec", d, d_model)
-    shapes = dictionary_shapes(d, n_features, d) | {"W_enc": (n_features, d)}
-    shapes[THRESHOLD] = shapes.pop("threshold")
-    check_tensors(path, tensors, shapes, "by the lengths of b_enc and b_dec")
-    if (tensors[THRESHOLD] < 0).any():
+    n_features, d_model = vector_lengths(path, tensors, "b_enc", "b_dec")
+    activation, k = _activation(files, config, THRESHOLD in tensors)
+    if activation == "jumprelu" and THRESHOLD in tensors and (tensors[THRESHOLD] < 0).any():
         raise ValueError(
             f"{path}: {THRESHOLD} holds negative values, expected none: circuit-tracer lets negative "
             "activations through there, a JumpReLU transcoder does not"
         )
-    tensors["threshold"] = tensors.pop(THRESHOLD)
-    return to_transcoder(path, tensors | {"W_enc": tensors["W_enc"].T})
+    transcoder = to_transcoder(
+        path,
+        tensors,
+        dictionary_shapes(
+            d_model, n_features, d_model, activation == "jumprelu", "W_skip" in tensors
+        ),
+        "by the lengths of b_enc and b_dec",
+        names={"threshold": THRESHOLD},
+        transposed=("W_enc", "W_skip"),
+        activation=activation,
+        k=k,
+    )
+    return transcoder, identify(
+        files, entry, transcoder, site, average_l0=k, base_model=config.get("model_name")
+    )
 
 
-def _hooks(site: HookSite) -> dict[str, str]:
-    hook_in, hook_out = (name.removeprefix("blocks.0.") for name in site.hook_points(0))
-    hook_in = hook_in.replace(
-        "ln2.hook_out", "mlp.hook_in"
-    )  # the same tensor, by the name that sets have
-    return {"feature_input_hook": hook_in, "feature_output_hook": hook_out}
-
-
-def _layer_paths(folder: Path, config: dict[str, Any]) -> dict[int, Path]:
-    """By layer: the files that the configuration lists, from this folder on, else those named so."""
-    if "transcoders" not in config:
-        found = (re.fullmatch(r"layer_(\d+)\.safetensors", path.name) for path in folder.iterdir())
-        return {int(match[1]): folder / match[0] for match in found if match}
-    listed = config["transcoders"]
-    if not isinstance(listed, list) or not all(isinstance(path, str) for path in listed):
+def _activation(
+    files: Files, config: dict[str, Any], has_threshold: bool
+) -> tuple[Activation, int | None]:
+    path = f"{files.source}/{CONFIG_NAME}"
+    named = config.get("activation", "jumprelu" if has_threshold else "relu")
+    known = {"relu": "relu", "topk": "topk", "jumprelu": "jumprelu", "jump_relu": "jumprelu"}
+    if named not in known:
+        raise ValueError(f"{path}: activation is {named!r}, expected one of {', '.join(known)}")
+    if known[named] != "topk":
+        return known[named], None
+    k = config.get("k", next((k for name, k in K_OF.items() if name in files.source), None))
+    if k is None:
         raise ValueError(
-            f"{folder / CONFIG_NAME}: transcoders is {listed!r}, expected a list of files"
+            f"{path}: activation is topk and k is missing; write `k: NUMBER` there (it is "
+            f"{', '.join(f'{k} for {name}' for name, k in K_OF.items())})"
         )
-    for path in listed:
-        if "://" in path:
-            raise ValueError(
-                f"{folder / CONFIG_NAME}: transcoders lists {path}; download it and list the file"
-            )
-    return {layer: folder / path for layer, path in enumerate(listed)}
+    return "topk", k
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+def _read_config(files: Files) -> dict[str, Any]:
+    path = files.get(CONFIG_NAME)
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds a {type(config).__name__}, expected `key: value` pairs")
+    if config.get("model_kind") != "transcoder_set":
+        raise ValueError(
+            f"{path}: model_kind is {config.get('model_kind')!r}, expected 'transcoder_set'"
+        )
     return config

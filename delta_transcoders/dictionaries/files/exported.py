@@ -7,12 +7,12 @@ which base the delta belongs to, and the hash of the dictionary; of all, the fin
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from delta_transcoders.dictionaries.files import ToolFormat, circuit_tracer, saelens
-from delta_transcoders.dictionaries.files.gemma_scope import load_base
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.bases import load_base
+from delta_transcoders.dictionaries.files import ToolFormat
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.families.sites import HOOK_SITES
-from delta_transcoders.files import read_json, write_json
-from delta_transcoders.fingerprints import check_hash, hash_tensors
+from delta_transcoders.files import check_version, read_json, write_json
+from delta_transcoders.fingerprints import check_hash
 from delta_transcoders.hub import local_folder
 
 CARD_NAME = "export.json"
@@ -29,7 +29,7 @@ class LayerCard:
     path: str
     """Its file or folder in the export."""
     hash: str
-    """sha256 of its five tensors (`fingerprints.hash_tensors`), float32, under our names and orientation."""
+    """`Transcoder.fingerprint`: of its float32 tensors under our names and in our orientation."""
     hook_in: str
     hook_out: str
     base_features: Range
@@ -74,11 +74,9 @@ def load_card(folder: str | Path) -> ExportCard:
     """
     path = Path(folder) / CARD_NAME
     raw = read_json(path, f"{folder} is not an export")
+    remake = "export the study again with `python -m delta_transcoders.export`"
+    check_version(path, raw.get("format_version"), FORMAT_VERSION, remake)
     try:
-        if raw["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"format_version is {raw['format_version']}, this code reads {FORMAT_VERSION}"
-            )
         layers = {int(layer): _layer_card(entry) for layer, entry in raw["layers"].items()}
         return ExportCard(**raw | {"layers": layers})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -87,7 +85,7 @@ def load_card(folder: str | Path) -> ExportCard:
 
 def load_export(
     folder: str | Path, fingerprint: str | None = None
-) -> tuple[ExportCard, dict[int, JumpReLUTranscoder]]:
+) -> tuple[ExportCard, dict[int, Transcoder]]:
     """Read an export back: its card, and the dictionaries by layer.
 
     Args:
@@ -111,25 +109,28 @@ def load_export(
     return card, dictionaries
 
 
-def verify(folder: Path, card: ExportCard, layer: int, dictionary: JumpReLUTranscoder) -> None:
+def verify(folder: Path, card: ExportCard, layer: int, dictionary: Transcoder) -> None:
     """Refuse a dictionary that is not the one the card describes.
 
     Raises:
         ValueError: names the layer and both hashes.
     """
     exported = card.layers[layer]
-    found, problem = hash_tensors(dictionary.state_dict()), "is not what was exported"
-    check_hash(f"{folder}: {exported.path} {problem}", found, CARD_NAME, exported.hash)
+    problem = f"{folder}: {exported.path} is not what was exported"
+    check_hash(problem, dictionary.fingerprint(), CARD_NAME, exported.hash)
 
 
-def _load_layer(folder: Path, card: ExportCard, layer: int) -> JumpReLUTranscoder:
-    if card.format == "saelens":
-        return saelens.load_layer(folder, layer, card.d_model, HOOK_SITES[card.hook_site])
-    if card.format == "circuit_tracer":
-        return circuit_tracer.load_layer(folder, layer, card.d_model, HOOK_SITES[card.hook_site])
-    return load_base(folder, layer, average_l0=card.layers[layer].average_l0, d_model=card.d_model)[
-        0
-    ]
+def _load_layer(folder: Path, card: ExportCard, layer: int) -> Transcoder:
+    dictionary, found = load_base(folder, layer, percentile=0.5, d_model=card.d_model)
+    exported = card.layers[layer]
+    wanted = (exported.hook_in, exported.hook_out)
+    hooks = HOOK_SITES[found.hook_site].hook_points(layer) if found.hook_site else wanted
+    if hooks != wanted:
+        raise ValueError(
+            f"{folder}: {exported.path} is for {' -> '.join(hooks)}, but {CARD_NAME} says "
+            f"{' -> '.join(wanted)}"
+        )
+    return dictionary
 
 
 def _layer_card(entry: dict) -> LayerCard:

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import torch
 
+from delta_transcoders.dictionaries.bases import entry_of, load_base
 from delta_transcoders.dictionaries.delta import DeltaConfig, load_base_of, load_deltas
 from delta_transcoders.dictionaries.files.exported import LayerCard
-from delta_transcoders.dictionaries.files.gemma_scope import BaseId, base_width, load_base
 from delta_transcoders.dictionaries.files.tensors import for_other_tools, padded
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder, concatenate
+from delta_transcoders.dictionaries.identity import BaseId
+from delta_transcoders.dictionaries.transcoder import Transcoder, concatenate
 from delta_transcoders.families.sites import HOOK_SITES, HookSite
-from delta_transcoders.fingerprints import hash_tensors
-from delta_transcoders.hub import portable_name
+from delta_transcoders.hub import portable_name, split_layer
 
 
 class FusedDeltas:
@@ -54,13 +54,10 @@ class FusedDeltas:
             )
         self.n_features = self.config.d_new
         if not delta_only:
-            widths = [base_width(config.base_id) for _, _, config in self._deltas.values()]
-            self.n_features += max(widths)
-            self._source = base_transcoders or self.config.base_id.rsplit("/layer_", 1)[0]
+            self._source = base_transcoders or split_layer(self.config.base_id)[0]
+            self.n_features += max(self._width(*self._deltas[layer]) for layer in self.layers)
 
-    def layer(
-        self, layer: int, n_features: int | None = None
-    ) -> tuple[JumpReLUTranscoder, LayerCard]:
+    def layer(self, layer: int, n_features: int | None = None) -> tuple[Transcoder, LayerCard]:
         """The dictionary of a layer, which may be one without a delta, and what it is made of.
 
         Args:
@@ -68,6 +65,12 @@ class FusedDeltas:
         """
         path, delta, config = self._deltas.get(layer, (None, None, None))
         base, base_id = self._base(layer, path, config)
+        if base and base.k is not None:
+            raise ValueError(
+                f"layer {layer}: {base_id.path} is a TopK dictionary (k {base.k}): a delta joined to it "
+                "would change which of its features are kept; keep them apart (--format deltas), or "
+                "export the delta alone (--delta-only)"
+            )
         empty = _empty(self.config)
         joined = concatenate(base or empty, delta or empty, self.alpha)
         whole = padded(for_other_tools(joined, self.site), n_features or joined.n_features)
@@ -77,7 +80,7 @@ class FusedDeltas:
         l0s = [base_id and base_id.average_l0, config and config.measured.get("l0_delta")]
         return whole, LayerCard(
             path="",
-            hash=hash_tensors(whole.state_dict()),
+            hash=whole.fingerprint(),
             hook_in=hook_in,
             hook_out=hook_out,
             base_features=(0, n_base),
@@ -85,13 +88,13 @@ class FusedDeltas:
             padding_features=(joined.n_features, whole.n_features),
             base_id=base_path and portable_name(base_path),
             base_hash=base_id.hash if base_id else config and config.base_hash,
-            delta_hash=delta and hash_tensors(delta.state_dict()),
+            delta_hash=delta and delta.fingerprint(),
             average_l0=round(sum(l0 for l0 in l0s if l0)),
         )
 
     def _base(
         self, layer: int, path: Path | None, config: DeltaConfig | None
-    ) -> tuple[JumpReLUTranscoder | None, BaseId | None]:
+    ) -> tuple[Transcoder | None, BaseId | None]:
         if self.delta_only:
             return None, None
         if config is not None:
@@ -99,15 +102,19 @@ class FusedDeltas:
         return load_base(
             self._source,
             layer,
-            width=base_width(self.config.base_id),
+            files=entry_of(self._source, self.config.base_id).kind,
             percentile=self.config.percentile,
             d_model=self.config.d_in,
         )
 
+    def _width(self, path: Path, delta: Transcoder, config: DeltaConfig) -> int:
+        named = entry_of(self._source, config.base_id).width
+        return named or load_base_of(path, config, self._source)[1].width
 
-def _empty(config: DeltaConfig) -> JumpReLUTranscoder:
+
+def _empty(config: DeltaConfig) -> Transcoder:
     """A dictionary without features, which writes nothing."""
-    return JumpReLUTranscoder(
+    return Transcoder(
         W_enc=torch.zeros(config.d_in, 0),
         b_enc=torch.zeros(0),
         W_dec=torch.zeros(0, config.d_out),

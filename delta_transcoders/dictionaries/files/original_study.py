@@ -14,17 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.dictionaries.delta import DeltaConfig
-from delta_transcoders.dictionaries.files.gemma_scope import KEYS, load_base
+from delta_transcoders.dictionaries.files.gemma_scope import KEYS
 from delta_transcoders.dictionaries.files.tensors import (
-    check_tensors,
     dictionary_shapes,
     to_transcoder,
+    vector_lengths,
 )
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.dictionaries.sparsity import SparsityConfig
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.families.sites import ORIGINAL
-from delta_transcoders.fingerprints import check_hash, hash_tensors
+from delta_transcoders.fingerprints import check_hash
 
 CHECKPOINT_NAME = "best_model.pt"
 _FOLDER = re.compile(r"layer_(\d+)_dnew_(\d+)_pctl_(\d+(?:\.\d+)?)")
@@ -61,7 +62,7 @@ def checkpoints(folder: Path) -> dict[int, tuple[Path, float]]:
     }
 
 
-def load_checkpoint(path: Path) -> tuple[JumpReLUTranscoder, JumpReLUTranscoder]:
+def load_checkpoint(path: Path) -> tuple[Transcoder, Transcoder]:
     """Base and delta of one checkpoint, float32.
 
     Raises:
@@ -94,7 +95,7 @@ def load_checkpoint(path: Path) -> tuple[JumpReLUTranscoder, JumpReLUTranscoder]
 
 def import_checkpoint(
     path: Path, layer: int, percentile: float, base_transcoders: str, fingerprint: str
-) -> tuple[JumpReLUTranscoder, DeltaConfig]:
+) -> tuple[Transcoder, DeltaConfig]:
     """The delta of one checkpoint and the configuration that it lacks.
 
     Args:
@@ -112,9 +113,8 @@ def import_checkpoint(
         percentile=percentile,
         d_model=own_base.d_in,
     )
-    own_hash = hash_tensors(own_base.state_dict())
     problem = f"{path}: base_transcoder is another base dictionary"
-    check_hash(problem, own_hash, base_id.path, base_id.hash)
+    check_hash(problem, own_base.fingerprint(), base_id.path, base_id.hash)
     hook_in, hook_out = ORIGINAL.names(layer)
     return delta, DeltaConfig(
         layer=layer,
@@ -136,15 +136,9 @@ def import_checkpoint(
     )
 
 
-def _part(path: Path, state: Mapping[str, Tensor], part: str) -> JumpReLUTranscoder:
-    tensors = {f"{part}.{key}": state[f"{part}.{key}"] for key in KEYS}
-    for name in (f"{part}.b_enc", f"{part}.b_dec"):
-        if tensors[name].ndim != 1:
-            raise ValueError(
-                f"{path}: {name} has shape {list(tensors[name].shape)}, expected a vector"
-            )
-    n_features, d_model = len(tensors[f"{part}.b_enc"]), len(tensors[f"{part}.b_dec"])
+def _part(path: Path, state: Mapping[str, Tensor], part: str) -> Transcoder:
+    tensors = {f"{part}.{key}": state[f"{part}.{key}"].float() for key in KEYS}
+    n_features, d_model = vector_lengths(path, tensors, f"{part}.b_enc", f"{part}.b_dec")
     shapes = dictionary_shapes(d_model, n_features, d_model)
-    expected = {f"{part}.{key}": shape for key, shape in shapes.items()}
-    check_tensors(path, tensors, expected, "by the lengths of b_enc and b_dec")
-    return to_transcoder(path, {key: state[f"{part}.{key}"] for key in KEYS})
+    names = {key: f"{part}.{key}" for key in KEYS}
+    return to_transcoder(path, tensors, shapes, "by the lengths of b_enc and b_dec", names=names)

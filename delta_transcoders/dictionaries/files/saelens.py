@@ -1,31 +1,44 @@
 """SAELens 6: one folder per dictionary, as its `SAE.load_from_disk` reads it.
 
-layer_{L}/cfg.json                  architecture jumprelu_transcoder, sizes, hook points
+layer_{L}/cfg.json                  architecture (`ARCHITECTURES`), sizes, hook points
 layer_{L}/sae_weights.safetensors   W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_out],
-                                    b_dec [d_out], threshold [d_sae]
+                                    b_dec [d_out], threshold [d_sae] of JumpReLU,
+                                    W_skip [d_out, d_in] (transposed) of the skip variants
+
+Any folder whose name tells the layer will do, as in `blocks.3.mlp` or `layer_3_width_16k`.
 """
+
+from __future__ import annotations
 
 import re
 from pathlib import Path
 from typing import Any
 
+from delta_transcoders.dictionaries.files.listing import Entry, Files
 from delta_transcoders.dictionaries.files.tensors import (
-    check_d_model,
-    check_tensors,
     dictionary_shapes,
+    identify,
+    site_of,
     to_transcoder,
 )
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
-from delta_transcoders.families.sites import GEMMA_SCOPE, HookSite
-from delta_transcoders.files import read_json, write_json
+from delta_transcoders.dictionaries.identity import BaseId
+from delta_transcoders.dictionaries.transcoder import Transcoder
+from delta_transcoders.families.sites import HookSite
+from delta_transcoders.files import write_json
 from delta_transcoders.tensor_files import load_tensors, save_tensors
 
 CONFIG_NAME, WEIGHTS_NAME = "cfg.json", "sae_weights.safetensors"
 # Without a version of 6 or later its reader takes the file for an older one and drops the metadata.
 VERSION = "6.54.12"
+# Activation and whether there is a skip.
+ARCHITECTURES = {
+    "jumprelu_transcoder": ("jumprelu", False),
+    "jumprelu_skip_transcoder": ("jumprelu", True),
+    "transcoder": ("relu", False),
+    "skip_transcoder": ("relu", True),
+}
 # What it would do to inputs and outputs otherwise, silently.
 REQUIRED = {
-    "architecture": "jumprelu_transcoder",
     "apply_b_dec_to_input": False,
     "normalize_activations": "none",
     "reshape_activations": "none",
@@ -35,7 +48,7 @@ REQUIRED = {
 def save_layer(
     folder: Path,
     layer: int,
-    dictionary: JumpReLUTranscoder,
+    dictionary: Transcoder,
     site: HookSite,
     model: str,
     prepend_bos: bool,
@@ -43,12 +56,14 @@ def save_layer(
     """Write one layer's folder below `folder`, and return it.
 
     Args:
-        dictionary: float32, for plain tensors at the site's hook points.
+        dictionary: float32 JumpReLU or ReLU, for plain tensors at the site's hook points.
         model: name or folder of the language model.
         prepend_bos: whether its tokenizer puts BOS before a text.
     """
     hook_in, hook_out = site.hook_points(layer)
+    kind = (dictionary.activation, dictionary.W_skip is not None)
     config = {
+        "architecture": next(name for name, known in ARCHITECTURES.items() if known == kind),
         **REQUIRED,
         "d_in": dictionary.d_in,
         "d_sae": dictionary.n_features,
@@ -64,51 +79,67 @@ def save_layer(
             "prepend_bos": prepend_bos,
         },
     }
+    tensors = dictionary.state_dict()
+    if "W_skip" in tensors:
+        tensors["W_skip"] = tensors["W_skip"].T
     folder = folder / f"layer_{layer}"
-    save_tensors(folder / WEIGHTS_NAME, dictionary.state_dict())
+    save_tensors(folder / WEIGHTS_NAME, tensors)
     write_json(folder / CONFIG_NAME, config)
     return folder
 
 
-def held_layers(folder: Path) -> list[int]:
-    found = (re.fullmatch(r"layer_(\d+)", path.name) for path in folder.iterdir())
-    return sorted(int(match[1]) for match in found if match)
+def find(files: Files) -> list[Entry]:
+    found = []
+    for path in files.paths:
+        folder, _, name = path.rpartition("/")
+        layer = re.search(r"(?:layers?|blocks)[._]?(\d+)", folder)
+        if layer and name == WEIGHTS_NAME:
+            kind = f"{folder[: layer.start(1)]}*{folder[layer.end(1) :]}"
+            found.append(Entry(int(layer[1]), path, kind))
+    return found
 
 
-def load_layer(
-    folder: Path, layer: int, d_model: int | None = None, site: HookSite = GEMMA_SCOPE
-) -> JumpReLUTranscoder:
-    """Read one dictionary.
-
-    Args:
-        site: the hook site that it must be for; Gemma Scope's files, which name none, are for theirs.
-
+def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
+    """
     Raises:
         FileNotFoundError: the layer's folder lacks a file.
-        ValueError: another architecture, hook site or d_model, a transformation that we do not do, or
-            tensors that do not fit the configuration; names what was found and expected.
+        ValueError: another architecture, unknown hook points, a transformation that we do not do, or tensors
+            that do not fit the configuration; names what was found and expected.
     """
-    path = folder / f"layer_{layer}" / CONFIG_NAME
-    config = _read_config(path)
-    hooks = dict(zip(("hook_name", "hook_name_out"), site.hook_points(layer), strict=True))
-    for name, wanted in hooks.items():
-        found = config["metadata"].get(name)
-        if found != wanted:
-            raise ValueError(f"{path}: metadata.{name} is {found!r}, expected {wanted!r}")
-    for name in ("d_in", "d_out"):
-        check_d_model(path, name, config[name], d_model)
+    config_path = entry.path.replace(WEIGHTS_NAME, CONFIG_NAME)
+    path, config = files.get(config_path), _checked(files.get(config_path), files.json(config_path))
+    metadata = config["metadata"]
+    # Its own name for the input of Gemma Scope 2 is that of another tensor; Hugging Face's is right.
+    hooks = [
+        metadata.get(f"hf_{name}") or metadata.get(name) for name in ("hook_name", "hook_name_out")
+    ]
+    layer = rf"^(?:blocks|(?:model\.)?(?:language_model\.)?layers)\.{entry.layer}\."
+    site = site_of(path, *(hook and re.sub(layer, "", hook) for hook in hooks))
+    activation, skip = ARCHITECTURES[config["architecture"]]
+    weights = files.get(entry.path)
+    transcoder = to_transcoder(
+        weights,
+        load_tensors(weights),
+        dictionary_shapes(
+            config["d_in"], config["d_sae"], config["d_out"], activation == "jumprelu", skip
+        ),
+        f"by the sizes in {CONFIG_NAME}",
+        transposed=("W_skip",),
+        activation=activation,
+    )
+    return transcoder, identify(
+        files, entry, transcoder, site, base_model=metadata.get("model_name")
+    )
 
-    shapes = dictionary_shapes(config["d_in"], config["d_sae"], config["d_out"])
-    weights = path.parent / WEIGHTS_NAME
-    tensors = load_tensors(weights)
-    check_tensors(weights, tensors, shapes, f"by the sizes in {CONFIG_NAME}")
-    return to_transcoder(weights, tensors)
 
-
-def _read_config(path: Path) -> dict[str, Any]:
-    config = read_json(path)
+def _checked(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(config.get("metadata"), dict):
         raise ValueError(f"{path}: expected an object that holds another, `metadata`")
+    if config.get("architecture") not in ARCHITECTURES:
+        raise ValueError(
+            f"{path}: architecture is {config.get('architecture')!r}, expected one of "
+            f"{', '.join(ARCHITECTURES)}"
+        )
     for name, wanted in REQUIRED.items():
         # The last two may be left out there, and mean none.
         found = config.get(name, "none" if wanted == "none" else None)

@@ -1,93 +1,159 @@
-"""Dictionaries from and for files that other programs read: checked before anything is made of them.
+"""What the readers and writers of dictionary files share: checks, hook points, and folding of scales.
 
-Site and scale: a foreign tool feeds a dictionary the plain tensor at a hook point, so a scale that a hook
-site asks for is folded into the weights (`for_other_tools`).
+A foreign tool feeds a dictionary the plain tensor at a hook point, so a scale that a hook site asks for is
+folded into the weights (`for_other_tools`).
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
-from delta_transcoders.families.sites import HookSite
+from delta_transcoders.dictionaries.files.listing import Entry, Files
+from delta_transcoders.dictionaries.identity import L0, BaseId
+from delta_transcoders.dictionaries.transcoder import Transcoder, unscaled
+from delta_transcoders.families.sites import HookSite, site_between
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def dictionary_shapes(d_in: int, n_features: int, d_out: int) -> dict[str, tuple[int, ...]]:
-    """Of a dictionary's five tensors, under our names and in our orientation."""
-    return {
-        "W_enc": (d_in, n_features),
-        "b_enc": (n_features,),
-        "W_dec": (n_features, d_out),
-        "b_dec": (d_out,),
-        "threshold": (n_features,),
-    }
-
-
-def check_tensors(
-    path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], source: str
-) -> None:
-    """Refuse a file whose tensors are not exactly these.
-
-    Args:
-        source: where the expected sizes come from, for the message.
-
-    Raises:
-        ValueError: names the tensor, what it is and what was expected.
-    """
-    for name in shapes.keys() - tensors.keys():
-        raise ValueError(f"{path}: {name} is missing; the file holds {sorted(tensors)}")
-    for name in tensors.keys() - shapes.keys():
-        raise ValueError(f"{path}: unexpected tensor {name}; expected are {sorted(shapes)}")
-    for name, shape in shapes.items():
-        found = tuple(tensors[name].shape)
-        if found != shape:
-            transposed = len(shape) == 2 and found == shape[::-1]
-            raise ValueError(
-                f"{path}: {name} has shape {list(found)}, expected {list(shape)} ({source})"
-                + ("; it is transposed" if transposed else "")
-            )
-
-
-def to_transcoder(path: Path, tensors: Mapping[str, Tensor]) -> JumpReLUTranscoder:
-    """The five tensors, under our names and in our orientation, as a float32 dictionary."""
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{path}: {name} has dtype {tensor.dtype}, expected a floating dtype")
+def site_of(path: Path, hook_in: Any, hook_out: Any) -> HookSite:
+    """`sites.site_between` of what a file names; errors name the file."""
     try:
-        return JumpReLUTranscoder(**{k: t.float().contiguous() for k, t in tensors.items()})
+        return site_between(hook_in, hook_out)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def check_d_model(path: Path, name: str, found: int, d_model: int | None) -> None:
-    if d_model is not None and found != d_model:
-        raise ValueError(
-            f"{path}: {name} has d_model {found}, the model expects {d_model}; this dictionary "
-            "belongs to another model"
-        )
+def to_transcoder(
+    path: Path,
+    stored: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    source: str,
+    *,
+    names: Mapping[str, str] = MappingProxyType({}),
+    transposed: Collection[str] = (),
+    **options: Any,
+) -> Transcoder:
+    """The transcoder of a file's tensors; refuses one whose tensors are not exactly these.
+
+    Args:
+        shapes: by our names, and in our orientation.
+        source: where the expected sizes come from, for messages.
+        names: what the file calls a tensor, where that is not our name.
+        transposed: those that the file holds the other way round, by our names.
+        options: of `Transcoder`.
+
+    Raises:
+        ValueError: names the file, the tensor, what it is and what was expected.
+    """
+    named = {names.get(name, name): name for name in shapes}
+    for name in named.keys() - stored.keys():
+        raise ValueError(f"{path}: {name} is missing; the file holds {sorted(stored)}")
+    for name in stored.keys() - named.keys():
+        raise ValueError(f"{path}: unexpected tensor {name}; expected are {sorted(named)}")
+    tensors = {}
+    for name, ours in named.items():
+        tensor, expected = stored[name], shapes[ours]
+        if ours in transposed:
+            expected = expected[::-1]
+        found = tuple(tensor.shape)
+        if found != expected:
+            raise ValueError(
+                f"{path}: {name} has shape {list(found)}, expected {list(expected)} ({source})"
+                + ("; it is transposed" if len(found) == 2 and found == expected[::-1] else "")
+            )
+        if tensor.dtype not in DTYPES:
+            raise ValueError(
+                f"{path}: {name} has dtype {tensor.dtype}, expected float32, bfloat16 or float16"
+            )
+        tensors[ours] = tensor.T if ours in transposed else tensor
+    try:
+        return Transcoder(**tensors, **options)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def for_other_tools(dictionary: JumpReLUTranscoder, site: HookSite) -> JumpReLUTranscoder:
+def dictionary_shapes(
+    d_in: int, n_features: int, d_out: int, threshold: bool = True, skip: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """Of a dictionary's tensors, under our names and in our orientation."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_enc": (d_in, n_features),
+        "b_enc": (n_features,),
+        "W_dec": (n_features, d_out),
+        "b_dec": (d_out,),
+    }
+    if threshold:
+        shapes["threshold"] = (n_features,)
+    if skip:
+        shapes["W_skip"] = (d_in, d_out)
+    return shapes
+
+
+def vector_lengths(path: Path, tensors: Mapping[str, Tensor], *names: str) -> list[int]:
+    """
+    Raises:
+        ValueError: one is missing or not a vector.
+    """
+    for name in names:
+        if name not in tensors:
+            raise ValueError(f"{path}: {name} is missing; the file holds {sorted(tensors)}")
+        if tensors[name].ndim != 1:
+            raise ValueError(
+                f"{path}: {name} has shape {list(tensors[name].shape)}, expected a vector"
+            )
+    return [len(tensors[name]) for name in names]
+
+
+def identify(
+    files: Files,
+    entry: Entry,
+    transcoder: Transcoder,
+    site: HookSite | None,
+    *,
+    average_l0: L0 | None = None,
+    leading: int = 1,
+    base_model: str | None = None,
+) -> BaseId:
+    """What a reader has found out about a dictionary, with what the dictionary says itself."""
+    return BaseId(
+        source=files.source,
+        file=entry.path,
+        layer=entry.layer,
+        width=transcoder.n_features,
+        average_l0=average_l0,
+        hash=transcoder.fingerprint(),
+        hook_site=site and site.name,
+        activation=transcoder.activation,
+        k=transcoder.k,
+        skip=transcoder.W_skip is not None,
+        leading=leading,
+        base_model=base_model,
+    )
+
+
+def for_other_tools(dictionary: Transcoder, site: HookSite) -> Transcoder:
     """The same function in float32, on plain tensors instead of the site's unit, with thresholds >= 0.
 
     With s the site's factor it is dictionary(s·x) / s: s goes into W_enc, 1/s into W_dec and b_dec;
     activations stay the same. A threshold below 0 acts as 0 here, but not everywhere: circuit-tracer's
     JumpReLU does not cut at 0 by itself.
     """
-    t = {name: tensor.float() for name, tensor in dictionary.state_dict().items()}
+    t = unscaled(dictionary)
     scale = site.factor(dictionary.d_in)
-    return JumpReLUTranscoder(
-        W_enc=t["W_enc"] * scale,
-        b_enc=t["b_enc"],
-        W_dec=t["W_dec"] / scale,
-        b_dec=t["b_dec"] / scale,
-        threshold=t["threshold"].clamp(min=0),
-    )
+    t |= {"W_enc": t["W_enc"] * scale, "W_dec": t["W_dec"] / scale, "b_dec": t["b_dec"] / scale}
+    if "threshold" in t:
+        t["threshold"] = t["threshold"].clamp(min=0)
+    return Transcoder(**t, activation=dictionary.activation, k=dictionary.k)
 
 
-def padded(dictionary: JumpReLUTranscoder, n_features: int) -> JumpReLUTranscoder:
+def padded(dictionary: Transcoder, n_features: int) -> Transcoder:
     """The dictionary with features added at the end that never fire and write nothing.
 
     Their pre-activation is −1 whatever the input and their threshold 1: silent under JumpReLU, and under
@@ -98,10 +164,10 @@ def padded(dictionary: JumpReLUTranscoder, n_features: int) -> JumpReLUTranscode
         raise ValueError(f"{dictionary.n_features} features cannot be padded to {n_features}")
     t = dictionary.state_dict()
     ones = t["b_enc"].new_ones(n_new)
-    return JumpReLUTranscoder(
-        W_enc=torch.cat([t["W_enc"], t["W_enc"].new_zeros(dictionary.d_in, n_new)], dim=1),
-        b_enc=torch.cat([t["b_enc"], -ones]),
-        W_dec=torch.cat([t["W_dec"], t["W_dec"].new_zeros(n_new, dictionary.d_out)]),
-        b_dec=t["b_dec"],
-        threshold=torch.cat([t["threshold"], ones]),
-    )
+    more = {
+        "W_enc": torch.cat([t["W_enc"], t["W_enc"].new_zeros(dictionary.d_in, n_new)], dim=1),
+        "b_enc": torch.cat([t["b_enc"], -ones]),
+        "W_dec": torch.cat([t["W_dec"], t["W_dec"].new_zeros(n_new, dictionary.d_out)]),
+        "threshold": torch.cat([t["threshold"], ones]),
+    }
+    return Transcoder(**t | more)

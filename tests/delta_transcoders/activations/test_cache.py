@@ -15,7 +15,7 @@ from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.layout import CacheMeta, disk_bytes
 from delta_transcoders.activations.targets import add_residuals, add_target
 from delta_transcoders.activations.writing import CacheWriter, finish_cache
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.families.sites import HOOK_SITES
 
 D_IN, D_OUT, PER_EXAMPLE = 6, 5, 10
@@ -76,7 +76,7 @@ def random_base(d_in=D_IN, d_out=D_OUT, seed=0):
     def draw(*shape):
         return torch.randn(shape, generator=generator)
 
-    return JumpReLUTranscoder(
+    return Transcoder(
         W_enc=draw(d_in, 16),
         b_enc=draw(16),
         W_dec=draw(16, d_out),
@@ -310,6 +310,19 @@ class TestTargets:
             l0 = (base.encode(x) > 0).sum(1).double().mean()
             assert fits[split].l0 == pytest.approx(l0.item())
         assert cache.target("residual-p0.5", 2)["identity"]["path"] == "somewhere"
+
+    def test_what_describes_the_same_base_may_change(self, cache):
+        """It lies elsewhere now, or older code said less of it."""
+        base = random_base()
+        fits = add_residuals(cache, 0, "p0.5", base, {"hash": "h", "average_l0": 8})
+        before = snapshot(cache.folder)
+        later = {"hash": "h", "average_l0": 8, "file": "layer_0/params.npz"}
+        assert add_residuals(cache, 0, "p0.5", base, later) == fits
+        assert ActivationCache(cache.folder).target("residual-p0.5", 0)["identity"] == later
+        changed = {
+            path.name for path, data in snapshot(cache.folder).items() if data != before[path]
+        }
+        assert changed == {"manifest.json"}
 
     def test_same_base_is_not_computed_again_and_another_one_replaces_it(self, cache):
         base = random_base()

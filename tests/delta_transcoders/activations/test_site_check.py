@@ -10,30 +10,10 @@ from delta_transcoders.activations.site_check import (
     hook_site_check,
     require_site,
 )
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
 from delta_transcoders.families.gemma2 import Gemma2
 from delta_transcoders.families.sites import HOOK_SITES
 
 CANDIDATES = Gemma2.candidates
-N_FEATURES = 160  # enough to leave three tenths of the variance
-
-
-def fitted(x, y):
-    """Random features with biases, so that scale matters, and the decoder that suits y best."""
-    generator = torch.Generator().manual_seed(0)
-    W_enc = torch.randn(x.shape[1], N_FEATURES, generator=generator)
-    b_enc = torch.randn(N_FEATURES, generator=generator) * (x @ W_enc).std()
-    a = torch.cat([(x @ W_enc + b_enc).relu(), torch.ones(len(x), 1)], 1).double()
-    gram = a.T @ a
-    ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    solution = torch.linalg.solve(gram + ridge, a.T @ y.double()).float()
-    return JumpReLUTranscoder(
-        W_enc=W_enc,
-        b_enc=b_enc,
-        W_dec=solution[:-1],
-        b_dec=solution[-1],
-        threshold=torch.zeros(N_FEATURES),
-    )
 
 
 @pytest.fixture
@@ -45,7 +25,7 @@ def activations(model, tokenizer):
 
 
 @pytest.mark.parametrize("site", CANDIDATES, ids=lambda site: site.name)
-def test_the_site_a_dictionary_was_fitted_at_fits_best(activations, site):
+def test_the_site_a_dictionary_was_fitted_at_fits_best(activations, fitted, site):
     x, y = (activations[name] * site.factor(32) for name in site.hook_points(1))
     table = hook_site_check(activations, fitted(x, y), 1, CANDIDATES)
     assert table[0].site == site
@@ -66,11 +46,15 @@ def test_a_rival_must_be_clearly_better():
         require_site([theirs._replace(fvu=0.31), ours], ours.site)
 
 
-def test_a_poor_fit_only_warns(activations):
+def test_a_poor_fit_only_warns(activations, fitted):
     site = HOOK_SITES["gemma_scope"]
     base = fitted(*(activations[n] for n in site.hook_points(1)))
     table = hook_site_check(activations, base, 1, CANDIDATES)
     assert table[0].site == site
     poor = [table[0]._replace(fvu=0.9, cosine=0.3)]
-    with pytest.warns(UserWarning, match="layer 1.*FVU 0.90"):
+    with pytest.warns(UserWarning, match=r"layer 1.*FVU 0.90 .* does it belong to this model"):
         require_site(poor, site)
+    with pytest.warns(
+        UserWarning, match=r"FVU 0.90 .*: an average L0 of 6 is small; choose a larger"
+    ):
+        require_site(poor, site, average_l0=6)

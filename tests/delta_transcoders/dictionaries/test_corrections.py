@@ -12,7 +12,7 @@ from delta_transcoders.dictionaries.corrections import (
     save_correction,
 )
 from delta_transcoders.dictionaries.delta import random_directions
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.transcoder import Transcoder
 
 N, D_IN, D_OUT = 400, 6, 5
 
@@ -101,7 +101,7 @@ def test_written_corrections_read_back_identical(tmp_path, with_map):
 
 
 def test_a_random_delta_is_active_where_the_delta_is_and_as_long(x_NI):
-    delta = JumpReLUTranscoder(
+    delta = Transcoder(
         W_enc=torch.randn(D_IN, 4),
         b_enc=torch.randn(4),
         W_dec=torch.randn(4, D_OUT),

@@ -6,8 +6,9 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from delta_transcoders.dictionaries import transcoder
 from delta_transcoders.dictionaries.delta import DeltaConfig, load_delta, save_delta
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder, concatenate
+from delta_transcoders.dictionaries.transcoder import Transcoder, concatenate
 from delta_transcoders.fingerprints import hash_tensors, hash_texts
 
 CONFIG = DeltaConfig(
@@ -41,8 +42,8 @@ def tensors(n_features: int, seed: int, d_in: int = 6, d_out: int = 5) -> dict[s
     }
 
 
-def dictionary(n_features: int, seed: int) -> JumpReLUTranscoder:
-    return JumpReLUTranscoder(**tensors(n_features, seed))
+def dictionary(n_features: int, seed: int) -> Transcoder:
+    return Transcoder(**tensors(n_features, seed))
 
 
 @pytest.fixture
@@ -68,9 +69,93 @@ def test_concatenated_equals_base_plus_alpha_delta(x, alpha):
     torch.testing.assert_close(fused(x), base(x) + alpha * delta(x), rtol=1e-5, atol=1e-5)
 
 
+def of_activation(activation: str, skip: bool = False, seed: int = 0, **options) -> Transcoder:
+    t = tensors(16, seed)
+    if activation != "jumprelu":
+        t.pop("threshold")
+    if skip:
+        t["W_skip"] = torch.randn(6, 5, generator=torch.Generator().manual_seed(seed))
+    return Transcoder(**t, activation=activation, **options)
+
+
+def test_relu_skips_and_scales_concatenate_exactly(x):
+    base = of_activation("relu", skip=True, scale_in=0.5, scale_out=3.0)
+    for delta in (dictionary(4, 1), of_activation("jumprelu", skip=True, seed=1)):
+        fused = concatenate(base, delta, 0.5)
+        assert (fused.activation, fused.scale_in, fused.scale_out) == ("jumprelu", 1, 1)
+        torch.testing.assert_close(fused(x), base(x) + 0.5 * delta(x), rtol=1e-5, atol=2e-5)
+
+
+def test_topk_does_not_concatenate():
+    topk = of_activation("relu_topk", k=3)
+    for pair in ((topk, dictionary(4, 1)), (dictionary(4, 1), topk)):
+        with pytest.raises(ValueError, match=r"a TopK transcoder \(k 3\) cannot be joined"):
+            concatenate(*pair)
+
+
+def test_a_skip_needs_the_input(x):
+    skip = of_activation("relu", skip=True)
+    with pytest.raises(ValueError, match=r"has a skip: decode\(a, x\) needs the input"):
+        skip.decode(skip.encode(x))
+
+
+def test_a_wide_dictionary_reads_the_active_rows_alone(x, monkeypatch):
+    base = dictionary(16, 0)
+    whole = base(x)
+    monkeypatch.setattr(transcoder, "WIDE", 16)
+    torch.testing.assert_close(base(x), whole)
+    silent = ~(base.encode(x) > 0).flatten(0, -2).any(0)
+    base.W_dec[silent] = torch.nan
+    torch.testing.assert_close(base(x), whole)
+    assert base.decode(torch.zeros(16)).tolist() == base.b_dec.tolist()
+
+
+def test_many_tokens_go_through_a_few_at_a_time(x, monkeypatch):
+    base, rows = of_activation("topk", k=3), x.flatten(0, 1)
+    monkeypatch.setattr(transcoder, "rows_at_once", lambda n: 4)
+    y, n_active = base.reconstruct(rows)
+    torch.testing.assert_close(y, base(rows))
+    assert n_active == 3 * len(rows)
+
+
+def test_a_fingerprint_says_which_function_it_is():
+    functions = [
+        of_activation("jumprelu"),
+        of_activation("jumprelu", skip=True),
+        of_activation("relu"),
+        of_activation("relu", scale_in=2.0),
+        of_activation("relu", scale_out=2.0),
+        *(of_activation(name, k=k) for name in ("topk", "relu_topk") for k in (1, 2)),
+    ]
+    assert len({function.fingerprint() for function in functions}) == len(functions)
+    assert functions[0].fingerprint() == hash_tensors(functions[0].state_dict())
+
+
+@pytest.mark.parametrize(
+    ("activation", "options", "message"),
+    [
+        ("gelu", {}, "activation is 'gelu', expected one of"),
+        ("relu", {"threshold": torch.zeros(16)}, "activation is 'relu' and the threshold is given"),
+        ("relu", {"k": 3}, "k is 3, and activation 'relu' has none"),
+        ("topk", {}, "k is None, expected a whole number from 1 to 16"),
+        ("topk", {"k": 17}, "k is 17, expected a whole number from 1 to 16"),
+        (
+            "relu",
+            {"W_skip": torch.zeros(5, 6)},
+            r"W_skip has shape \[5, 6\], expected \[d_in, d_out\]",
+        ),
+    ],
+)
+def test_what_is_no_transcoder(activation, options, message):
+    with pytest.raises(ValueError, match=message):
+        of_activation(activation, **options)
+    with pytest.raises(ValueError, match="activation is 'jumprelu' and the threshold is missing"):
+        Transcoder(**{k: v for k, v in tensors(4, 0).items() if k != "threshold"})
+
+
 def test_unequal_widths_of_x_do_not_concatenate():
     with pytest.raises(ValueError, match=r"\[7, 5\]"):
-        concatenate(dictionary(16, 0), JumpReLUTranscoder(**tensors(4, 1, d_in=7)))
+        concatenate(dictionary(16, 0), Transcoder(**tensors(4, 1, d_in=7)))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +171,7 @@ def test_unequal_widths_of_x_do_not_concatenate():
 )
 def test_bad_tensors_are_named(name, bad, message):
     with pytest.raises(ValueError, match=message):
-        JumpReLUTranscoder(**{**tensors(4, 0), name: bad})
+        Transcoder(**{**tensors(4, 0), name: bad})
 
 
 def test_delta_folder_reads_back_identical(tmp_path):
@@ -114,7 +199,10 @@ def test_interrupted_overwrite_leaves_no_config(tmp_path, monkeypatch):
         (lambda raw: raw.update(lauer=3), "unknown key 'lauer'"),
         (lambda raw: raw.pop("hook_site"), "key 'hook_site' is missing"),
         (lambda raw: raw.update(hook_site="elsewhere"), "hook_site is 'elsewhere'"),
-        (lambda raw: raw.update(format_version=99), "format_version is 99"),
+        (
+            lambda raw: raw.update(format_version=99),
+            "format_version is 99, this code reads 1; train it anew",
+        ),
         (lambda raw: raw.update(d_new=7), "d_new = 4, the config 7"),
     ],
 )

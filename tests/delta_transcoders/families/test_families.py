@@ -130,9 +130,10 @@ KNOWLEDGE = re.compile(
     r"|HOOK_SITES\[\"|site(?:\.name)? [!=]= \""
 )
 EXCEPTIONS = {
-    # They make a Gemma 2.
+    # They make models.
     "delta_transcoders/tiny_gemma.py",
     "benchmarks/full_shape.py",
+    "benchmarks/wide_bases.py",
     # The same interventions by plain hooks, to compare with.
     "benchmarks/engine_throughput.py",
     # The gate: reads config.json before anything is loaded.

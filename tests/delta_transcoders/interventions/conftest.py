@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from delta_transcoders.activations.capture import boot_bridge
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.generation import AnswerReader, greedy_texts
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.sources import DictionarySource, mlp_sources
@@ -15,13 +15,13 @@ from delta_transcoders.tasks.calculator.task import Calculator
 N_LAYERS, D_MODEL, N_BASE, N_NEW = 3, 32, 64, 6
 
 
-def random_dictionary(n_features: int, seed: int, bias: float) -> JumpReLUTranscoder:
+def random_dictionary(n_features: int, seed: int, bias: float) -> Transcoder:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
         return torch.randn(*shape, generator=generator)
 
-    return JumpReLUTranscoder(
+    return Transcoder(
         W_enc=normal(D_MODEL, n_features) / D_MODEL**0.5,
         b_enc=0.1 * normal(n_features),
         W_dec=normal(n_features, D_MODEL) / 4,

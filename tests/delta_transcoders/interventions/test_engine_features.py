@@ -2,7 +2,7 @@
 
 import torch
 
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.interventions.intervention import RAW, Intervention, Term, Write, from_spec
 from delta_transcoders.interventions.sources import DictionarySource
 
@@ -52,7 +52,7 @@ def test_a_source_runs_once_per_layer_on_the_tokens_that_need_it(engine, prompts
 
 def test_a_new_source_needs_no_other_code(engine, prompts, logits):
     """A constant vector: a dictionary without features, under a name of its own."""
-    steering = JumpReLUTranscoder(
+    steering = Transcoder(
         W_enc=torch.zeros(32, 1),
         b_enc=torch.zeros(1),
         W_dec=torch.zeros(1, 32),

@@ -138,7 +138,8 @@ def test_features_are_ranked_by_the_first_measure(tmp_path, ranked_by):
         f"{ranked_by}_ci_low",
         f"{ranked_by}_ci_high",
     ]
-    assert json.loads((tmp_path / "ranking.json").read_text()) == {"delta": "delta"}
+    info = json.loads((tmp_path / "ranking.json").read_text())
+    assert info == {"format_version": 1, "delta": "delta"}
     (effects_FE,) = read_effects(tmp_path).values()
     assert effects_FE.tolist() == [[0.5] * N, [-2.0] * N, [0.25] * N]
     (stability,) = halves(tmp_path)

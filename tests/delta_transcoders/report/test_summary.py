@@ -4,12 +4,14 @@ import json
 
 import pytest
 
+from delta_transcoders.files import write_json
 from delta_transcoders.report.html import render
 from delta_transcoders.report.summary import (
     intervention_table,
     put_back,
     reconstruction_table,
     split_table,
+    times_line,
     violations,
     whole_model,
 )
@@ -84,3 +86,14 @@ def test_a_study_without_dictionaries_or_text_says_so(own_study):
     assert "split into finetuning" not in page
     (own_study / "examples" / "splits.csv").unlink()
     assert "Spillover" not in render(own_study)
+
+
+def test_times_are_those_of_the_study_s_record(tmp_path):
+    assert times_line(tmp_path) == ""
+    runs = {
+        "a": {"done": {"seconds": 60.4}},
+        "b": {"started": {}},
+        "c": {"done": {"seconds": 30.0}},
+    }
+    write_json(tmp_path / "study.json", {"stages": runs})
+    assert times_line(tmp_path) == "time: a 60 s, c 30 s; together 1.5 min"

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 
 def test_all_templates_are_package_data():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    patterns = settings["package-data"][templates.__name__]
+    patterns = settings["package-data"]["*"]
     files = [p.name for p in Path(templates.__file__).parent.iterdir() if p.suffix == ".j2"]
     assert len(files) >= 3
     assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in files)

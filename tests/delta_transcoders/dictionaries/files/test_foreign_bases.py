@@ -11,10 +11,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from delta_transcoders.dictionaries.bases import available_l0s, held, load_base
 from delta_transcoders.dictionaries.files import circuit_tracer, saelens
-from delta_transcoders.dictionaries.files.gemma_scope import available_l0s, load_base
 from delta_transcoders.dictionaries.files.tensors import for_other_tools
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.export import export
 from delta_transcoders.families.sites import HOOK_SITES
 from delta_transcoders.import_dictionaries import import_bases, main
@@ -26,7 +26,7 @@ CONFIG = {"saelens": "layer_1/cfg.json", "circuit_tracer": "config.yaml"}
 THRESHOLD = {"saelens": "threshold", "circuit_tracer": "activation_function.threshold"}
 
 
-def save(folder: Path, format: str, dictionaries: dict[int, JumpReLUTranscoder]) -> Path:
+def save(folder: Path, format: str, dictionaries: dict[int, Transcoder]) -> Path:
     folder.mkdir(exist_ok=True)
     for layer, dictionary in dictionaries.items():
         if format == "saelens":
@@ -64,8 +64,7 @@ def test_a_foreign_folder_becomes_base_dictionaries(source, format, bases, tmp_p
 
 
 def test_there_and_back_is_the_same_bytes(source, format, tmp_path):
-    reader = {"saelens": saelens, "circuit_tracer": circuit_tracer}[format]
-    read = {layer: reader.load_layer(source, layer) for layer in reader.held_layers(source)}
+    read = {entry.layer: load_base(source, entry.layer)[0] for entry in held(source)}
     again = save(tmp_path / "again", format, read)
     files = [p.relative_to(source) for p in source.rglob("*") if p.is_file()]
     assert len(files) == {"saelens": 6, "circuit_tracer": 4}[format]
@@ -132,7 +131,7 @@ def test_a_transposed_matrix(source, format, tmp_path, name):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda t, threshold: t.pop(threshold), "{threshold} is missing"),
+        (lambda t, _: t.pop("W_dec"), "W_dec is missing"),
         (
             lambda t, threshold: t.update({threshold: torch.zeros(39)}),
             r"{threshold} has shape \[39\], expected \[40\]",
@@ -140,7 +139,8 @@ def test_a_transposed_matrix(source, format, tmp_path, name):
         (lambda t, _: t["b_dec"].fill_(torch.nan), "b_dec .* holds NaN"),
         (lambda t, _: t["W_enc"].fill_(torch.inf), "W_enc .* holds NaN or infinite"),
         (lambda t, _: t.update(b_enc=torch.zeros(40, dtype=torch.int32)), "b_enc has dtype"),
-        (lambda t, _: t.update(W_skip=torch.zeros(32, 32)), "unexpected tensor W_skip"),
+        (lambda t, _: t.update(W_out=torch.zeros(32, 32)), "unexpected tensor W_out"),
+        (lambda t, _: t.update(b_enc=t["b_enc"].double()), "b_enc has dtype torch.float64"),
         (lambda t, _: t.pop("b_dec"), "b_dec is missing"),
         (lambda t, _: t.update(b_enc=torch.zeros(40, 1)), "b_enc .*(vector|expected)"),
     ],
@@ -152,10 +152,22 @@ def test_tensors_that_do_not_fit(source, format, tmp_path, edit, message):
         import_bases(format, source, tmp_path / "out", average_l0=12)
 
 
-def test_why_an_omitted_threshold_matters(bases, tmp_path):
+def test_without_its_threshold_a_dictionary_is_another_one(bases, tmp_path):
+    """In SAELens's files the architecture says that there is one; circuit-tracer's mean ReLU without."""
+    for format, message in (
+        ("saelens", "threshold is missing"),
+        ("circuit_tracer", "layer 1: .* holds JumpReLU transcoders .*, not relu"),
+    ):
+        source = save(tmp_path / format, format, bases)
+        edit_tensors(source, format, lambda t, name=THRESHOLD[format]: t.pop(name))
+        with pytest.raises(ValueError, match=message):
+            import_bases(format, source, tmp_path / "out", average_l0=12)
+
+
+def test_gemma_scope_s_layout_holds_no_skip(bases, tmp_path):
     source = save(tmp_path / "source", "circuit_tracer", bases)
-    edit_tensors(source, "circuit_tracer", lambda t: t.pop(THRESHOLD["circuit_tracer"]))
-    with pytest.raises(ValueError, match="circuit-tracer would silently read ReLU"):
+    edit_tensors(source, "circuit_tracer", lambda t: t.update(W_skip=torch.zeros(32, 32)))
+    with pytest.raises(ValueError, match=r"layer 1: .* not jumprelu with skip"):
         import_bases("circuit_tracer", source, tmp_path / "out", average_l0=12)
 
 
@@ -217,14 +229,14 @@ def test_a_missing_file(source, format, tmp_path):
     [
         (
             {"architecture": "jumprelu"},
-            "architecture is 'jumprelu', expected 'jumprelu_transcoder'",
+            "architecture is 'jumprelu', expected one of jumprelu_transcoder, jumprelu_skip_",
         ),
         ({"apply_b_dec_to_input": True}, "apply_b_dec_to_input is True, expected False"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
         ({"d_out": None}, "d_out is None, expected a positive integer"),
         ({"d_sae": 41}, r"W_enc has shape \[32, 40\], expected \[32, 41\] \(by the sizes in cfg"),
         ({"metadata": None}, "holds another, `metadata`"),
-        ({"metadata": {}}, "metadata.hook_name is None, expected 'blocks.1.ln2.hook_normalized'"),
+        ({"metadata": {}}, "cfg.json: reads at None, expected one of ln2.hook_normalized"),
     ],
 )
 def test_a_saelens_configuration_that_means_something_else(bases, tmp_path, changes, message):
@@ -239,8 +251,14 @@ def test_a_saelens_configuration_that_means_something_else(bases, tmp_path, chan
     ("changes", "message"),
     [
         ({"model_kind": "cross_layer_transcoder"}, "model_kind is 'cross_layer_transcoder'"),
-        ({"feature_input_hook": "mlp.hook_in"}, "'mlp.hook_in', expected 'ln2.hook_normalized'"),
-        ({"feature_output_hook": None}, "feature_output_hook is None, expected 'hook_mlp_out'"),
+        (
+            {"feature_input_hook": "mlp.hook_in"},
+            "for hook site 'after_gain', and .*, for 'gemma_scope'",
+        ),
+        (
+            {"feature_output_hook": None},
+            "config.yaml: writes at None, expected one of hook_mlp_out",
+        ),
         ({"transcoders": {0: "a"}}, "transcoders is {0: 'a'}, expected a list"),
     ],
 )
@@ -254,11 +272,11 @@ def test_a_circuit_tracer_configuration_that_means_something_else(
         import_bases("circuit_tracer", source, tmp_path / "out", average_l0=12)
 
 
-def square(random_study) -> JumpReLUTranscoder:
+def square(random_study) -> Transcoder:
     base = random_study.bases[0].state_dict()
     names = {"W_enc": base["W_enc"][:, :32], "W_dec": base["W_dec"][:32]}
     vectors = {name: base[name][:32] for name in ("b_enc", "b_dec", "threshold")}
-    return for_other_tools(JumpReLUTranscoder(**names, **vectors), SITE)
+    return for_other_tools(Transcoder(**names, **vectors), SITE)
 
 
 def test_square_matrices_are_taken_with_a_warning(random_study, format, tmp_path):

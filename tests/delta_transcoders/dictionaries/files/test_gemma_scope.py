@@ -9,21 +9,16 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from delta_transcoders.dictionaries.files import gemma_scope
-from delta_transcoders.dictionaries.files.gemma_scope import (
-    available_l0s,
-    choose_l0,
-    load_base,
-    params_path,
-    save_base,
-)
-from delta_transcoders.dictionaries.jumprelu import JumpReLUTranscoder
+from delta_transcoders.dictionaries.bases import available_l0s, choose_l0, load_base
+from delta_transcoders.dictionaries.files import gemma_scope, listing
+from delta_transcoders.dictionaries.files.gemma_scope import params_path, save_base
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.fingerprints import hash_tensors
 
 
-def dictionary(n_features: int = 6, d_model: int = 4) -> JumpReLUTranscoder:
+def dictionary(n_features: int = 6, d_model: int = 4) -> Transcoder:
     generator = torch.Generator().manual_seed(n_features)
-    return JumpReLUTranscoder(
+    return Transcoder(
         W_enc=torch.randn(d_model, n_features, generator=generator),
         b_enc=torch.randn(n_features, generator=generator),
         W_dec=torch.randn(n_features, d_model, generator=generator),
@@ -66,7 +61,7 @@ def test_round_trip_is_exact(tmp_path):
 )
 def test_width_names_are_the_published_ones_and_invertible(width, name):
     assert gemma_scope.width_name(width) == name
-    assert gemma_scope._width_number(name) == width
+    assert gemma_scope.width_number(name) == width
 
 
 def test_percentile_rule_on_unsorted_values():
@@ -98,9 +93,11 @@ def test_width_may_be_left_out_only_where_there_is_one(tmp_path):
     save_base(tmp_path, 0, dictionary(6), 8)
     assert load_base(tmp_path, 0, percentile=0.5)[1].width == 6
     save_base(tmp_path, 0, dictionary(7), 8)
-    with pytest.raises(ValueError, match=r"widths \[6, 7\]"):
+    with pytest.raises(
+        ValueError, match=r"is there as layer_\*/width_6/.*, layer_\*/width_7/.*by width"
+    ):
         load_base(tmp_path, 0, percentile=0.5)
-    with pytest.raises(ValueError, match=r"no layer_0/width_16k; widths of this layer: \[6, 7\]"):
+    with pytest.raises(ValueError, match=r"nothing of width 16384; it has .*width_6.*width_7"):
         load_base(tmp_path, 0, width=16384, percentile=0.5)
 
 
@@ -176,15 +173,15 @@ def hub(monkeypatch):
     def uncached(*_, **__):
         raise LocalEntryNotFoundError("not cached")
 
-    gemma_scope._hub_listing.cache_clear()
+    listing._hub_listing.cache_clear()
     monkeypatch.setattr(huggingface_hub, "list_repo_files", offline)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", uncached)
     yield monkeypatch
-    gemma_scope._hub_listing.cache_clear()
+    listing._hub_listing.cache_clear()
 
 
 def test_unreachable_hub_says_what_to_put_where(hub):
-    with pytest.raises(FileNotFoundError, match=r"Download layer_\*/.*/params\.npz of https://"):
+    with pytest.raises(FileNotFoundError, match=r"hf download some/repo --local-dir models/repo"):
         load_base("some/repo", 0, percentile=0.5)
 
 
@@ -207,7 +204,10 @@ def test_offline_cache_is_used_with_a_warning(hub, tmp_path):
 
 
 def test_a_source_without_the_layer_and_a_damaged_archive_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no base dictionary of layer 7: no layer_7/"):
+    with pytest.raises(ValueError, match=r"holds no dictionaries: expected layer_L/width_W/"):
+        load_base(tmp_path, 7, percentile=0.5)
+    save_base(tmp_path, 6, dictionary(), 8)
+    with pytest.raises(ValueError, match=r"no base dictionary of layer 7; its layers: \[6\]"):
         load_base(tmp_path, 7, percentile=0.5)
     path = save_base(tmp_path, 7, dictionary(), 8)
     row = dictionary().W_dec[2].numpy().tobytes()

@@ -8,9 +8,10 @@ import pytest
 import torch
 from huggingface_hub import metadata_load
 
+from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.dictionaries.delta import load_deltas, save_delta
 from delta_transcoders.dictionaries.files import PARTS
-from delta_transcoders.dictionaries.files.gemma_scope import load_base, save_base
+from delta_transcoders.dictionaries.files.gemma_scope import save_base
 from delta_transcoders.export import export
 from delta_transcoders.fingerprints import model_fingerprint
 from delta_transcoders.interventions.loading import load_control, load_delta_set

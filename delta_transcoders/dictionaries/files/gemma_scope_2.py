@@ -1,0 +1,87 @@
+"""Gemma Scope 2's transcoder files.
+
+Layout: `transcoder_all/layer_{L}_width_{W}_l0_{small,big}[_affine]/{config.json,params.safetensors}` for all
+layers, `transcoder/…` at four depths with more widths and `medium`. Tensors, float32: `w_enc`
+[d_in, n_features], `b_enc` [n_features], `w_dec` [n_features, d_out], `b_dec` [d_out], `threshold`
+[n_features], with `_affine` also `affine_skip_connection` [d_in, d_out]. JumpReLU transcoders from after
+the norm's gain to the MLP's output after the post-norm. Sets of instruction-tuned models were not trained on
+a text's first four tokens.
+"""
+
+from __future__ import annotations
+
+import re
+
+from delta_transcoders.dictionaries.files.gemma_scope import width_number
+from delta_transcoders.dictionaries.files.listing import Entry, Files
+from delta_transcoders.dictionaries.files.tensors import (
+    dictionary_shapes,
+    identify,
+    site_of,
+    to_transcoder,
+    vector_lengths,
+)
+from delta_transcoders.dictionaries.identity import BaseId
+from delta_transcoders.dictionaries.transcoder import Transcoder
+from delta_transcoders.families.sites import AFTER_GAIN
+from delta_transcoders.tensor_files import load_tensors
+
+# The other folders of its repositories hold autoencoders, under the same names below them.
+_PARAMS = re.compile(
+    r"((?:transcoder(?:_all)?/)?)layer_(\d+)_width_(\d+[km]?)_l0_(small|medium|big)((?:_affine)?)"
+    r"/params\.safetensors"
+)
+_NAMES = {"W_enc": "w_enc", "W_dec": "w_dec", "W_skip": "affine_skip_connection"}
+LEADING_OF_INSTRUCT = 4
+
+
+def find(files: Files) -> list[Entry]:
+    matches = [match for path in files.paths if (match := _PARAMS.fullmatch(path))]
+    return [
+        Entry(
+            layer=int(match[2]),
+            path=match[0],
+            kind=f"{match[1]}layer_*_width_{match[3]}_l0_*{match[5]}",
+            width=width_number(match[3]),
+            l0=match[4],
+        )
+        for match in matches
+    ]
+
+
+def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
+    """
+    Raises:
+        ValueError: no transcoder but an autoencoder, other hook points, or tensors that do not fit.
+    """
+    path = files.get(entry.path)
+    config_path = entry.path.replace("params.safetensors", "config.json")
+    config = files.json(config_path) if config_path in files.paths else {}
+    layer = rf"^(?:model\.)?(?:language_model\.)?layers\.{entry.layer}\."
+    hooks = [config.get(f"hf_hook_point_{end}") for end in ("in", "out")]
+    site = AFTER_GAIN  # what every published transcoder's configuration says; some repositories hold none
+    if config:
+        site = site_of(
+            path.with_name("config.json"), *(hook and re.sub(layer, "", hook) for hook in hooks)
+        )
+    tensors = load_tensors(path)
+    n_features, d_model = vector_lengths(path, tensors, "b_enc", "b_dec")
+    affine = config.get("affine_connection", entry.kind.endswith("_affine"))
+    transcoder = to_transcoder(
+        path,
+        tensors,
+        dictionary_shapes(d_model, n_features, d_model, skip=affine),
+        "by the lengths of b_enc and b_dec",
+        names=_NAMES,
+    )
+    base_model = config.get("model_name")
+    instruct = re.search(r"-it\b", f"{base_model} {files.source}")
+    return transcoder, identify(
+        files,
+        entry,
+        transcoder,
+        site,
+        average_l0=config.get("l0"),
+        leading=LEADING_OF_INSTRUCT if instruct else 1,
+        base_model=base_model,
+    )

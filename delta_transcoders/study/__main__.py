@@ -1,0 +1,150 @@
+"""Run what is not done of a study: `python study.py --config configs/tiny/study.yaml`.
+
+A stage runs where it never has, where its configuration or something that it reads has changed, and where its
+output is missing: as the command that is shown, which can be typed as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from delta_transcoders import signals
+from delta_transcoders.command import packaged_configs, run
+from delta_transcoders.files import write_text
+from delta_transcoders.report.tables import format_table
+from delta_transcoders.study.plan import Graph, Step, check_disk, decide, sizes, table
+from delta_transcoders.study.records import Record
+from delta_transcoders.study.running import locks, run_command, run_steps, script_command
+from delta_transcoders.study.study_file import read_study
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Plan, run, and show.
+
+    Args:
+        args: the command line after the program; the process's own where None.
+
+    Raises:
+        SystemExit: a stage ended with an error, or after a signal.
+        ValueError, OSError: what was given cannot be used.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    given, options = _parse(args)
+    study = read_study(
+        given.config,
+        folder=given.study,
+        seed=given.seed,
+        seeds=given.seeds,
+        task=given.task,
+        options=options,
+    )
+    graph = Graph(study)
+    wanted = set(graph.steps)
+    if given.only or given.until:
+        labels = graph.labels(given.only or given.until)
+        wanted = set(labels) if given.only else set().union(*map(graph.needed, labels))
+    if given.dry_run:
+        records = {folder: Record(folder, file) for folder, file in study.files.items()}
+        steps = decide(graph, records, wanted, alone=bool(given.only))
+        _print_plan(graph, steps, records, study.notes)
+        return
+    with locks(list(study.files)) as held:
+        records = {folder: Record(folder, file) for folder, file in study.files.items()}
+        steps = decide(graph, records, wanted, alone=bool(given.only))
+        _print_plan(graph, steps, records, study.notes)
+        check_disk(steps, records, study.folder)
+        for path, text in study.texts.items():
+            write_text(path, text)
+        try:
+            run_steps(graph, steps, records, held)
+            if steps:
+                print(f"\n{_done_table(steps, records)}", flush=True)
+            if wanted == set(graph.steps):
+                _show(study.shows)
+        except signals.Stopped as stopped:
+            again = shlex.join([*script_command("study"), *args])
+            print(f"stopped by {stopped}. Go on with: {again}", file=sys.stderr)
+            raise SystemExit(128 + stopped.signum) from None
+
+
+def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str, Any]]]:
+    """Our own options, and those of stages by stage."""
+    parser = argparse.ArgumentParser(
+        prog=" ".join(script_command("study")),
+        description=__doc__,
+        epilog="options of stages: --STAGE.KEY VALUE, as in --finetune.model.lr 0.001; --all.KEY VALUE\n\n"
+        f"study files:\n{packaged_configs('study')}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", "-c", metavar="FILE", help="study file")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--until", metavar="STAGE", help="run this stage and what it needs")
+    group.add_argument("--only", metavar="STAGE", help="run this stage on what is there")
+    parser.add_argument(
+        "--study", metavar="DIR", help="folder of the study, in place of the file's"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, help="seed, in place of the file's")
+    parser.add_argument("--seeds", metavar="N", type=int, nargs="+", help="of a study of several")
+    parser.add_argument("--task", metavar="FILE", help="a task for every stage (docs/NEW_TASK.md)")
+    given, rest = parser.parse_known_args(args)
+    if given.config is None:
+        raise ValueError(f"give a study file: {parser.prog} --config FILE (see --help)")
+    options: dict[str, dict[str, Any]] = {}
+    words = iter(rest)
+    for word in words:
+        name, equals, value = word.partition("=")
+        stage, dot, option = name.removeprefix("--").partition(".")
+        if not (name.startswith("--") and dot):
+            raise ValueError(f"{word}: no option of {parser.prog} (see --help)")
+        text = value if equals else next(words, None)
+        if text is None:
+            raise ValueError(f"{word}: expected a value")
+        options.setdefault(stage, {})[option] = yaml.safe_load(text)
+    return given, options
+
+
+def _print_plan(
+    graph: Graph, steps: Sequence[Step], records: Mapping[str, Record], notes: Sequence[str]
+) -> None:
+    for note in notes:
+        print(note)
+    folder = graph.study.folder
+    if steps:
+        print(f"{folder}: {len(steps)} of {len(graph.steps)} stages are to run\n")
+        print(f"{table(steps, records)}\n", flush=True)
+    else:
+        print(f"{folder}: nothing to do", flush=True)
+
+
+def _done_table(steps: Sequence[Step], records: Mapping[str, Record]) -> str:
+    rows = []
+    for step in steps:
+        seconds, size = sizes(step, records[step.stage.study])
+        folder = ", ".join(step.config.outputs)
+        rows.append(
+            {
+                "stage": step.stage.label,
+                "seconds": f"{seconds:.0f}",
+                "MB": f"{size:.0f}",
+                "folder": folder,
+            }
+        )
+    return format_table(rows, ["stage", "seconds", "MB", "folder"])
+
+
+def _show(shows: Sequence[Sequence[str]]) -> None:
+    for show in shows:
+        if status := run_command(["python", "-m", *show]):
+            raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,97 @@
+"""What a study's folder says of its stages, `study.json`: how each was made, from what, how long it took."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from delta_transcoders.files import DONE, read_json, run_of, write_json
+
+RECORD = "study.json"
+FORMAT = "delta_transcoders study 1"
+_HASHED = 64 * 2**20  # bytes: of larger files size and time of change are enough
+
+
+class Record:
+    """The record of a study's folder.
+
+    Attributes:
+        stages: by name; `done` is how the finished output was made, `started` the run that was begun last,
+            where it was not finished. Both hold `run` (its id), `command`, `began` (seconds since the epoch),
+            `config` and `inputs` (fingerprints by path); `done` holds `outputs` (likewise), `seconds` and
+            `megabytes` too.
+
+    Raises:
+        FileExistsError: the folder belongs to another study file.
+        ValueError: damaged, or of another version; names the file.
+    """
+
+    def __init__(self, folder: str, file: str) -> None:
+        self.folder, self.file = folder, file
+        self.stages: dict[str, dict[str, Any]] = {}
+        path = Path(folder) / RECORD
+        if not path.is_file():
+            return
+        content = read_json(path, "what was run cannot be known; move the folder away")
+        if content.get("format") != FORMAT:
+            raise ValueError(
+                f"{path} is of the format {content.get('format')!r}, expected {FORMAT!r}: move it away, and "
+                "every stage is run again"
+            )
+        if Path(content["file"]).resolve() != Path(file).resolve():
+            raise FileExistsError(
+                f"{folder} is the study of {content['file']}, not of {file}: give another folder (--study)"
+            )
+        self.stages = content["stages"]
+
+    def start(self, name: str, how: dict[str, Any]) -> None:
+        """Note, before a stage runs, that it will."""
+        self.stages.setdefault(name, {})["started"] = how
+        self._save()
+
+    def finish(self, name: str, measured: dict[str, Any]) -> None:
+        """Note that the run begun last is finished."""
+        stage = self.stages[name]
+        stage["done"] = stage.pop("started") | measured
+        self._save()
+
+    def _save(self) -> None:
+        content = {"format": FORMAT, "file": self.file, "stages": self.stages}
+        write_json(Path(self.folder) / RECORD, content)
+
+
+def fingerprint(path: str | Path) -> str | None:
+    """What tells a later state of a file or folder from this one; None where there is none.
+
+    Of a finished output, and whatever lies in one, the run that wrote it. Of other files the SHA-256, or size
+    and time of change of large ones; of other folders names, sizes and times.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        return None
+    if run := run_of(path):
+        return run
+    if path.is_file() and path.stat().st_size <= _HASHED:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    seen = [
+        (os.path.relpath(p, path), p.stat().st_size, p.stat().st_mtime_ns)
+        for p in files
+        if p.name != DONE
+    ]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def megabytes(paths: Sequence[str]) -> float:
+    """What files and folders take on disk."""
+    files = [
+        file
+        for path in map(Path, paths)
+        for file in ([path] if path.is_file() else path.rglob("*"))
+        if file.is_file()
+    ]
+    return sum(file.stat().st_size for file in files) / 1e6

@@ -1,0 +1,361 @@
+"""A study file: its stages, studies within it, and the folders they write.
+
+```yaml
+study: runs/mine             # folder
+seed: 0
+task: ../tasks/json.yaml     # optional: a YAML that every stage gets as a second --config
+include: study.yaml          # one file or several, whose stages are this file's too
+stages:
+  finetune:
+    run: train               # train, evaluate or a module of ours, as in delta_transcoders.report.html
+    config: lora.yaml        # beside the study file
+    options: {model.lr: 0.01}
+    seed_offset: 0           # added to the seed
+    takes: {seconds: 40, megabytes: 3}      # a guess for the plan, until it has run
+  report:
+    run: delta_transcoders.report.html
+    arguments: ["${study}"]
+    reads: [finetune]        # of modules alone: stages or paths …
+    writes: ["${study}/report/index.html"]  # … and paths
+shows: [delta_transcoders.report.summary ${study}]   # printed when all is done
+seeds: [4, 5]                # what holds ${seed} is there once for each
+studies:
+  planted/none:              # in ${study}/planted/none where it has no `study`
+    config: study.yaml       # one file or several
+    links: [base_model]      # stages whose folders are the outer study's
+    stages: {finetune: {options: {model.lr: 0}}, exp2b: null}
+```
+
+What a file says goes over what it includes; a stage that is null is left out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from delta_transcoders.command import find_config, read_yaml
+
+KEYS = ("study", "seed", "seeds", "task", "include", "stages", "shows", "studies")
+STAGE_KEYS = (
+    *("run", "config", "options", "seed_offset"),
+    *("arguments", "reads", "writes", "takes"),
+)
+INNER_KEYS = ("config", "study", "seed", "links", "stages")
+SCRIPTS = ("train", "evaluate")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command. Paths are those of the working directory.
+
+    Attributes:
+        name: within its own study.
+        label: among all stages of a file, as in `planted/none/finetune`.
+        study: folder.
+        run: `train`, `evaluate` or a module.
+        config: of `train` and `evaluate`, as is `task`, a second one, and `options`.
+        arguments: of a module, as are `reads` (stages of its study or paths) and `writes`.
+        takes: seconds and megabytes, guessed.
+    """
+
+    name: str
+    label: str
+    study: str
+    seed: int
+    run: str
+    config: str
+    task: str | None
+    options: Mapping[str, Any]
+    arguments: Sequence[str]
+    reads: Sequence[str]
+    writes: Sequence[str]
+    takes: Mapping[str, float]
+
+
+@dataclass
+class Study:
+    """What a study file comes to.
+
+    Attributes:
+        folder: of the study itself.
+        stages: by label, those of studies within it too.
+        files: by folder of a study, the file that the folder belongs to.
+        links: targets by links, both folders.
+        shows: modules with their arguments.
+        texts: configurations that the study writes itself, by path.
+        notes: lines to be shown first.
+    """
+
+    folder: str
+    stages: dict[str, Stage] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+    shows: list[list[str]] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a word that is not known.
+
+    >>> nearest("stagse", ["study", "stages"])
+    "did you mean 'stages'?"
+    >>> nearest("x", ["study", "stages"])
+    'known are study, stages'
+    """
+    known = [str(k) for k in known]
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+
+
+def read_study(
+    file: str,
+    *,
+    folder: str | None = None,
+    seed: int | None = None,
+    seeds: Sequence[int] | None = None,
+    task: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Study:
+    """The stages of a study file, or of a file that names a finetuned model (docs/YOUR_MODEL.md).
+
+    Args:
+        folder, seed, seeds, task: in place of the file's.
+        options: over the file's, by a stage's name or label, or `all` stages that have a configuration.
+
+    Raises:
+        FileNotFoundError: no such file, or no such configuration of a stage.
+        ValueError: not a study file; names file, line and what was meant.
+    """
+    if not Path(find_config(file)).is_file():
+        raise FileNotFoundError(f"no study file {file!r}")
+    raw = read_yaml(find_config(file))
+    content = _own(raw, file, folder, seed) if "finetuned_model" in raw else _load(file)
+    if task is not None and "finetuned_model" in raw:
+        raise ValueError(f"{file} says itself how answers are judged: --task does not apply")
+    if (seed if "seeds" in content else seeds) is not None:
+        one, other = ("--seed", "--seeds") if "seeds" in content else ("--seeds", "--seed")
+        raise ValueError(f"{file} takes {other}, not {one}")
+    given = {"study": folder, "seed": seed, "seeds": seeds, "task": task}
+    content |= {key: value for key, value in given.items() if value is not None}
+    if "study" not in content:
+        raise ValueError(f"{file} names no folder: give `study: runs/NAME` there, or --study")
+    study = Study(os.path.expanduser(str(content["study"])))
+    study.texts, study.notes = content.get("files", {}), content.get("notes", [])
+    _expand(study, content, file, study.folder, "")
+    _give(study, options or {})
+    return study
+
+
+def _own(content: dict, file: str, folder: str | None, seed: int | None) -> dict[str, Any]:
+    from delta_transcoders.own_study import expand  # imports what takes a while
+
+    folder = os.path.expanduser(folder or content.get("study") or f"runs/{Path(file).stem}")
+    seed = content.get("seed", 0) if seed is None else seed
+    own = expand(content, Path(file), Path(folder), seed)
+    shows = ["delta_transcoders.report.summary ${study}"]
+    return {"root": file, "studies": {}, "shows": shows} | own
+
+
+def _load(file: str) -> dict[str, Any]:
+    """A file with what it includes; configurations as paths, `root` the file that includes nothing."""
+    if not Path(find_config(file)).is_file():
+        raise FileNotFoundError(f"no study file {file!r}")
+    content = read_yaml(find_config(file))
+    _check(content, file)
+    included = [_beside(file, name) for name in _list(content.pop("include", []))]
+    stages, studies = (content.pop(key, None) or {} for key in ("stages", "studies"))
+    for stage in stages.values():
+        if stage and "config" in stage:
+            stage["config"] = _beside(file, stage["config"])
+    for inner in studies.values():
+        inner["config"] = [_beside(file, name) for name in _list(inner["config"])]
+    if content.get("task"):
+        content["task"] = _beside(file, content["task"])
+    whole = _together(included)
+    _lay_over(whole["stages"], stages, file, "stages")
+    whole["studies"] |= studies
+    whole["shows"] += content.pop("shows", [])
+    return {"root": file} | whole | content
+
+
+def _together(files: Sequence[str]) -> dict[str, Any]:
+    """Several files as one study, the first one's where they differ in more than stages."""
+    whole: dict[str, Any] = {"stages": {}, "studies": {}, "shows": []}
+    for inner in map(_load, files):
+        for key in ("stages", "studies"):
+            inner[key] = whole[key] | inner[key]
+        inner["shows"] = whole["shows"] + [s for s in inner["shows"] if s not in whole["shows"]]
+        whole = inner | whole | {key: inner[key] for key in ("stages", "studies", "shows")}
+    return whole
+
+
+def _lay_over(stages: dict, over: Mapping, file: str, *where: str) -> None:
+    """Change stages by what lies over them."""
+    for name, stage in over.items():
+        if name not in stages and not (stage and "run" in stage):
+            hint = nearest(name, stages) if stages else "it lacks `run`"
+            raise ValueError(f"{_place(file, *where, name)}: there is no stage {name!r}; {hint}")
+        if stage is None:
+            del stages[name]
+            for other in stages.values():
+                other["reads"] = [read for read in other.get("reads", ()) if read != name]
+        else:
+            old = stages.get(name, {})
+            options = old.get("options", {}) | (stage.get("options") or {})
+            stages[name] = old | stage | {"options": options}
+
+
+def _expand(study: Study, content: dict, file: str, folder: str, prefix: str) -> None:
+    """Add a file's stages, then those of the studies within it."""
+    seeds = content.get("seeds") or [content.get("seed", 0)]
+    names = {"study": folder}
+    if "seeds" not in content:
+        names["seed"] = str(content.get("seed", 0))
+    study.files[folder] = content["root"]
+    for name, spec in content["stages"].items():
+        if name in content.get("links", ()):
+            continue
+        label, filled = f"{prefix}{name}", {}
+        for key in ("arguments", "reads", "writes"):
+            filled[key] = [
+                _fill(entry, names | {"seed": str(seed)})
+                for entry in spec.get(key, ())
+                for seed in (seeds if "${seed}" in entry else seeds[:1])
+            ]
+        config = spec.get("config", "")
+        found = config in study.texts or Path(find_config(config)).is_file()
+        if spec["run"] in SCRIPTS and not found:
+            raise FileNotFoundError(
+                f"{_place(file, 'stages', name, 'config')}: no configuration {config!r}"
+            )
+        study.stages[label] = Stage(
+            name,
+            label,
+            folder,
+            seed=int(seeds[0]) + spec.get("seed_offset", 0),
+            run=spec["run"],
+            config=config,
+            task=content.get("task"),
+            options=_fill(spec.get("options", {}), names),
+            takes=spec.get("takes", {}),
+            **filled,
+        )
+    for name, spec in content["studies"].items():
+        for seed in seeds if "${seed}" in name else [content.get("seed", 0)]:
+            inner_name = _fill(name, {"seed": str(seed)})
+            inner = _together(spec["config"])
+            _lay_over(inner["stages"], spec.get("stages") or {}, file, "studies", name, "stages")
+            inner |= {"seed": spec.get("seed", seed), "task": content.get("task")}
+            inner["links"] = spec.get("links", [])
+            inside = _fill(spec.get("study", f"{folder}/{inner_name}"), names)
+            inside = _fill(inside, {"seed": str(seed)})
+            for link in inner["links"]:
+                study.links[os.path.join(inside, link)] = os.path.join(folder, link)
+            _expand(study, inner, spec["config"][0], inside, f"{prefix}{inner_name}/")
+    study.shows += [[_fill(word, names) for word in show.split()] for show in content["shows"]]
+
+
+def _give(study: Study, options: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, given in options.items():
+        wanted = [
+            stage
+            for stage in study.stages.values()
+            if name in (stage.label, stage.name) or (name == "all" and stage.run in SCRIPTS)
+        ]
+        if not wanted:
+            known = dict.fromkeys(s.name for s in study.stages.values())
+            raise ValueError(f"--{name}.…: there is no stage {name!r}; {nearest(name, known)}")
+        for stage in wanted:
+            if stage.run not in SCRIPTS:
+                raise ValueError(f"--{name}.…: {stage.run} has no options")
+            study.stages[stage.label] = replace(stage, options={**stage.options, **given})
+
+
+def _fill(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return re.sub(r"\$\{(\w+)\}", lambda found: names.get(found[1], found[0]), value)
+    if isinstance(value, Mapping):
+        return {key: _fill(part, names) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_fill(part, names) for part in value]
+    return value
+
+
+def _check(content: dict, file: str) -> None:
+    """
+    Raises:
+        ValueError: an unknown key, or one that is missing or of another type.
+    """
+    _known(content, KEYS, file)
+    _check_stages(content, file)
+    for name, inner in _pairs(content, "studies", file):
+        _known(inner, INNER_KEYS, file, "studies", name)
+        if "config" not in inner:
+            raise ValueError(f"{_place(file, 'studies', name)}: {name!r} lacks `config`")
+        _check_stages(inner, file, "studies", name)
+
+
+def _check_stages(content: dict, file: str, *where: str) -> None:
+    for name, stage in _pairs(content, "stages", file, *where):
+        if stage is None:
+            continue
+        place = (*where, "stages", name)
+        _known(stage, STAGE_KEYS, file, *place)
+        if "run" not in stage:  # it lies over another file's
+            continue
+        is_module = str(stage["run"]).startswith("delta_transcoders.")
+        if stage["run"] not in SCRIPTS and not is_module:
+            raise ValueError(
+                f"{_place(file, *place, 'run')}: run is {stage['run']!r}, expected train, evaluate or a "
+                "module as in delta_transcoders.report.html"
+            )
+        needed = "writes" if is_module else "config"
+        if needed not in stage:
+            raise ValueError(f"{_place(file, *place)}: {name!r} lacks `{needed}`")
+
+
+def _pairs(content: dict, key: str, file: str, *where: str) -> list[tuple[str, Any]]:
+    pairs = content.get(key) or {}
+    if not isinstance(pairs, dict):
+        raise ValueError(f"{_place(file, *where, key)}: {key} must hold `name: …` pairs")
+    for name, value in pairs.items():
+        if not (isinstance(value, dict) or (value is None and key == "stages")):
+            place = _place(file, *where, key, name)
+            raise ValueError(f"{place}: {name!r} must hold `key: value` pairs")
+    return list(pairs.items())
+
+
+def _known(keys: Collection[str], known: Sequence[str], file: str, *where: str) -> None:
+    for key in keys:
+        if key not in known:
+            raise ValueError(
+                f"{_place(file, *where, key)}: unknown key {key!r}; {nearest(str(key), known)}"
+            )
+
+
+def _place(file: str, *keys: str) -> str:
+    """The file, and the line of the innermost of some nested keys that it holds."""
+    node, line = yaml.compose(Path(find_config(file)).read_text(encoding="utf-8")), None
+    for key in keys:
+        found = [pair for pair in getattr(node, "value", ()) if pair[0].value == key]
+        if not found:
+            break
+        line, node = found[0][0].start_mark.line + 1, found[0][1]
+    return f"{file}, line {line}" if line else file
+
+
+def _beside(file: str, name: str) -> str:
+    return os.path.normpath(os.path.join(os.path.dirname(file), os.path.expanduser(str(name))))
+
+
+def _list(value: Any) -> list:
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,118 @@
+"""What `train.py` and `evaluate.py` do, and `delta-transcoders`, which has every command under one name."""
+
+from __future__ import annotations
+
+import difflib
+import runpy
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from delta_transcoders.command import preflight, run
+
+if TYPE_CHECKING:
+    from lightning_modules.cli import StudyCLI
+
+PROGRAM = "delta-transcoders"
+
+MODULES = {
+    "study": "delta_transcoders.study",
+    "export": "delta_transcoders.export",
+    "import": "delta_transcoders.import_dictionaries",
+    "summary": "delta_transcoders.report.summary",
+    "report": "delta_transcoders.report.html",
+    "comparisons": "delta_transcoders.report.comparisons",
+    "ranking": "delta_transcoders.report.ranking",
+    "sweep-summary": "delta_transcoders.report.sweep_summary",
+}
+"""Commands that `python -m` runs under another name."""
+
+OVERVIEW = f"""usage: {PROGRAM} COMMAND [OPTIONS]    ({PROGRAM} COMMAND --help explains one)
+
+  study          run what is not done of a study, stage by stage
+  train          train one stage
+  evaluate       measure one stage, or capture its activations
+  export         write dictionaries for other tools, or parts of a study, with a model card; push them
+  import         read other tools' dictionaries
+  summary        print the results of a study
+  report         write a study's page of results
+  comparisons    compare an experiment's conditions, paired over examples and seeds
+  ranking        print which features of a delta matter
+  sweep-summary  sum up a sweep's Experiment 1
+
+Configurations named configs/... are the package's own where there is no such file."""
+
+
+def train(args: Sequence[str] | None = None, program: str = "python train.py") -> StudyCLI:
+    """Fit the configured module on the configured data; returns the CLI with trainer, model and data.
+
+    Args:
+        args: the command line after the program; the process's own where None.
+        program: how the user calls it.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    args = preflight(program, "train", "Train one stage.", args)
+    from lightning_modules.cli import StudyCLI, check_checkpoint
+
+    cli = StudyCLI(args)
+    if cli.config.ckpt_path is not None:
+        if not getattr(cli.model, "resumable", True):
+            raise ValueError(
+                f"{type(cli.model).__name__} cannot go on from a checkpoint; run it anew"
+            )
+        check_checkpoint(cli.config.ckpt_path, cli.model, cli.datamodule)
+    # Our own checkpoints hold random states too, more than tensors.
+    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
+    return cli
+
+
+def evaluate(args: Sequence[str] | None = None, program: str = "python evaluate.py") -> StudyCLI:
+    """Test (or predict with) the configured module; arguments and result as those of `train`."""
+    args = list(sys.argv[1:] if args is None else args)
+    args = preflight(program, "evaluate", "Measure one stage, or capture its activations.", args)
+    from lightning.pytorch.utilities.model_helpers import is_overridden
+
+    from lightning_modules.cli import StudyCLI
+
+    cli = StudyCLI(args)
+    if cli.config.ckpt_path is not None:
+        raise ValueError(
+            f"--ckpt_path {cli.config.ckpt_path}: only training resumes; evaluations read the folders "
+            "that it wrote"
+        )
+    for name in ("limit_test_batches", "limit_predict_batches"):
+        limit = getattr(cli.trainer, name)  # 1.0 is all of them, 1 is one batch
+        if (isinstance(limit, int) or limit != 1.0) and not cli.trainer.fast_dev_run:
+            raise ValueError(
+                f"--trainer.{name} would leave examples out of the result: give the data fewer "
+                "(--data.n_per_subset, --data.n_train)"
+            )
+    if is_overridden("predict_step", cli.model):
+        # Each prediction is written as it comes; all of them together would not fit into memory.
+        cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False)
+    else:
+        # Not verbose: the modules write tables of their own, and hundreds of lines would bury them.
+        cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+    return cli
+
+
+def main() -> None:
+    """Entry point of `delta-transcoders`."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("train", "evaluate"):
+        # `sys.argv` stays: further processes of a distributed run are started from it.
+        stage = {"train": train, "evaluate": evaluate}[name]
+        run(lambda: stage(sys.argv[2:], f"{PROGRAM} {name}"), is_stage=True)
+    elif name in MODULES:
+        sys.argv[:2] = [f"{PROGRAM} {name}"]
+        runpy.run_module(MODULES[name], run_name="__main__")
+    else:
+        run(lambda: _overview(name))
+
+
+def _overview(name: str) -> None:
+    if name not in ("-h", "--help"):
+        near = difflib.get_close_matches(name, [*MODULES, "train", "evaluate"], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"`{PROGRAM} --help` lists them"
+        raise ValueError(f"there is no command {name!r}; {hint}")
+    print(OVERVIEW)

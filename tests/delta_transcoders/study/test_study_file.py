@@ -1,0 +1,187 @@
+"""What a study file says, and what is refused before anything runs."""
+
+import pytest
+
+from delta_transcoders.study.plan import Graph
+from delta_transcoders.study.running import command_of
+from delta_transcoders.study.study_file import read_study
+
+
+def labels(file="configs/study.yaml", **kwargs):
+    return list(Graph(read_study(file, **kwargs)).steps)
+
+
+def test_a_file_that_includes_another_goes_over_it(lab):
+    lab.write(
+        "configs/more.yaml",
+        "include: study.yaml\nstages:\n  b: {options: {model.lr: 2}}\n  c: null\n"
+        "  e: {run: train, config: a.yaml, options: {model.output: '${study}/e'}, seed_offset: 10}\n",
+    )
+    # d reads what c writes.
+    with pytest.raises(
+        ValueError, match=r"d reads runs/c/text.txt, which is not there and which no"
+    ):
+        labels("configs/more.yaml")
+    lab.write("configs/more.yaml", lab.read("configs/more.yaml").replace("c: null", "d: null"))
+    study = read_study("configs/more.yaml", seed=3)
+    assert list(study.stages) == ["a", "b", "c", "e"]
+    assert study.stages["b"].options == {"model.lr": 2}
+    assert study.files == {"runs": "configs/study.yaml"}
+    assert " ".join(command_of(study.stages["e"])) == (
+        "python train.py --config configs/a.yaml --study runs --seed_everything 13 --model.output runs/e"
+    )
+
+
+def test_studies_within_a_study_share_what_is_linked(lab, study):
+    lab.write(
+        "configs/inner.yaml",
+        "include: study.yaml\nstudies:\n"
+        "  x/y: {config: study.yaml, links: [a], stages: {b: {options: {model.lr: 2}}}}\n",
+    )
+    assert list(study("--dry-run", config="configs/inner.yaml").items())[4:] == [
+        (f"x/y/{name}", "never run") for name in "bcd"
+    ]
+    study(config="configs/inner.yaml")
+    assert (lab.folder / "runs/x/y/a").resolve() == lab.folder / "runs/a"
+    assert "--model.lr 2" in lab.read("runs/x/y/b/text.txt")
+    assert study(config="configs/inner.yaml") == {}
+    assert study() == {}
+    with pytest.raises(
+        FileExistsError, match=r"runs/x/y/a is a link into the study .*runs, which shares it"
+    ):
+        study("--study", "runs/x/y", "--b.model.lr", "2")
+
+
+def test_what_holds_the_seed_is_there_for_each(lab, study):
+    lab.write(
+        "configs/seeds.yaml",
+        "study: seeds\nseeds: [1, 2]\nstudies:\n  '${seed}': {config: study.yaml}\nstages:\n"
+        "  all:\n    run: delta_transcoders.report.comparisons\n"
+        "    arguments: [--out, '${study}/all', '${study}/${seed}/d']\n"
+        "    reads: ['${seed}/d']\n    writes: ['${study}/all']\n",
+    )
+    study = read_study("configs/seeds.yaml", seeds=[5, 7])
+    graph = Graph(study)
+    assert list(graph.steps) == [f"{seed}/{name}" for seed in (5, 7) for name in "abcd"] + ["all"]
+    assert study.stages["7/a"].seed == 7
+    assert study.stages["all"].arguments == ["--out", "seeds/all", "seeds/5/d", "seeds/7/d"]
+    assert graph.needed("all") == set(graph.steps)
+    assert graph.labels("b") == ["5/b", "7/b"]
+    with pytest.raises(ValueError, match=r"seeds.yaml takes --seeds, not --seed"):
+        read_study("configs/seeds.yaml", seed=1)
+    with pytest.raises(ValueError, match=r"study.yaml takes --seed, not --seeds"):
+        read_study("configs/study.yaml", seeds=[1, 2])
+
+
+def test_a_task_goes_to_every_stage(lab):
+    lab.write("tasks/mine.yaml", "task: {class_path: my.Task, init_args: {jsonl: given.txt}}\n")
+    lab.replace(
+        "configs/a.yaml", "model:", "data: {class_path: x.D, init_args: {task: '${task}'}}\nmodel:"
+    )
+    graph = Graph(read_study("configs/study.yaml", task="tasks/mine.yaml"))
+    step = graph.steps["a"]
+    assert command_of(step.stage)[2:6] == [
+        "--config",
+        "configs/a.yaml",
+        "--config",
+        "tasks/mine.yaml",
+    ]
+    assert step.config.values["data.task.jsonl"] == "given.txt"
+    assert step.inputs == {"given.txt": ""}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (
+            "stages:",
+            "stagse:",
+            r"study.yaml, line 2: unknown key 'stagse'; did you mean 'stages'\?",
+        ),
+        (
+            "config: b.yaml}",
+            "config: b.yaml, option: {}}",
+            r"study.yaml, line 4: unknown key 'option'; did you mean 'options'\?",
+        ),
+        (
+            "run: evaluate, config: c",
+            "run: evaluat, config: c",
+            r"line 5: run is 'evaluat', expected",
+        ),
+        (
+            "config: c.yaml",
+            "config: x.yaml",
+            r"study.yaml, line 5: no configuration 'configs/x.yaml'",
+        ),
+        ("{run: evaluate, config: b.yaml}", "5", r"line 4: 'b' must hold `key: value` pairs"),
+        ("{run: evaluate, config: b.yaml}", "{run: train}", r"line 4: 'b' lacks `config`"),
+        ("study: runs", "seed: 0", r"study.yaml names no folder"),
+        (
+            "{run: evaluate, config: b.yaml}",
+            "{run: delta_transcoders.report.html}",
+            r"line 4: 'b' lacks `writes`",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_meant(lab, old, new, problem):
+    lab.replace("configs/study.yaml", old, new)
+    with pytest.raises((ValueError, FileNotFoundError), match=problem):
+        labels()
+
+
+def test_stages_and_files_that_do_not_exist(lab, study):
+    with pytest.raises(FileNotFoundError, match=r"no study file 'configs/x.yaml'"):
+        labels("configs/x.yaml")
+    for option in ("--until", "--only"):
+        with pytest.raises(ValueError, match=r"there is no stage 'e'; known are a, b, c, d"):
+            study(option, "e")
+    with pytest.raises(ValueError, match=r"--aa.…: there is no stage 'aa'; did you mean 'a'"):
+        study("--aa.model.lr", "1")
+    with pytest.raises(ValueError, match=r"--modle: no option of python study.py"):
+        study("--modle", "1")
+    with pytest.raises(ValueError, match=r"a has no option modle.lr; did you mean 'model'"):
+        study("--a.modle.lr", "1")
+    with pytest.raises(ValueError, match=r"--a.lr: expected a value"):
+        study("--a.lr")
+    lab.write("configs/more.yaml", "include: study.yaml\nstages: {aa: {options: {model.lr: 1}}}\n")
+    with pytest.raises(
+        ValueError, match=r"more.yaml, line 2: there is no stage 'aa'; did you mean 'a'\?"
+    ):
+        labels("configs/more.yaml")
+    inner = "include: study.yaml\nstudies:\n  x:\n    config: study.yaml\n    stages:\n      a: {rnu: 1}\n"
+    lab.write("configs/more.yaml", inner)
+    with pytest.raises(
+        ValueError, match=r"more.yaml, line 6: unknown key 'rnu'; did you mean 'run'"
+    ):
+        labels("configs/more.yaml")
+    assert not (lab.folder / "runs").exists()
+
+
+def test_a_folder_of_another_file(lab, study):
+    study("--until", "a")
+    lab.write("configs/other.yaml", lab.read("configs/study.yaml"))
+    with pytest.raises(
+        FileExistsError, match=r"runs is the study of configs/study.yaml, not of configs/other"
+    ):
+        study(config="configs/other.yaml")
+    lab.write("configs/more.yaml", "include: study.yaml\n")
+    assert "a" not in study("--dry-run", config="configs/more.yaml")
+
+
+def test_stages_that_cannot_be_ordered(lab):
+    lab.replace("configs/a.yaml", "given.txt", "${study}/b/text.txt")
+    with pytest.raises(ValueError, match=r"need each other: .*a → b"):
+        labels()
+    lab.replace("configs/b.yaml", "${study}/b", "${study}/a")
+    with pytest.raises(ValueError, match=r"a and b both write runs/a"):
+        labels()
+
+
+def test_a_record_of_another_version(lab, study):
+    study("--until", "a")
+    lab.replace("runs/study.json", "study 1", "study 9")
+    with pytest.raises(ValueError, match=r"of the format 'delta_transcoders study 9', expected"):
+        study()
+    lab.write("runs/study.json", "{")
+    with pytest.raises(ValueError, match=r"runs/study.json is damaged"):
+        study()
