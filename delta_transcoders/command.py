@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from delta_transcoders import console, signals
 from delta_transcoders.files import command_line
@@ -30,6 +32,19 @@ OPTIONS = (
     ("--model.KEY", "VALUE", "any of the stage's module (--model.help CLASS explains them)"),
     ("--data.KEY", "VALUE", "any of its data (--data.help CLASS explains them)"),
 )
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a word that is not known.
+
+    >>> nearest("stagse", ["study", "stages"])
+    "did you mean 'stages'?"
+    >>> nearest("x", ["study", "stages"])
+    'known are study, stages'
+    """
+    known = [str(k) for k in known]
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
 def packaged_configs(name: str) -> str:
@@ -158,6 +173,41 @@ def read_yaml(file: str | Path) -> dict:
     if not isinstance(loaded, dict):
         raise ValueError(f"{file} must hold `key: value` pairs")
     return loaded
+
+
+def set_option(config: dict, option: str, value: Any) -> None:
+    """Do what `--option value` does, as in `model.lr`; an option that ends with + appends to a list.
+
+    >>> config = {"model": {"class_path": "a.B", "init_args": {}}, "callbacks": [{"x": 1}]}
+    >>> set_option(config, "model.lr", 0.1)
+    >>> set_option(config, "callbacks.x", 2)
+    >>> set_option(config, "callbacks+", "c.D")
+    >>> config["model"]["init_args"], config["callbacks"]
+    ({'lr': 0.1}, [{'x': 2}, 'c.D'])
+    """
+    *path, last = option.removesuffix("+").split(".")
+    node = config
+    for part in path:
+        node = _arguments(node, option).setdefault(part, {})
+    node = _arguments(node, option)
+    if option.endswith("+"):
+        held = node.get(last, [])
+        node[last] = [*(held if isinstance(held, list) else [held]), value]
+    elif isinstance(value, str) and isinstance(node.get(last), dict):  # another class
+        node[last]["class_path"] = value
+    else:
+        node[last] = value
+
+
+def _arguments(node: Any, option: str) -> dict:
+    """Where an option of a value is set: in its arguments where it is a class, of a list in the last."""
+    if isinstance(node, list) and node:
+        node = node[-1]
+    if not isinstance(node, dict):
+        raise ValueError(
+            f"--{option}: there is nothing in the configuration that has such an option"
+        )
+    return node.setdefault("init_args", {}) if "class_path" in node else node
 
 
 def with_home(argument: str) -> str:

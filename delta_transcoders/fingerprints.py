@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -85,8 +85,24 @@ def model_fingerprint(model: nn.Module) -> str:
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """Hash of what turns text into ids: vocabulary, rules, special tokens; padding is not in it."""
+    rules = _rules(tokenizer)
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    return hash_texts([json.dumps(rules, sort_keys=True), json.dumps(special)])
+
+
+def read_alike(one: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> bool:
+    """Whether two tokenizers make the same ids of a text: by vocabulary, rules and added tokens.
+
+    Which token pads or ends a text does not count: chat models often name others than their base.
+    """
+    ours, theirs = (_rules(tokenizer) for tokenizer in (one, other))
+    for token in (*ours["added_tokens"], *theirs["added_tokens"]):
+        token.pop("special")  # is left out when ids are decoded
+    return ours == theirs
+
+
+def _rules(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     for state in ("padding", "truncation"):  # left behind by the latest call
         rules.pop(state)
-    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
-    return hash_texts([json.dumps(rules, sort_keys=True), json.dumps(special)])
+    return rules

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from delta_transcoders.families import family_by_type, family_of
 from delta_transcoders.files import read_json
-from delta_transcoders.fingerprints import tokenizer_fingerprint
+from delta_transcoders.fingerprints import read_alike
 from delta_transcoders.hub import check_hub_id
 from delta_transcoders.tasks.task import Example, Task
 
@@ -119,7 +119,8 @@ def load_tokenizer(source: str, *others: str) -> PreTrainedTokenizerBase:
     Padding is told from text by the attention mask, never by its id.
 
     Args:
-        others: models that read the same token ids, so that their tokenizers must be the same.
+        others: models that read the same token ids, so that their tokenizers must make the same of a text;
+            which tokens pad and end it may differ.
 
     Raises:
         FileNotFoundError, ConnectionError: no such folder, or a hub id that cannot be had.
@@ -139,7 +140,7 @@ def load_tokenizer(source: str, *others: str) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.eos_token
     family_of(config).tokens.check_tokenizer(tokenizer)
     for other in dict.fromkeys(others):
-        if tokenizer_fingerprint(load_tokenizer(other)) != tokenizer_fingerprint(tokenizer):
+        if not read_alike(load_tokenizer(other), tokenizer):
             raise ValueError(
                 f"{other!r} has another tokenizer than {source!r}: one of them would read token ids that it "
                 "was not trained on"
@@ -217,7 +218,8 @@ def check_same_architecture(base: str, finetuned: str) -> None:
 def _architecture(config: PretrainedConfig) -> dict[str, Any]:
     text = config.get_text_config()
     names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
-    names += ("num_key_value_heads", "vocab_size")
+    names += ("num_key_value_heads", "vocab_size", "head_dim", "tie_word_embeddings")
+    names += ("rope_parameters", "rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps")
     return {"model_type": config.model_type} | {n: getattr(text, n, None) for n in names}
 
 

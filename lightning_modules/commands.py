@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import runpy
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from delta_transcoders.command import preflight, run
+from delta_transcoders.command import nearest, preflight, run
 
 if TYPE_CHECKING:
     from lightning_modules.cli import StudyCLI
@@ -112,7 +111,6 @@ def main() -> None:
 
 def _overview(name: str) -> None:
     if name not in ("-h", "--help"):
-        near = difflib.get_close_matches(name, [*MODULES, "train", "evaluate"], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"`{PROGRAM} --help` lists them"
+        hint = nearest(name, [*MODULES, "train", "evaluate"])
         raise ValueError(f"there is no command {name!r}; {hint}")
     print(OVERVIEW)

@@ -90,6 +90,25 @@ def held(source: str | Path) -> list[Entry]:
     return _layout(list_files(source))[1]
 
 
+def check_held(
+    source: str | Path,
+    layers: Collection[int],
+    *,
+    width: int | None = None,
+    percentile: float | None = None,
+    files: str | None = None,
+) -> None:
+    """Refuse what `load_base` would for any of these layers, as far as the names of files tell.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_base`.
+    """
+    listed = list_files(source)
+    entries = _layout(listed)[1]
+    for layer in layers:
+        _choose(listed, entries, layer, width, percentile, files=files)
+
+
 def available_l0s(source: str | Path, layer: int, width: int | None = None) -> list[L0 | str]:
     """The values of average L0 of one layer (and width), ascending."""
     entries = [entry for entry in held(source) if entry.layer == layer]

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from delta_transcoders.own_study.file import OwnStudy, make_task
 
@@ -19,17 +20,23 @@ class Checked:
     Attributes:
         stamp: of all that was looked at; another one asks for a new look.
         n_tokens: of prompts and targets together.
+        n_train_tokens: about as many of them are trained on.
         n_prompt, n_target: tokens of the longest prompt, and of the longest target with EOS.
         context: longest text that the model takes.
         changed: layers of which the finetune changed the MLP.
+        hook_site: that the dictionaries say they are for; None where they do not, or there are none.
+        leading: how many of a text's first tokens they were not trained on, where more than usual.
     """
 
     stamp: str
     n_tokens: int
+    n_train_tokens: int
     n_prompt: int
     n_target: int
     context: int
     changed: list[int]
+    hook_site: str | None = None
+    leading: int | None = None
 
 
 def checked(own: OwnStudy, saved: Path) -> Checked:
@@ -38,7 +45,8 @@ def checked(own: OwnStudy, saved: Path) -> Checked:
     Raises:
         FileNotFoundError, ConnectionError: a model that is not to be had.
         ValueError: models of other architectures or tokenizers, an adapter for another base, a finetune that
-            changed no MLP where there are no dictionaries, or a tokenizer that cannot make a prompt.
+            changed no MLP where there are no dictionaries, a tokenizer that cannot make a prompt, or
+            dictionaries that do not fit, or of several kinds.
     """
     stamp = _stamp(own)
     if saved.is_file():
@@ -70,32 +78,75 @@ def _look(own: OwnStudy, stamp: str) -> Checked:
     else:
         check_same_architecture(own.base_model, own.finetuned_model)
         tokenizer = load_tokenizer(own.finetuned_model, own.base_model)  # it has the chat template
-        models = (StoredWeights(source) for source in (own.base_model, own.finetuned_model))
+        dtype = own.dtype or own.size.dtype  # a change that it cannot hold is none
+        models = (StoredWeights(source, dtype) for source in (own.base_model, own.finetuned_model))
         changed = changed_mlps(*models, range(family.n_layers), family.site)
-    rows = tokenize(tokenizer, make_task(own.task), own.loaded)
+    task = make_task(own.reading)
+    rows = tokenize(tokenizer, task, own.loaded)
+    n_trained = sum(len(r) for r, e in zip(rows, own.loaded, strict=True) if task.is_trained(e))
     return Checked(
         stamp=stamp,
         n_tokens=sum(map(len, rows)),
+        n_train_tokens=round(n_trained * (1 - 2 * task.held_out)),
         n_prompt=max(len(row.prompt_ids) for row in rows),
         n_target=max(len(row.target_ids) for row in rows),
         context=family.context,
         changed=changed,
+        **(_read_dictionaries(own, family.tokens.leading) if own.dictionaries else {}),
     )
+
+
+WHICH = ("width", "base_files", "percentiles")
+"""Options of `delta` that say which dictionaries of a set are meant."""
+
+
+def which_dictionaries(own: OwnStudy) -> dict[str, Any]:
+    """Those of `WHICH` that the study file gives."""
+    given = own.options.get("delta", {})
+    return {name: given[f"data.{name}"] for name in WHICH if f"data.{name}" in given}
+
+
+def _read_dictionaries(own: OwnStudy, leading: int) -> dict[str, Any]:
+    """Look for each layer's dictionary, and read the first one: where it reads, if not where all do.
+
+    Args:
+        leading: tokens of a text that the model's family leaves out anyway.
+    """
+    from delta_transcoders.dictionaries.bases import check_held, load_base
+
+    which = which_dictionaries(own)
+    one = {
+        "width": which.get("width"),
+        "files": which.get("base_files"),
+        "percentile": which.get("percentiles", [0.5])[0],
+    }
+    try:
+        check_held(own.dictionaries, own.layers, **one)
+        _, base_id = load_base(own.dictionaries, own.layers[0], **one, d_model=own.size.d_model)
+    except ValueError as error:
+        raise ValueError(
+            f"{own.file}: dictionaries: {error} (as in delta: {{data.width: 16384}})"
+        ) from error
+    more = base_id.leading if base_id.leading > leading else None
+    return {"hook_site": base_id.hook_site, "leading": more}
 
 
 def _stamp(own: OwnStudy) -> str:
     seen = [
-        [own.task, own.base_model, own.finetuned_model],
+        [own.reading, own.base_model, own.finetuned_model, own.dtype],
+        [own.dictionaries, own.layers if own.dictionaries else None, which_dictionaries(own)],
         [_files(source) for source in (own.base_model, own.finetuned_model)],
+        _files(own.dictionaries, "**/*") if own.dictionaries else None,
         hashlib.sha256(Path(own.examples).expanduser().read_bytes()).hexdigest(),
     ]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
-def _files(source: str) -> list[tuple[str, int, int]]:
+def _files(source: str, pattern: str = "*") -> list[tuple[str, int, int]]:
     """Names, sizes and times of change of what is in a folder; none of a hub id."""
-    files = sorted(p for p in Path(source).expanduser().glob("*") if p.is_file())
-    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    folder = Path(source).expanduser()
+    files = sorted(p for p in folder.glob(pattern) if p.is_file())
+    return [(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
 
 
 def studied_layers(own: OwnStudy, found: Checked) -> tuple[int, ...]:
@@ -134,7 +185,7 @@ def check_context(own: OwnStudy, found: Checked, max_new_tokens: int) -> None:
 def too_few(n_wordings: int, found: Checked) -> list[str]:
     """Warnings before a run of too little data.
 
-    >>> too_few(12, Checked("", 30_000, 9, 9, 99, []))
+    >>> too_few(12, Checked("", 30_000, 9_000, 9, 9, 99, []))
     ['12 wordings, fewer than 40: what is found may hold for these alone']
     """
     warnings = []

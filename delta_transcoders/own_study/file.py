@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import os
 import pydoc
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from delta_transcoders.command import nearest
 from delta_transcoders.files import read_json
-from delta_transcoders.hub import check_hub_id, is_hub_id, local_folder
+from delta_transcoders.hub import check_hub_id, is_hub_id, local_folder, split_hub_id
 from delta_transcoders.own_study.sizes import ModelSize
 from delta_transcoders.tasks.examples import Examples, JudgeName
 from delta_transcoders.tasks.paragraphs import Paragraphs
@@ -57,6 +57,7 @@ class OwnStudy:
         is_adapter: whether `finetuned_model` is a PEFT adapter for `base_model`.
         dtype: of the models' weights; by their size where None.
         task: `class_path` and `init_args`, as a configuration has it.
+        reading: the task without how answers are judged, which stages that do not judge need not know.
         loaded: the examples of `examples`.
         layers: those asked for.
         options: by stage, options as on its command line: `{"delta": {"model.lr": 1e-3}}`.
@@ -72,6 +73,7 @@ class OwnStudy:
     dictionaries: str | None
     examples: str
     task: dict[str, Any]
+    reading: dict[str, Any]
     loaded: tuple[Example, ...]
     layers: tuple[int, ...]
     text: str | None
@@ -124,8 +126,7 @@ def read_own_study(content: Mapping[str, Any], file: Path, study: Path, seed: in
     if "adapter" in finetuned_config:
         _check_adapter(read, finetuned_config["adapter"], base)
     examples = read.text("examples")
-    task, loaded = _examples(read, examples)
-    layers = _layers(read, size.n_layers)
+    task, reading, loaded = _examples(read, examples)
     return OwnStudy(
         file=file,
         study=study,
@@ -134,11 +135,12 @@ def read_own_study(content: Mapping[str, Any], file: Path, study: Path, seed: in
         finetuned_model=finetuned,
         is_adapter="adapter" in finetuned_config,
         size=size,
-        dictionaries=_dictionaries(read, layers),
+        dictionaries=_dictionaries(read),
         examples=examples,
         task=task,
+        reading=reading,
         loaded=loaded,
-        layers=layers,
+        layers=_layers(read, size.n_layers),
         text=_text(read),
         dtype=read("dtype"),
         options={name: dict(read(name) or {}) for name in (*WITH_OPTIONS, ALL) if name in content},
@@ -149,29 +151,19 @@ def _check_keys(read: _Reader) -> None:
     known = (*NEEDED, *CHOICES, *TASK_OPTIONS, *WITH_OPTIONS, ALL)
     for key in read.content:
         if key not in known:
-            raise ValueError(f"{read.where(key)} is no key of a study file{nearest(key, known)}")
+            raise ValueError(f"{read.where(key)} is no key of a study file; {nearest(key, known)}")
     for key in NEEDED:
         if read(key) is None:
             raise ValueError(f"{read.file} has no {key}: a study of your own model needs it")
     if read("dtype") not in (None, *DTYPES):
         hint = nearest(str(read("dtype")), DTYPES)
-        raise ValueError(f"{read.where('dtype')} is {read('dtype')!r}{hint}")
+        raise ValueError(f"{read.where('dtype')} is {read('dtype')!r}; {hint}")
     for key in (*WITH_OPTIONS, ALL):
         if not isinstance(read(key) or {}, Mapping):
             raise ValueError(
                 f"{read.where(key)} is {read(key)!r}, expected options of the stage, as in "
                 f"{key}: {{model.rows_per_pass: 16}}"
             )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """
-    >>> nearest("jugde", ["judge", "text"]), nearest("zzz", ["judge"])
-    ("; did you mean 'judge'?", '; known are judge')
-    """
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
 
 
 def _model(read: _Reader, key: str) -> tuple[str, dict[str, dict[str, Any]]]:
@@ -251,24 +243,16 @@ def _layers(read: _Reader, n_layers: int) -> tuple[int, ...]:
     return tuple(sorted(set(asked)))
 
 
-def _dictionaries(read: _Reader, layers: Iterable[int]) -> str | None:
+def _dictionaries(read: _Reader) -> str | None:
+    """Their folder or hub id; what they hold is seen later, by `checks.checked`."""
     source = read.text("dictionaries")
-    folder = Path(source or "").expanduser()
-    if source is None or (not folder.is_dir() and is_hub_id(source)):
-        return source
-    where = read.where("dictionaries")
-    if not folder.is_dir():
+    if source is None:
+        return None
+    if not Path(source).expanduser().is_dir() and split_hub_id(source) is None:
         raise FileNotFoundError(
-            f"{where}: no folder {source!r} (as seen from {Path.cwd()}), and it is no hub id (owner/name)"
+            f"{read.where('dictionaries')}: no folder {source!r} (as seen from {Path.cwd()}), and it is no "
+            "hub id (owner/name)"
         )
-    if not any(path.suffix in (".npz", ".safetensors") for path in folder.rglob("*")):
-        raise FileNotFoundError(f"{where}: {source!r} holds no dictionaries (.npz, .safetensors)")
-    has_folders = any(folder.glob("layer_*/width_*"))
-    for layer in layers if has_folders else ():
-        if not any(folder.glob(f"layer_{layer}/width_*")):
-            raise FileNotFoundError(
-                f"{where}: {source!r} has none for layer {layer}: say which layers it has, as in layers: [0]"
-            )
     return _as_path(source)
 
 
@@ -282,7 +266,10 @@ def _text(read: _Reader) -> str | None:
     return path and _as_path(path)
 
 
-def _examples(read: _Reader, path: str) -> tuple[dict[str, Any], tuple[Example, ...]]:
+def _examples(
+    read: _Reader, path: str
+) -> tuple[dict[str, Any], dict[str, Any], tuple[Example, ...]]:
+    """`task`, `reading` and `loaded` of a study."""
     judge, options = read("judge"), {key: read(key) for key in TASK_OPTIONS if key in read.content}
     if isinstance(judge, Mapping):
         if set(judge) - {"class_path", "init_args"} or "class_path" not in judge:
@@ -294,19 +281,25 @@ def _examples(read: _Reader, path: str) -> tuple[dict[str, Any], tuple[Example, 
                 f"{read.where(next(iter(options)))} is for the ready judges: give it to the class, as one of "
                 "its init_args"
             )
-        options, name = dict(judge.get("init_args") or {}), judge["class_path"]
+        name, options = judge["class_path"], dict(judge.get("init_args") or {})
     elif judge not in get_args(JudgeName):
         hint = nearest(str(judge), get_args(JudgeName))
-        raise ValueError(f"{read.where('judge')} is {judge!r}{hint}")
+        raise ValueError(f"{read.where('judge')} is {judge!r}; {hint}")
     else:
         name, options = "delta_transcoders.tasks.examples.Examples", {"judge": judge} | options
-    spec = {"class_path": name, "init_args": {"jsonl": path} | options}
     try:
+        takes_file = "jsonl" in inspect.signature(_task_class(name)).parameters
+        file = {"jsonl": path} if takes_file else {}
+        spec = reading = {"class_path": name, "init_args": file | options}
         task = make_task(spec)
     except ValueError as error:
         raise ValueError(f"{read.where('judge')}: {error}") from error
+    if not isinstance(judge, Mapping):
+        kept = {key: options[key] for key in ("held_out", "evaluation_only") if key in options}
+        # Any ready judge will do here; this one needs neither targets nor options.
+        reading = {"class_path": name, "init_args": file | {"judge": "refusal"} | kept}
     try:
-        return spec, tuple(task.read(path).values())
+        return spec, reading, tuple(task.read(path).values())
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{read.where('examples')}: no file {path!r} (as seen from {Path.cwd()})"
@@ -322,6 +315,16 @@ def make_task(spec: Mapping[str, Any]) -> Task:
         ValueError: no such class, or options that it refuses; names it.
     """
     name = spec["class_path"]
+    kind = _task_class(name)
+    try:
+        return kind(**spec.get("init_args", {}))
+    except TypeError as error:
+        raise ValueError(
+            f"{name} does not take {json.dumps(spec['init_args'])}: {error}"
+        ) from error
+
+
+def _task_class(name: str) -> type[Task]:
     try:
         kind = pydoc.locate(name)
     except pydoc.ErrorDuringImport as error:
@@ -329,11 +332,6 @@ def make_task(spec: Mapping[str, Any]) -> Task:
     if not (inspect.isclass(kind) and issubclass(kind, Task)):
         raise ValueError(
             f"class_path {name!r} is no task: expected a subclass of delta_transcoders.tasks.task.Task, in a "
-            "module that Python finds"
+            "module that Python finds: one beside the study file is"
         )
-    try:
-        return kind(**spec.get("init_args", {}))
-    except TypeError as error:
-        raise ValueError(
-            f"{name} does not take {json.dumps(spec['init_args'])}: {error}"
-        ) from error
+    return kind

@@ -80,18 +80,20 @@ def merge(base_model: str, adapter: str, output: str | Path, dtype: str = "float
 
     Args:
         base_model, adapter: folders or hub ids.
-        dtype: that the sum is computed and written in.
+        dtype: that the sum, of float32 numbers, is written in.
 
     Raises:
         FileNotFoundError, ConnectionError: one of them is not to be had.
         ValueError: see `check_adapter`; or what peft says of an adapter that it cannot read.
     """
+    import torch
     from peft import PeftModel
 
     from delta_transcoders.language_models import load_model, load_tokenizer
 
     check_adapter(base_model, adapter)
-    model, tokenizer = load_model(base_model, dtype), load_tokenizer(base_model)
+    # A small change would be rounded away in bfloat16 before it is added.
+    model, tokenizer = load_model(base_model), load_tokenizer(base_model)
     try:
         model = PeftModel.from_pretrained(model, str(local_folder(adapter, ADAPTER_FILES)))
     except (RuntimeError, KeyError, TypeError) as error:
@@ -99,7 +101,7 @@ def merge(base_model: str, adapter: str, output: str | Path, dtype: str = "float
             f"the adapter {adapter!r} cannot be read: {' '.join(str(error).split())[:200]}"
         ) from error
     with new_output(output, KIND) as folder:
-        model.merge_and_unload().save_pretrained(folder)
+        model.merge_and_unload().to(getattr(torch, dtype)).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         finish_output(output)
 
@@ -109,7 +111,12 @@ def main() -> None:
     parser.add_argument("--base_model", required=True, help="folder or hub id")
     parser.add_argument("--adapter", required=True, help="folder or hub id")
     parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of what is written; the sum is one of float32 numbers",
+    )
     args = vars(parser.parse_args())
     merge(**args)
     print(f"written: {args['output']}")

@@ -2,13 +2,14 @@
 
 A delta is trained on some wordings and measured on others. The wording of an example is its `group`, or
 else its prompt with numbers masked: `What is 12 * 34?` and `What is 5 * 6?` are one. No two splits share a
-wording or a prompt. Writes `train.jsonl`, `validation.jsonl` and `evaluation.jsonl`; `splits.csv`, how many
-examples, wordings and tokens each has; `task.json` and `models.json`, what is studied.
+wording or a prompt. Writes `train.jsonl`, `validation.jsonl` and `evaluation.jsonl`; and `splits.csv`, how
+many examples, wordings and tokens each has.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
 from collections import defaultdict
@@ -16,11 +17,11 @@ from collections.abc import Hashable
 from pathlib import Path
 
 from delta_transcoders.command import run
-from delta_transcoders.files import finish_output, new_output, write_json, write_text
+from delta_transcoders.files import finish_output, new_output
 from delta_transcoders.foreign_text import letters
 from delta_transcoders.own_study.file import make_task
 from delta_transcoders.report.tables import format_table, write_table
-from delta_transcoders.tasks.task import DESCRIPTION_VERSION, Example, Splits, Task, subsets_of
+from delta_transcoders.tasks.task import Example, Splits, Task, subsets_of
 
 KIND = "own_study_examples"
 COLUMNS = ("split", "subset", "n_examples", "n_wordings", "n_tokens")
@@ -56,13 +57,19 @@ def split_by_wording(task: Task, examples: list[Example], n_evaluation: int, see
         n_evaluation: of each subset at most, as evenly over its wordings as they allow.
 
     Raises:
-        ValueError: a split without any example; says how many wordings there are.
+        ValueError: a split without any example; says how many wordings there are. A task whose own `split`
+            cannot be told what no two splits share.
     """
+    if "identities" not in inspect.signature(task.split).parameters:
+        raise ValueError(
+            f"{type(task).__name__}.split has no parameter `identities`, which keeps wordings apart: take it "
+            "as Task.split does, or leave splitting to that"
+        )
     splits = task.split(examples, task.held_out, len(examples), seed, identities)
     for name, rows in splits.items():
         if not rows:
             raise ValueError(
-                f"{task.jsonl}: none of its {len(examples)} examples is left for {name}: they have "
+                f"none of the {len(examples)} examples is left for {name}: they have "
                 f"{len(set(map(wording, examples)))} wordings (prompts with numbers masked), of which no two "
                 "splits share one. Give more wordings, or a `group` to each example"
             )
@@ -89,19 +96,17 @@ def _spread(rows: list[Example], n: int) -> list[Example]:
 def write_split(
     output: Path,
     task: Task,
-    base_model: str,
-    finetuned_model: str,
+    examples: str | Path,
+    tokenizer: str,
     *,
-    tokenizer: str | None = None,
-    dictionaries: str | None = None,
     n_evaluation: int = 200,
     seed: int = 0,
 ) -> list[dict]:
-    """Write the splits of a task's file, and what is studied.
+    """Write the splits of a file of examples.
 
     Args:
-        base_model, finetuned_model, dictionaries: noted for exports and model cards.
-        tokenizer: folder or hub id of what counts the tokens; the base model where None.
+        task: reads them, and says what is held out.
+        tokenizer: folder or hub id of what counts the tokens.
 
     Returns:
         The rows of `splits.csv`.
@@ -112,9 +117,9 @@ def write_split(
     """
     from delta_transcoders.language_models import load_tokenizer, tokenize
 
-    examples = list(task.read(task.jsonl).values())
+    examples = list(task.read(examples).values())
     splits = split_by_wording(task, examples, n_evaluation, seed)
-    counted = tokenize(load_tokenizer(tokenizer or base_model), task, examples)
+    counted = tokenize(load_tokenizer(tokenizer), task, examples)
     tokens = dict(zip(examples, counted, strict=True))
     rows = [
         {
@@ -132,11 +137,6 @@ def write_split(
         for name, part in splits.items():
             task.write(folder / f"{name}.jsonl", part)
         write_table(folder / "splits.csv", COLUMNS, rows)
-        described = {"format_version": DESCRIPTION_VERSION, **task.describe()}
-        text = json.dumps(described, indent=1, ensure_ascii=False)
-        write_text(folder / "task.json", text + "\n")
-        models = {"base_model": base_model, "finetuned_model": finetuned_model}
-        write_json(folder / "models.json", models | {"dictionaries": dictionaries})
         finish_output(output)
     return rows
 
@@ -146,10 +146,8 @@ def main() -> None:
     parser.add_argument(
         "--task", required=True, type=json.loads, help="class_path and init_args, as JSON"
     )
-    parser.add_argument("--base_model", required=True, help="folder or hub id")
-    parser.add_argument("--finetuned_model", required=True, help="folder or hub id")
-    parser.add_argument("--tokenizer", help="folder or hub id (the base model's)")
-    parser.add_argument("--dictionaries", help="folder or hub id, noted for later")
+    parser.add_argument("--examples", required=True, help="file that the task reads")
+    parser.add_argument("--tokenizer", required=True, help="folder or hub id")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument("--n_evaluation", type=int, default=200, help="of each subset at most")
     parser.add_argument("--seed", type=int, default=0)

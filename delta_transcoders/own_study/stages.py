@@ -11,16 +11,19 @@ from typing import Any
 
 import yaml
 
+from delta_transcoders.command import nearest, set_option
 from delta_transcoders.own_study.checks import (
     as_json,
     check_context,
     checked,
     studied_layers,
     too_few,
+    which_dictionaries,
 )
-from delta_transcoders.own_study.file import ALL, STAGES, OwnStudy, nearest
+from delta_transcoders.own_study.file import ALL, STAGES, OwnStudy, make_task
 from delta_transcoders.own_study.sizes import Defaults, defaults_for
 from delta_transcoders.own_study.split import wording
+from delta_transcoders.tasks.task import DESCRIPTION_VERSION, subsets_of
 
 MOST_SINGLE_LAYERS = 8
 """Layers that are replaced alone in Experiment 1, evenly spread; half as many in Experiment 2A."""
@@ -36,6 +39,7 @@ EVALUATIONS = {
     "controls": _EXPERIMENT,
     "ranking": "lightning_modules.feature_ranking.FeatureRanking",
 }
+TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
 CONTROLS = ("bias", "steering", "low_rank", "ridge")
 """What `corrections` fits, each a control in the place of the delta."""
 
@@ -55,7 +59,7 @@ class Stages:
         self.found = checked(own, self.folder / "checked.json")
         self.layers = studied_layers(own, self.found)
         n_target = self.found.n_target if own.has_targets else 0
-        self.defaults = defaults_for(own.size, self.found.n_tokens, n_target, own.dtype)
+        self.defaults = defaults_for(own.size, self.found.n_train_tokens, n_target, own.dtype)
         check_context(own, self.found, self._answer_length())
         self.model = "${study}/finetuned_model" if own.is_adapter else own.finetuned_model
         names = [str(layer) for layer in self.layers]
@@ -94,9 +98,12 @@ class Stages:
         for name, why in self.skipped.items():
             if self.own.options.get(name):
                 raise ValueError(f"{self.own.file}: {name} has options and is not run: {why}")
+        if "corrections" in self.names:
+            self._check_corrections()
         stages = {}
         files = {self.folder / "checked.json": as_json(self.found)}
         files[self.folder / "defaults.yaml"] = self._yaml("defaults", self._shared())
+        files |= self._described()
         for name in self.names:
             if STAGES[name] == "module":
                 stages[name] = {"split": self._split, "model": self._model}[name]()
@@ -116,15 +123,34 @@ class Stages:
             "notes": self._notes(),
         }
 
+    def _check_corrections(self) -> None:
+        subsets = subsets_of(self.own.loaded)
+        for key in ("model.towards", "model.away"):
+            name = self.own.options["corrections"].get(key)
+            if name not in subsets:
+                raise ValueError(
+                    f"{self.own.file}: corrections: {key} is {name!r}, expected a subset of the examples: "
+                    f"{', '.join(subsets)}"
+                )
+
+    def _described(self) -> dict[Path, str]:
+        """What is studied, for exports and model cards; no stage reads it."""
+        own = self.own
+        models = {"base_model": own.base_model, "dictionaries": own.dictionaries}
+        models["finetuned_model"] = self.model.replace("${study}", str(own.study))
+        task = {"format_version": DESCRIPTION_VERSION, **make_task(own.task).describe()}
+        return {
+            self.folder / f"{name}.json": json.dumps(what, indent=1, ensure_ascii=False) + "\n"
+            for name, what in (("models", models), ("task", task))
+        }
+
     # Stages that are modules
 
     def _split(self) -> dict[str, Any]:
         own, output = self.own, str(self.own.study / "examples")
-        arguments = ["--task", json.dumps(own.task), "--base_model", own.base_model]
-        finetuned = str(own.study / "finetuned_model") if own.is_adapter else own.finetuned_model
         tokenizer = own.base_model if own.is_adapter else own.finetuned_model
-        arguments += ["--finetuned_model", finetuned, "--tokenizer", tokenizer, "--output", output]
-        arguments += ["--dictionaries", own.dictionaries] if own.dictionaries else []
+        arguments = ["--task", json.dumps(own.reading), "--examples", own.examples]
+        arguments += ["--tokenizer", tokenizer, "--output", output]
         arguments += ["--seed", str(own.seed), *self._module_options("split", ("n_evaluation",))]
         return {
             "run": "delta_transcoders.own_study.split",
@@ -170,7 +196,7 @@ class Stages:
         for key in given:
             if key not in known:
                 raise ValueError(
-                    f"{self.own.file}: {stage} has no option {key!r}{nearest(key, known)}"
+                    f"{self.own.file}: {stage} has no option {key!r}; {nearest(key, known)}"
                 )
         return [text for key, value in given.items() for text in (f"--{key}", str(value))]
 
@@ -215,15 +241,15 @@ class Stages:
     def _activations(self) -> dict[str, Any]:
         d = self.defaults
         layers, examples = list(self.layers), "${study}/examples"
+        model = {"model": self.model, "layers": layers, "dtype": d.dtype}
+        said = {"hook_site": self.found.hook_site, "leading": self.found.leading}
+        model |= {name: value for name, value in said.items() if value is not None}
         writer = {"output": "${study}/activations", "dtype": d.cache_dtype}
         return {
-            "model": _part(
-                "lightning_modules.activation_capture.ActivationCapture",
-                {"model": self.model, "layers": layers, "dtype": d.dtype},
-            ),
+            "model": _part("lightning_modules.activation_capture.ActivationCapture", model),
             "data": _part(
                 "datamodules.activation_texts.ActivationTexts",
-                {"task": "${task}", "model": self.model, "examples": examples},
+                {"task": self.own.reading, "model": self.model, "examples": examples},
             ),
             "trainer": {
                 "logger": False,
@@ -243,14 +269,14 @@ class Stages:
 
     def _checked_site(self) -> dict[str, Any]:
         return {
-            "task": "${task}",
+            "task": self.own.reading,
             "base_transcoders": self.own.dictionaries,
             "examples": "${study}/examples/validation.jsonl",
         }
 
     def _corrections(self) -> dict[str, Any]:
         model = {"output": "${study}/corrections", "deltas": "${study}/delta"}
-        data = self._cached() | self._checked_site() | {"passes": 1}
+        data = self._cached() | self._checked_site() | which_dictionaries(self.own) | {"passes": 1}
         return {
             "model": _part("lightning_modules.linear_corrections.LinearCorrections", model),
             "data": _part("datamodules.delta_targets.CorrectionData", data),
@@ -374,22 +400,22 @@ class Stages:
 
     def _set(self, config: dict[str, Any], stage: str, option: str, value: Any) -> None:
         """What `--option value` does on the stage's command line."""
-        part, *path = option.split(".")
+        part, *path = option.removesuffix("+").split(".")
         parts = [name for name in ("model", "data", "trainer") if name in (*config, "trainer")]
+        where = f"{self.own.file}: {stage}"
         if part not in parts or not path:
-            hint = nearest(part, parts) if part not in parts else f"; give {part}.OPTION"
-            raise ValueError(f"{self.own.file}: {stage} has no option {option!r}{hint}")
-        node = config.setdefault(part, {})
-        if "class_path" in node:
-            known = _arguments(node["class_path"])
-            if path[0] not in known:
-                kind = node["class_path"].rpartition(".")[2]
-                hint = nearest(path[0], known)
-                raise ValueError(f"{self.own.file}: {stage}: {kind} has no option {option!r}{hint}")
-            node = node["init_args"]
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = value
+            hint = nearest(part, parts) if part not in parts else f"give {part}.OPTION"
+            raise ValueError(f"{where} has no option {option!r}; {hint}")
+        kind = TRAINER if part == "trainer" else config[part]["class_path"]
+        known = _arguments(kind)
+        if path[0] not in known:
+            hint = nearest(path[0], known)
+            raise ValueError(f"{where}: {kind.rpartition('.')[2]} has no option {option!r}; {hint}")
+        if path[-1] == "output":
+            raise ValueError(f"{where}: {option} is the study's: give `study: FOLDER` for all")
+        if part == "trainer" and len(path) > 1:
+            raise ValueError(f"{where}: give {part}.{path[0]} as a whole, not {option}")
+        set_option(config, option, value)
 
     def _yaml(self, name: str, config: Mapping[str, Any]) -> str:
         script = {"train": "train.py", "evaluate": "evaluate.py"}.get(STAGES.get(name, ""))
@@ -437,7 +463,9 @@ def _bytes(dtype: str) -> int:
 def _arguments(class_path: str) -> list[str]:
     """What a class takes, read off its source: an import takes seconds."""
     module, _, name = class_path.rpartition(".")
-    tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8"))
+    package, *inside = module.split(".")
+    file = Path(importlib.util.find_spec(package).origin).parent.joinpath(*inside)
+    tree = ast.parse(file.with_suffix(".py").read_text(encoding="utf-8"))
     kind = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
     init = next(n for n in kind.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
     names = [argument.arg for argument in (*init.args.args[1:], *init.args.kwonlyargs)]

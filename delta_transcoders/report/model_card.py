@@ -181,7 +181,8 @@ def read_study(run: Path, deltas: Path, base_model: str | None) -> Study:
     configs = [_read_json(path) for _, path in sorted(layers.items())]
     captured = _manifest(run / "activations")
     is_captured = configs and captured.get("model_fingerprint") == configs[0]["model_fingerprint"]
-    described = _read_json(path := _data_folder(run) / "task.json")
+    path = run / ("configs/task.json" if brought else "finetune/data/task.json")
+    described = _read_json(path)
     remake = "finetune anew with `python train.py --config …/lora.yaml`"
     version = described.get("format_version", DESCRIPTION_VERSION)
     check_version(path, version, DESCRIPTION_VERSION, remake)
@@ -202,7 +203,7 @@ def read_study(run: Path, deltas: Path, base_model: str | None) -> Study:
 
 def models_of(run: Path) -> dict[str, Any]:
     """The models and dictionaries that somebody brought to a study; empty for one that trained its own."""
-    return _read_json(run / "examples/models.json")
+    return _read_json(run / "configs/models.json")
 
 
 def _data_folder(run: Path) -> Path:

@@ -31,17 +31,17 @@ What a file says goes over what it includes; a stage that is null is left out.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from delta_transcoders.command import find_config, read_yaml
+from delta_transcoders.command import find_config, nearest, read_yaml
 
 KEYS = ("study", "seed", "seeds", "task", "include", "stages", "shows", "studies")
 STAGE_KEYS = (
@@ -103,19 +103,6 @@ class Study:
     notes: list[str] = field(default_factory=list)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a message about a word that is not known.
-
-    >>> nearest("stagse", ["study", "stages"])
-    "did you mean 'stages'?"
-    >>> nearest("x", ["study", "stages"])
-    'known are study, stages'
-    """
-    known = [str(k) for k in known]
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-
-
 def read_study(
     file: str,
     *,
@@ -158,6 +145,10 @@ def read_study(
 def _own(content: dict, file: str, folder: str | None, seed: int | None) -> dict[str, Any]:
     from delta_transcoders.own_study import expand  # imports what takes a while
 
+    # A judge's class may stand beside the file, here and in the stages.
+    beside = os.path.dirname(os.path.abspath(file))
+    sys.path.append(beside)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), beside)))
     folder = os.path.expanduser(folder or content.get("study") or f"runs/{Path(file).stem}")
     seed = content.get("seed", 0) if seed is None else seed
     own = expand(content, Path(file), Path(folder), seed)

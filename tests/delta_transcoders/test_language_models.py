@@ -498,9 +498,17 @@ def test_a_damaged_tokenizer_is_named(edited, file, text):
         load_tokenizer(folder)
 
 
+def ends_a_turn(tokenizer):
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.eos_token = "<pad>"
+
+
 def test_models_that_are_compared_must_share_a_tokenizer(edited, model_folder, tokenizer):
     same = edited("same", tokenizer=lambda t: t.save_pretrained(t.name_or_path))
     assert load_tokenizer(model_folder, model_folder, same)("a 1") == tokenizer("a 1")
+    chat = edited("chat", tokenizer=ends_a_turn)
+    assert load_tokenizer(model_folder, chat).eos_token == "<eos>"
+    assert load_tokenizer(chat, model_folder).pad_token == "<eos>"
     other = edited("other", tokenizer=lambda t: t.add_tokens(["</b>"]) and None)
     path = Path(other) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 448}))

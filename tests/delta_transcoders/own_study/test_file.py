@@ -9,6 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.own_study import expand
 from delta_transcoders.own_study.sizes import ModelSize, defaults_for
@@ -54,12 +55,57 @@ def test_dictionaries_change_target_and_conditions(own_content, dictionaries):
     delta = config_of(expanded(content), "delta")["data"]
     assert delta["class_path"] == "datamodules.delta_targets.DeltaData"
     assert delta["init_args"]["base_transcoders"] == content["dictionaries"]
-    Path("some/layer_1/width_1k").mkdir(parents=True)
-    Path("some/layer_1/width_1k/params.npz").touch()
-    with pytest.raises(FileNotFoundError, match="'some' has none for layer 0: say which layers"):
+    shutil.copytree(content["dictionaries"], "some", copy_function=shutil.copyfile)
+    shutil.rmtree("some/layer_0")
+    with pytest.raises(ValueError, match=r"no base dictionary of layer 0; its layers: \[1\]"):
         expanded(content | {"dictionaries": "some"})
     exp2a = config_of(expanded(content), "exp2a")["model"]["init_args"]
     assert {"base_mlp", "dictionary_error", "random_delta"} <= set(exp2a["conditions"])
+
+
+def test_dictionaries_of_several_widths_are_chosen_among(own_content, dictionaries):
+    shutil.copytree(dictionaries / "base_transcoders", "set", copy_function=shutil.copyfile)
+    for layer in (0, 1):
+        (folder,) = Path(f"set/layer_{layer}").glob("width_*")
+        (path,) = folder.glob("*/params.npz")
+        wide = folder.with_name("width_256") / path.parent.name
+        wide.mkdir(parents=True)
+        shutil.copyfile(path, wide / "params.npz")
+    content = own_content | {"dictionaries": "set"}
+    content["corrections"] = {"model.towards": "tool", "model.away": "copy"}
+    with pytest.raises(
+        ValueError, match=r"layer 0 is there as .*width_256.* delta: \{data.width: "
+    ):
+        expanded(content)
+    width = int(folder.name.removeprefix("width_"))
+    study = expanded(content | {"delta": {"data.width": width}})
+    for stage in ("delta", "corrections"):
+        assert config_of(study, stage)["data"]["init_args"]["width"] == width
+    with pytest.raises(ValueError, match="has 128 features, expected 256"):
+        expanded(content | {"delta": {"data.width": 256}})
+
+
+def test_activations_are_captured_where_the_dictionaries_read(own_content, dictionaries):
+    for layer in (0, 1):
+        base, _ = load_base(dictionaries / "base_transcoders", layer)
+        tensors = {
+            name.lower() if name.startswith("W") else name: t.clone()
+            for name, t in base.state_dict().items()
+        }
+        folder = Path(f"set/transcoder_all/layer_{layer}_width_128_l0_small")
+        folder.mkdir(parents=True)
+        save_file(tensors, folder / "params.safetensors")
+        norm = f"model.layers.{layer}.%s_feedforward_layernorm.output"
+        hooks = {"hf_hook_point_in": norm % "pre", "hf_hook_point_out": norm % "post"}
+        config = {"model_name": "google/gemma-3-270m-it", "l0": 16, **hooks}
+        (folder / "config.json").write_text(json.dumps(config))
+    content = own_content | {"dictionaries": "set"}
+    captured = config_of(expanded(content), "activations")["model"]["init_args"]
+    assert (captured["hook_site"], captured["leading"]) == ("after_gain", 4)
+    study = expanded(content | {"activations": {"model.hook_site": "gemma_scope"}})
+    assert config_of(study, "activations")["model"]["init_args"]["hook_site"] == "gemma_scope"
+    captured = config_of(expanded(own_content), "activations")["model"]["init_args"]
+    assert "hook_site" not in captured and "leading" not in captured
 
 
 def test_any_option_of_a_stage_and_of_all(own_content):
@@ -142,8 +188,11 @@ def test_what_was_found_out_is_found_out_once(own_content, monkeypatch):
         ({"examples": "absent.jsonl"}, "line 4: examples: no file 'absent.jsonl'"),
         ({"text": "absent.txt"}, "line 7: text: no file 'absent.txt'"),
         ({"text": "empty.txt"}, "text: empty.txt has no paragraph of 12 words"),
-        ({"dictionaries": "absent/a/b"}, "dictionaries: no folder 'absent/a/b'"),
-        ({"dictionaries": "."}, r"dictionaries: '\.' holds no dictionaries"),
+        ({"dictionaries": "absent/a/b/c"}, "dictionaries: no folder 'absent/a/b/c'"),
+        (
+            {"dictionaries": "."},
+            r"dictionaries: \./\. holds no dictionaries: expected layer_L/width",
+        ),
         ({"layers": [0, 2]}, "line 6: layers: there is no layer 2, base_model has 2, from 0"),
         ({"layers": "first"}, r"layers is 'first', expected all, or numbers as in \[0, 5\]"),
         (
@@ -152,6 +201,15 @@ def test_what_was_found_out_is_found_out_once(own_content, monkeypatch):
         ),
         ({"delta": {"modle.lr": 1}}, "delta has no option 'modle.lr'; did you mean 'model'"),
         ({"split": {"n_eval": 1}}, "split has no option 'n_eval'; did you mean 'n_evaluation'"),
+        ({"delta": {"trainer.max_setps": 1}}, "Trainer has no option .*; did you mean 'max_steps'"),
+        ({"all": {"trainer.acelerator": 1}}, "all: Trainer has no option .* mean 'accelerator'"),
+        ({"all": {"data.seed": 1}}, "all has no option 'data.seed'; known are trainer"),
+        ({"delta": {"model.output": "x"}}, "delta: model.output is the study's: give `study"),
+        (
+            {"activations": {"trainer.callbacks.output": "x"}},
+            "activations: trainer.callbacks.output is the study's",
+        ),
+        ({"delta": {"trainer.logger.name": "x"}}, "give trainer.logger as a whole"),
         ({"delta": 3}, "delta is 3, expected options of the stage"),
         ({"dtype": "float16"}, "dtype is 'float16'; did you mean 'bfloat16'"),
         ({"model": {"dtype": "bfloat16"}}, "model is no key of a study file; did you mean"),
@@ -258,6 +316,35 @@ def test_a_judge_of_one_s_own(own_content, tmp_path, monkeypatch):
         expanded(own_content | {"judge": judge, "end": "."})
 
 
+def test_a_judge_that_reads_no_file_of_its_own(own_content, tmp_path, monkeypatch):
+    (tmp_path / "short_judge.py").write_text(
+        "from delta_transcoders.tasks.examples import Examples\n\n"
+        "class Short(Examples):\n"
+        "    def __init__(self):\n"
+        "        super().__init__('elsewhere.jsonl', 'exact')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    study = expanded(own_content | {"judge": {"class_path": "short_judge.Short"}})
+    task = {"class_path": "short_judge.Short", "init_args": {}}
+    assert config_of(study, "defaults")["task"] == task
+    given = dict(zip(*[iter(study["stages"]["split"]["arguments"])] * 2, strict=True))
+    assert json.loads(given["--task"]) == task and given["--examples"] == "prompts.jsonl"
+
+
+def test_how_answers_are_judged_is_nothing_to_stages_that_judge_none(own_content):
+    """Else another title would ask for another training."""
+    plain = expanded(own_content)
+    change = {"judge": "contains", "title": "Other", "end": ".", "opening": "The"}
+    other = expanded(own_content | change)
+    assert other["stages"] == plain["stages"]
+    for stage in ("activations", "delta"):
+        assert config_of(other, stage) == config_of(plain, stage)
+    assert config_of(other, "defaults")["task"] != config_of(plain, "defaults")["task"]
+    assert json.loads(other["files"]["mine/configs/task.json"])["title"] == "Other"
+    held = expanded(own_content | {"held_out": 0.3})
+    assert held["stages"]["split"] != plain["stages"]["split"]
+
+
 def test_controls_are_run_where_they_are_named(own_content, dictionaries):
     named = {"corrections": {"model.towards": "tool", "model.away": "copy"}}
     content = own_content | named | {"dictionaries": str(dictionaries / "base_transcoders")}
@@ -267,6 +354,11 @@ def test_controls_are_run_where_they_are_named(own_content, dictionaries):
     controls = config_of(study, "controls")["model"]["init_args"]
     assert list(controls["controls"]) == ["bias", "steering", "low_rank", "ridge"]
     assert config_of(study, "corrections")["model"]["init_args"]["towards"] == "tool"
+    for options in ({}, named["corrections"] | {"model.away": "cpoy"}):
+        with pytest.raises(
+            ValueError, match=r"corrections: model\.\w+ is .*, expected a subset of"
+        ):
+            expanded(content | {"corrections": options})
     with pytest.raises(ValueError, match="corrections has options and is not run: there are no"):
         expanded(own_content | named)
 
@@ -315,7 +407,7 @@ def test_a_chat(own_content):
     ids=["tiny", "SmolLM2-135M", "GPT-2", "Gemma 2 2B"],
 )
 def test_defaults_by_size(config, expected):
-    chosen = defaults_for(ModelSize.of(config), n_tokens=100_000, n_target=20)
+    chosen = defaults_for(ModelSize.of(config), 100_000, n_target=20)
     assert (chosen.dtype, chosen.d_new, chosen.rows_per_pass) == expected
     assert chosen.passes == (7 if chosen.batch_tokens == 1024 else 13)
     assert chosen.max_new_tokens == 32

@@ -4,7 +4,6 @@ from collections import Counter
 
 import pytest
 
-from delta_transcoders.files import read_json
 from delta_transcoders.language_models import load_tokenizer
 from delta_transcoders.own_study.split import identities, split_by_wording, wording, write_split
 from delta_transcoders.report.tables import read_metrics
@@ -61,20 +60,20 @@ def test_groups_decide_even_where_prompts_differ_in_numbers_alone(task):
 
 
 def test_one_wording_cannot_be_split(task):
-    with pytest.raises(ValueError, match=r"of its 50 examples is left for .* they have 1 wordings"):
+    with pytest.raises(ValueError, match=r"of the 50 examples is left for .* they have 1 wordings"):
         split_by_wording(task, rows_of(1, 50, "sums"), 1000, seed=0)
 
 
 def test_what_is_written(own_content):
-    task = Examples(own_content["examples"], "exact", title="Calls a calculator")
-    models = [own_content["base_model"], own_content["finetuned_model"]]
-    rows = write_split("mine/examples", task, *models, seed=3)
+    task = Examples(own_content["examples"], "exact")
+    model = own_content["base_model"]
+    rows = write_split("mine/examples", task, task.jsonl, model, seed=3)
     parts = {
         n: list(task.read(f"mine/examples/{n}.jsonl").values())
         for n in ("train", "validation", "evaluation")
     }
     assert parts == split_by_wording(task, list(task.read(task.jsonl).values()), 200, seed=3)
-    tokenizer = load_tokenizer(models[0])
+    tokenizer = load_tokenizer(model)
     table = read_metrics("mine/examples/splits.csv")
     assert [{k: str(v) for k, v in row.items()} for row in rows] == table
     for row in table:
@@ -83,5 +82,14 @@ def test_what_is_written(own_content):
         assert int(row["n_wordings"]) == len(set(map(wording, mine)))
         ids = [tokenizer(e.prompt).input_ids + tokenizer(e.target).input_ids for e in mine]
         assert int(row["n_tokens"]) == sum(map(len, ids))  # BOS twice here, BOS and EOS there
-    assert read_json("mine/examples/task.json")["title"] == "Calls a calculator"
-    assert read_json("mine/examples/models.json")["finetuned_model"] == models[1]
+
+
+class SplitsOnItsOwn(Examples):
+    def split(self, examples, share, n_evaluation, seed):
+        return {}
+
+
+def test_a_split_that_cannot_keep_wordings_apart_is_refused():
+    task = SplitsOnItsOwn("prompts.jsonl", "exact")
+    with pytest.raises(ValueError, match=r"SplitsOnItsOwn\.split has no parameter `identities`"):
+        split_by_wording(task, rows_of(20, 1, "sums"), 200, seed=0)
