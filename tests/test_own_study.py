@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Collection
@@ -18,6 +19,7 @@ from delta_transcoders.export import export
 from delta_transcoders.language_models import load_model, load_tokenizer, tokenize
 from delta_transcoders.own_study import expand
 from delta_transcoders.report.tables import read_metrics
+from delta_transcoders.study.__main__ import main
 from delta_transcoders.tasks.paragraphs import Paragraphs
 
 FAST = {
@@ -155,3 +157,42 @@ def test_a_llama_and_what_was_made_of_it(own_content, tokenizer, monkeypatch):
     assert float(table["no_delta"]["mean_kl"]) == pytest.approx(0, abs=1e-7)
     assert float(table["no_delta"]["dce"]) == pytest.approx(0, abs=1e-6)
     assert Path("mine/report/index.html").is_file()
+
+
+def test_through_study_py(own_content, tmp_path, pytestconfig, monkeypatch, capfd):
+    """Its own commands in their own processes, with a judge that stands beside the study file."""
+    monkeypatch.setenv("PYTHONPATH", str(pytestconfig.rootpath))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "loud_judge.py").write_text(
+        "from delta_transcoders.tasks.examples import Examples\n\n"
+        "class Loud(Examples):\n"
+        "    def __init__(self, jsonl: str):\n"
+        "        super().__init__(jsonl, 'exact')\n"
+        "    def judge(self, text, example):\n"
+        "        return {'loud': text.isupper()}\n"
+    )
+
+    def planned(change: dict, *args: str) -> dict[str, str]:
+        """Run a study file; the stages of its plan, with why."""
+        path = tmp_path / "files" / "mine.yaml"
+        path.write_text(yaml.safe_dump(own_content | FAST | change))
+        capfd.readouterr()
+        main(["--config", str(path), *args])
+        lines = capfd.readouterr().out.split("stages are to run\n\n")[-1].split("\n\n")[0]
+        rows = [re.split(r"  +", line.strip()) for line in lines.splitlines()]
+        return {row[0]: row[-1] for row in rows if len(row) == 4 and row[0] != "stage"}
+
+    judge = {"judge": {"class_path": "loud_judge.Loud"}}
+    everything = planned(judge, "--dry-run")
+    assert not Path("mine").exists()
+    assert set(everything.values()) == {"never run"} and len(everything) == 10
+    assert list(planned(judge, "--until", "delta")) == ["split", "activations", "delta"]
+    assert Path("mine/delta/layer_1/config.json").is_file()
+    assert planned(judge, "--until", "delta") == {}
+
+    faster = FAST["delta"] | {"model.lr": 0.25}
+    assert planned(judge | {"delta": faster}, "--until", "exp2a", "--dry-run") == {
+        "delta": "model.lr 0.005 → 0.25",
+        "exp2a": "never run",
+    }

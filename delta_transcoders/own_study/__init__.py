@@ -9,9 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from delta_transcoders.own_study.file import read_own_study
-from delta_transcoders.own_study.stages import study_file
-
 
 def expand(content: dict[str, Any], file: Path, study: Path, seed: int) -> dict[str, Any]:
     """An ordinary study file's content for one that names a finetuned model; writes nothing.
@@ -34,4 +31,8 @@ def expand(content: dict[str, Any], file: Path, study: Path, seed: int) -> dict[
         FileNotFoundError, ConnectionError: a model, dictionaries or a file that is not to be had.
         ValueError: a key, value or model that cannot be used; names the file, the key and what to do.
     """
+    # Not above: `python -m` of a stage must find its own module not imported yet.
+    from delta_transcoders.own_study.file import read_own_study
+    from delta_transcoders.own_study.stages import study_file
+
     return study_file(read_own_study(content, file, study, seed))
