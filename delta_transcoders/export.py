@@ -101,6 +101,12 @@ def export(
     study, exported = read_study(run, deltas, base_model), None
     with replace_folder(out) as folder:
         if format in PARTS:
+            if format != "deltas" and (brought := models_of(run)):
+                given = f"{brought['base_model']!r} and {brought['finetuned_model']!r}"
+                raise ValueError(
+                    f"--format {format} is a part that a study trains itself: {run} was given its models "
+                    f"({given}), share those; --format deltas has what it trained"
+                )
             write_part(folder, format, part_folder(run, format, deltas), study.base)
         else:
             # Torch takes seconds to import, and the command's help and refusals need none of it.

@@ -112,18 +112,24 @@ def test_an_adapter_without_dictionaries(own_content, study, monkeypatch):
     out = export("mine", "deltas", "out")
     card = (out / "README.md").read_text()
     assert "`finetuned_model`, brought to this study" in card
+    for part in ("merged", "adapter", "base_model"):
+        with pytest.raises(
+            ValueError, match=f"{part} is a part that a study trains itself: mine was"
+        ):
+            export("mine", part, "part")
+    assert "intervals are over examples, not over wordings: copy 6 examples of 6 wordings" in page
 
 
-def test_dictionaries_some_layers_and_no_text(own_content, dictionaries, monkeypatch):
+def test_dictionaries_and_some_layers(own_content, dictionaries, monkeypatch):
     for part in ("base_model", "base_transcoders"):
         shutil.copytree(dictionaries / part, part)
     shutil.copytree(dictionaries / "finetune" / "merged", "finetuned")
     content = own_content | FAST | {"base_model": "base_model", "finetuned_model": "finetuned"}
-    content |= {"dictionaries": "base_transcoders", "layers": [1], "text": None, "ranking": {}}
+    content |= {"dictionaries": "base_transcoders", "layers": [1], "ranking": {}}
     content |= {"corrections": {"model.towards": "tool", "model.away": "copy"}}
     content["delta"] = content["delta"] | {"data.n_check_examples": 8}
     study = run(content, monkeypatch)
-    assert "spillover" not in study["stages"] and "ranking" in study["stages"]
+    assert "ranking" in study["stages"]
     assert [path.name for path in Path("mine/delta").glob("layer_*")] == ["layer_1"]
     exp2a = read_metrics("mine/exp2a/metrics.csv")
     assert {row["layer"] for row in exp2a} == {"", "1"}
@@ -131,7 +137,9 @@ def test_dictionaries_some_layers_and_no_text(own_content, dictionaries, monkeyp
     controls = read_metrics("mine/controls/metrics.csv")
     assert {"steering", "ridge", "full"} <= {row["condition"] for row in controls}
     page = Path("mine/report/index.html").read_text()
-    assert "Spillover: not measured" in page
+    spillover = [row["condition"] for row in read_metrics("mine/spillover/metrics.csv")]
+    assert spillover[2:] == ["no_delta", "full", "base_mlp", "dictionary_error"]
+    assert "may also repair the dictionaries' own error" in page
     assert "split into finetuning and the dictionary" in page
     out = export("mine", "saelens", "out")
     assert json.loads((out / "export.json").read_text())["model"] == "finetuned"

@@ -39,6 +39,8 @@ EVALUATIONS = {
     "controls": _EXPERIMENT,
     "ranking": "lightning_modules.feature_ranking.FeatureRanking",
 }
+SPLIT = ("base_mlp", "dictionary_error")
+"""What tells the finetune from a dictionary's own error."""
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
 CONTROLS = ("bias", "steering", "low_rank", "ridge")
 """What `corrections` fits, each a control in the place of the delta."""
@@ -136,7 +138,7 @@ class Stages:
     def _described(self) -> dict[Path, str]:
         """What is studied, for exports and model cards; no stage reads it."""
         own = self.own
-        models = {"base_model": own.base_model, "dictionaries": own.dictionaries}
+        models = {"base_model": own.base_model, "dictionaries": own.dictionaries, "text": own.text}
         models["finetuned_model"] = self.model.replace("${study}", str(own.study))
         task = {"format_version": DESCRIPTION_VERSION, **make_task(own.task).describe()}
         return {
@@ -336,7 +338,8 @@ class Stages:
             model |= {"models": {"raw": self.model, "base_model": own.base_model}}
             model |= {"max_new_tokens": d.max_new_tokens}
         elif name == "spillover":
-            model |= swapped | {"delta": "${study}/delta", "conditions": ["no_delta", "full"]}
+            conditions = ["no_delta", "full", *(SPLIT if own.dictionaries else ())]
+            model |= swapped | {"delta": "${study}/delta", "conditions": conditions}
             data |= {
                 "task": {"class_path": "delta_transcoders.tasks.paragraphs.Paragraphs"},
                 "jsonl": own.text,
@@ -375,9 +378,8 @@ class Stages:
                 "conditions": ["no_delta", "full", "base_mlp", "error_kept", "random_delta", *bare],
             } | new
         if name == "exp2a":
-            conditions = ["no_delta", "full", "error_kept", "random_delta"]
-            if self.own.dictionaries:
-                conditions[2:2] = ["base_mlp", "dictionary_error"]
+            split = SPLIT if self.own.dictionaries else ()
+            conditions = ["no_delta", "full", *split, "error_kept", "random_delta"]
             layers = [*self._alone(MOST_SINGLE_LAYERS // 2), *self._halves(), self.every]
             return {"layers": layers, "conditions": conditions} | new
         alphas = [f"alpha_{alpha}" for alpha in (-0.5, 0, 0.25, 0.5, 0.75, 1, 1.5)]
@@ -444,6 +446,11 @@ class Stages:
             )
         told = ("exp1", "spillover", *own.options)
         notes += [f"not run: {name} ({why})" for name, why in self.skipped.items() if name in told]
+        if own.has_targets and self._answer_length() < self.found.n_target:
+            notes.append(
+                f"warning: answers end after {self._answer_length()} tokens, the longest target has "
+                f"{self.found.n_target}: give behaviour, exp2a and exp2b model.max_new_tokens"
+            )
         n_wordings = len(set(map(wording, own.loaded)))
         return notes + [f"warning: {line}" for line in too_few(n_wordings, self.found)]
 

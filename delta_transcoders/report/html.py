@@ -17,7 +17,9 @@ from delta_transcoders.report.summary import (
     SPLIT_TITLE,
     SPLITS_TITLE,
     behaviour_table,
+    has_spillover,
     intervention_table,
+    measured_on,
     put_back,
     reconstruction_table,
     split_table,
@@ -46,7 +48,8 @@ def render(study: Path) -> str:
             times=times_line(study),
             legend=LEGEND,
             put_back=put_back(study),
-            missing=NO_SPILLOVER if is_own and not (study / "spillover").is_dir() else "",
+            measured_on=measured_on(study),
+            missing=NO_SPILLOVER if is_own and not has_spillover(study) else "",
             sections=[
                 section(SPLITS_TITLE, splits_table(study)),
                 section("What the models do", behaviour_table(study)),
@@ -57,6 +60,7 @@ def render(study: Path) -> str:
                 *(
                     section(title, intervention_table(study, name), f"{name}/plots")
                     for name, title in EXPERIMENTS.items()
+                    if name != "spillover" or has_spillover(study)
                 ),
                 section(SPLIT_TITLE, split_table(study), "exp2a/comparisons"),
             ],

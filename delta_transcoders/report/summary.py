@@ -56,12 +56,36 @@ def splits_table(study: Path) -> str:
     return format_table(rows, list(rows[0])) if rows else ""
 
 
+def measured_on(study: Path) -> str:
+    """How many examples and wordings rates are of; empty where nobody counted wordings."""
+    path = study / "examples" / "splits.csv"
+    rows = read_metrics(path) if path.is_file() else []
+    counts = ", ".join(
+        f"{row['subset']} {row['n_examples']} examples of {row['n_wordings']} wordings"
+        for row in rows
+        if row["split"] == "evaluation"
+    )
+    return counts and f"intervals are over examples, not over wordings: {counts}"
+
+
 def put_back(study: Path) -> str:
-    """What `no_delta` is where deltas learn the MLPs' change; empty where they correct dictionaries."""
+    """What `no_delta` and `full` are where that is no matter of course; empty elsewhere."""
     targets = {read_json(path).get("target") for path in study.glob("delta/layer_*/config.json")}
-    if targets != {"mlp_difference"}:
-        return ""
-    return "no_delta: the base model's MLPs put back into the finetuned model; full: those and the delta"
+    if targets == {"mlp_difference"}:
+        return "no_delta: the base model's MLPs put back into the finetuned model; full: those and the delta"
+    if targets == {"residual"} and splits_table(study):
+        return (
+            "no_delta: the base dictionaries in place of the finetuned model's MLPs; full: those and the "
+            "delta, which may also repair the dictionaries' own error: compare base_mlp and dictionary_error"
+        )
+    return ""
+
+
+def has_spillover(study: Path) -> bool:
+    """Whether there is a table of spillover that the study file still asks for."""
+    path = study / "configs" / "models.json"  # of a study of somebody's own model
+    is_asked = read_json(path)["text"] is not None if path.is_file() else True
+    return is_asked and (study / "spillover").is_dir()
 
 
 def reconstruction_table(study: Path) -> str:
@@ -162,13 +186,14 @@ def main() -> int:
         print(f"\nwhat the dictionaries reconstruct (held-out tokens)\n\n{table}")
     for name, title in EXPERIMENTS.items():
         layers = whole_model(args.study, name)
-        if table := intervention_table(args.study, name, layers):
+        if name == "spillover" and not has_spillover(args.study):
+            if splits_table(args.study):
+                print(f"\n{NO_SPILLOVER}")
+        elif table := intervention_table(args.study, name, layers):
             print(f"\n{title} (raw, and all layers together)\n\n{table}")
-        elif name == "spillover" and splits_table(args.study):
-            print(f"\n{NO_SPILLOVER}")
     if table := split_table(args.study, whole_model(args.study, "exp2a")):
         print(f"\n{SPLIT_TITLE}, all layers together\n\n{table}")
-    legend = "\n".join(filter(None, (put_back(args.study), LEGEND)))
+    legend = "\n".join(filter(None, (put_back(args.study), LEGEND, measured_on(args.study))))
     print(f"\n{legend}\n\n{times_line(args.study)}")
     if args.check:
         import yaml

@@ -1,6 +1,7 @@
 """What a study file of one's own may say, what is chosen where it says nothing, and what is refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -411,3 +412,14 @@ def test_defaults_by_size(config, expected):
     assert (chosen.dtype, chosen.d_new, chosen.rows_per_pass) == expected
     assert chosen.passes == (7 if chosen.batch_tokens == 1024 else 13)
     assert chosen.max_new_tokens == 32
+
+
+def test_targets_longer_than_answers_may_be_are_told(own_content):
+    short = {stage: {"model.max_new_tokens": 8} for stage in ("behaviour", "exp2a", "exp2b")}
+    said = r"warning: answers end after 8 tokens, the longest target has \d+: give"
+    assert re.search(said, "\n".join(expanded(own_content | short)["notes"]))
+    assert not re.search("answers end after", "\n".join(expanded(own_content)["notes"]))
+    long = defaults_for(ModelSize(64, 2, 128, 400, 4096), 9_000, n_target=1000)
+    assert long.max_new_tokens == 256
+    huge = defaults_for(ModelSize(64, 2, 128, 256_000, 4096), 9_000, n_target=1000)
+    assert huge.rows_per_pass == huge.batch_size == 2**29 // 256_000_000 == 2

@@ -7,7 +7,9 @@ import pytest
 from delta_transcoders.files import write_json
 from delta_transcoders.report.html import render
 from delta_transcoders.report.summary import (
+    has_spillover,
     intervention_table,
+    measured_on,
     put_back,
     reconstruction_table,
     split_table,
@@ -86,6 +88,23 @@ def test_a_study_without_dictionaries_or_text_says_so(own_study):
     assert "split into finetuning" not in page
     (own_study / "examples" / "splits.csv").unlink()
     assert "Spillover" not in render(own_study)
+
+
+def test_spillover_that_is_asked_for_no_longer_is_not_shown(own_study):
+    (own_study / "spillover").mkdir()
+    for text, is_shown in (("general.txt", True), (None, False)):
+        write_json(own_study / "configs" / "models.json", {"text": text})
+        assert has_spillover(own_study) == is_shown
+        assert ("Spillover: not measured" in render(own_study)) != is_shown
+
+
+def test_intervals_say_what_they_are_over(own_study):
+    row = {"split": "evaluation", "subset": "tool", "n_examples": 30, "n_wordings": 4}
+    write_table(own_study / "examples" / "splits.csv", list(row), [row | {"split": "train"}, row])
+    assert measured_on(own_study).endswith("not over wordings: tool 30 examples of 4 wordings")
+    config = {"layer": 0, "measured": {}, "target": "residual"}
+    (own_study / "delta" / "layer_0" / "config.json").write_text(json.dumps(config))
+    assert "may also repair the dictionaries' own error" in put_back(own_study)
 
 
 def test_times_are_those_of_the_study_s_record(tmp_path):
