@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.own_study import expand
+from delta_transcoders.own_study.merge import merge
 from delta_transcoders.own_study.sizes import ModelSize, defaults_for
 
 
@@ -423,3 +424,29 @@ def test_targets_longer_than_answers_may_be_are_told(own_content):
     assert long.max_new_tokens == 256
     huge = defaults_for(ModelSize(64, 2, 128, 256_000, 4096), 9_000, n_target=1000)
     assert huge.rows_per_pass == huge.batch_size == 2**29 // 256_000_000 == 2
+
+
+def test_an_adapter_is_added_in_float32_whatever_is_written(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    adapter = str(study / "finetune" / "adapter")
+    merge(str(study / "base_model"), adapter, "merged", "bfloat16")
+    assert json.loads(Path("merged/config.json").read_text())["dtype"] == "bfloat16"
+    ours = load_model("merged", "bfloat16")
+    theirs = load_model(str(study / "finetune" / "merged"))
+    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert torch.equal(a, b.to(torch.bfloat16)), name
+
+
+def test_a_change_that_the_dtype_cannot_hold_is_none(own_content, tokenizer):
+    model = load_model(own_content["base_model"])
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.copy_(
+            model.model.layers[1].mlp.up_proj.weight.to(torch.bfloat16)
+        )
+    content = own_content | {"base_model": saved(model, tokenizer, Path("base"))}
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1 + 1e-6)
+    content["finetuned_model"] = saved(model, tokenizer, Path("finetuned"))
+    assert "left out, their MLPs are the base model's: layers 0" in expanded(content)["notes"]
+    with pytest.raises(ValueError, match="changed no MLP"):
+        expanded(content | {"dtype": "bfloat16"})
