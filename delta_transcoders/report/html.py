@@ -14,12 +14,15 @@ from delta_transcoders.report.summary import (
     EXPERIMENTS,
     LEGEND,
     NO_SPILLOVER,
+    RANKING_TITLE,
     SPLIT_TITLE,
     SPLITS_TITLE,
     behaviour_table,
     intervention_table,
     put_back,
+    ranking_table,
     reconstruction_table,
+    reconstruction_title,
     split_table,
     splits_table,
     times_line,
@@ -50,15 +53,13 @@ def render(study: Path) -> str:
             sections=[
                 section(SPLITS_TITLE, splits_table(study)),
                 section("What the models do", behaviour_table(study)),
-                section(
-                    "What the dictionaries reconstruct (held-out tokens)",
-                    reconstruction_table(study),
-                ),
+                section(reconstruction_title(study), reconstruction_table(study)),
                 *(
                     section(title, intervention_table(study, name), f"{name}/plots")
                     for name, title in EXPERIMENTS.items()
                 ),
                 section(SPLIT_TITLE, split_table(study), "exp2a/comparisons"),
+                section(RANKING_TITLE, ranking_table(study), "ranking/plots"),
             ],
         )
     )

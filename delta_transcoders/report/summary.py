@@ -13,16 +13,20 @@ from pathlib import Path
 
 from delta_transcoders.command import run
 from delta_transcoders.files import read_json
-from delta_transcoders.report.columns import logprobs, rates
+from delta_transcoders.report.columns import logprobs, rates, whole_model
 from delta_transcoders.report.formatting import HOLDS_ZERO, NOT_APPLICABLE, number, table_number
+from delta_transcoders.report.ranking import top_table
 from delta_transcoders.report.tables import format_table, read_metrics
 
 EXPERIMENTS = {
     "exp1": "Experiment 1: cross-entropy with dictionaries in place of MLPs",
     "exp2a": "Experiment 2A: behaviour",
     "exp2b": "Experiment 2B: dose–response",
+    "controls": "Controls of Experiment 2A",
     "spillover": "Spillover: general text, KL and ΔCE to the base model",
 }
+N_RANKED = 3
+RANKING_TITLE = f"Feature ranking: the first {N_RANKED} of each list"
 SPLITS_TITLE = "What deltas were trained on, and what is measured"
 NO_SPILLOVER = "Spillover: not measured (the study file names no text)"
 LEGEND = f"[95 % interval]; {HOLDS_ZERO}: not distinguishable from 0, the interval holds it"
@@ -43,10 +47,10 @@ def _rows(table: str, study: Path) -> list[dict[str, str]]:
     return read_metrics(path) if path.is_file() else []
 
 
-def whole_model(study: Path, table: str) -> tuple[str, str]:
-    """The `layer`s of a table that are about the whole model: none replaced, and the most at once."""
-    labels = dict.fromkeys(row["layer"] for row in _rows(table, study) if row["layer"])
-    return "", max(labels, key=lambda label: (label == "all", label.count("+")), default="")
+def of_whole_model(study: Path, table: str) -> tuple[str, str] | None:
+    """The `layer`s of a table that are about the whole model, raw's among them; None where none is."""
+    whole = whole_model(row["layer"] for row in _rows(table, study))
+    return ("", whole) if whole else None
 
 
 def splits_table(study: Path) -> str:
@@ -56,19 +60,30 @@ def splits_table(study: Path) -> str:
     return format_table(rows, list(rows[0])) if rows else ""
 
 
+def _has_dictionaries(study: Path) -> bool:
+    """Whether the deltas correct dictionaries; the others learn what finetuning changed in the MLPs."""
+    targets = {read_json(path).get("target") for path in study.glob("delta/layer_*/config.json")}
+    return targets != {"mlp_difference"}
+
+
 def put_back(study: Path) -> str:
     """What `no_delta` is where deltas learn the MLPs' change; empty where they correct dictionaries."""
-    targets = {read_json(path).get("target") for path in study.glob("delta/layer_*/config.json")}
-    if targets != {"mlp_difference"}:
+    if _has_dictionaries(study):
         return ""
     return "no_delta: the base model's MLPs put back into the finetuned model; full: those and the delta"
+
+
+def reconstruction_title(study: Path) -> str:
+    if _has_dictionaries(study):
+        return "What the dictionaries reconstruct (held-out tokens)"
+    return "What the deltas leave of finetuning's change of the MLPs (held-out tokens)"
 
 
 def reconstruction_table(study: Path) -> str:
     """Each layer's delta on held-out tokens: what its config.json says was measured."""
     rows = []
-    for path in sorted(study.glob("delta/layer_*/config.json")):
-        config = read_json(path)
+    configs = [read_json(path) for path in study.glob("delta/layer_*/config.json")]
+    for config in sorted(configs, key=lambda config: config["layer"]):
         measured = config["measured"]  # nothing, where the delta was imported
         cells = {name: number(value) for name, value in measured.items()}
         if "fvu_base" in measured:
@@ -107,6 +122,23 @@ def split_table(study: Path, layers: Sequence[str] | None = None) -> str:
             line = lines.setdefault(tuple(labels.values()), labels)
             line[row["part"]] = table_number(row | ends, "estimate", is_difference=True)
     return format_table(list(lines.values()), SPLIT_COLUMNS) if lines else ""
+
+
+def ranking_table(study: Path) -> str:
+    """The first features of each list of a ranking; empty where there is none."""
+    folder = study / "ranking"
+    return top_table(folder, N_RANKED) if (folder / "ranking.csv").is_file() else ""
+
+
+def _together(layers: Sequence[str] | None) -> str:
+    """The end of a title.
+
+    >>> _together(("", "all")), _together(("", "0+2")), _together(None)
+    (', all layers together', ', layers 0+2 together', '')
+    """
+    if layers is None:
+        return ""
+    return f", {'all layers' if layers[1] == 'all' else f'layers {layers[1]}'} together"
 
 
 def times_line(study: Path) -> str:
@@ -159,15 +191,18 @@ def main() -> int:
     print(f"\n{args.study}: what the models do\n")
     print(behaviour_table(args.study))
     if table := reconstruction_table(args.study):
-        print(f"\nwhat the dictionaries reconstruct (held-out tokens)\n\n{table}")
+        print(f"\n{reconstruction_title(args.study)}\n\n{table}")
     for name, title in EXPERIMENTS.items():
-        layers = whole_model(args.study, name)
+        layers = of_whole_model(args.study, name)
         if table := intervention_table(args.study, name, layers):
-            print(f"\n{title} (raw, and all layers together)\n\n{table}")
+            print(f"\n{title}{_together(layers)}\n\n{table}")
         elif name == "spillover" and splits_table(args.study):
             print(f"\n{NO_SPILLOVER}")
-    if table := split_table(args.study, whole_model(args.study, "exp2a")):
-        print(f"\n{SPLIT_TITLE}, all layers together\n\n{table}")
+    layers = of_whole_model(args.study, "exp2a")
+    if table := split_table(args.study, layers):
+        print(f"\n{SPLIT_TITLE}{_together(layers)}\n\n{table}")
+    if table := ranking_table(args.study):
+        print(f"\n{RANKING_TITLE}\n\n{table}")
     legend = "\n".join(filter(None, (put_back(args.study), LEGEND)))
     print(f"\n{legend}\n\n{times_line(args.study)}")
     if args.check:

@@ -97,12 +97,12 @@ def test_a_local_base_is_named_without_its_path_and_has_no_known_license(study):
 def test_a_base_trained_in_the_study_is_ours(study):
     run = study(base="elsewhere/runs/tiny/base_model")
     (run / "base_model").mkdir()
-    config = run / "base_model/config.json"
-    config.write_text('{"model_type": "gemma2"}')
+    done = {"format": "delta_transcoders output 1", "kind": "BaseModelTraining", "files": {}}
+    (run / "base_model/done.json").write_text(json.dumps(done))
     card = model_card(run, "merged")
     assert front_matter(card)["license"] == "apache-2.0"
     assert "tiny Gemma 2 (trained from scratch in the same study)" in card
-    config.write_text('{"model_type": "llama"}')  # the user has put it there
+    (run / "base_model/done.json").unlink()  # the user has put it there
     card = model_card(run, "merged")
     assert front_matter(card)["license"] == "unknown"
     assert "`base_model` (a local folder)" in card

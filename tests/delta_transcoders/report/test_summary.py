@@ -8,12 +8,12 @@ from delta_transcoders.files import write_json
 from delta_transcoders.report.html import render
 from delta_transcoders.report.summary import (
     intervention_table,
+    of_whole_model,
     put_back,
     reconstruction_table,
     split_table,
     times_line,
     violations,
-    whole_model,
 )
 from delta_transcoders.report.tables import write_metrics, write_table
 
@@ -21,13 +21,13 @@ from delta_transcoders.report.tables import write_metrics, write_table
 def test_deltas_without_measurements_have_a_line_each(tmp_path):
     """An imported delta's config.json holds no measurements."""
     measured = {"fvu_base": 0.5, "fvu_full": 0.125, "l0_delta": 7.0}
-    for layer, found in (("0", {}), ("1", measured)):
+    for layer, found in (("2", {}), ("10", measured)):
         folder = tmp_path / "delta" / f"layer_{layer}"
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps({"layer": int(layer), "measured": found}))
     header, bare, full = reconstruction_table(tmp_path).splitlines()
     assert header.split() == ["layer", *measured, "fvu_base/fvu_full"]
-    assert bare.split() == ["0"] and full.split() == ["1", "0.500", "0.125", "7.00", "4.00"]
+    assert bare.split() == ["2"] and full.split() == ["10", "0.500", "0.125", "7.00", "4.00"]
 
 
 def test_bounds_that_results_break_are_named(tmp_path):
@@ -71,11 +71,11 @@ def own_study(tmp_path):
 
 
 def test_the_most_layers_at_once_stand_for_the_model(own_study):
-    assert whole_model(own_study, "exp2a") == ("", "0+2")
-    shown = intervention_table(own_study, "exp2a", whole_model(own_study, "exp2a")).splitlines()
+    assert of_whole_model(own_study, "exp2a") == ("", "0+2")
+    shown = intervention_table(own_study, "exp2a", ("", "0+2")).splitlines()
     assert [line.split()[-2:] for line in shown[1:]] == [["~0", "1.00"], ["~0", "1.00"]]
     assert shown[2].startswith("0+2")
-    assert whole_model(own_study, "exp1") == ("", "")
+    assert of_whole_model(own_study, "exp1") is None
 
 
 def test_a_study_without_dictionaries_or_text_says_so(own_study):
@@ -84,6 +84,8 @@ def test_a_study_without_dictionaries_or_text_says_so(own_study):
     page = render(own_study)
     assert "Spillover: not measured" in page and "What deltas were trained on" in page
     assert "split into finetuning" not in page
+    assert "What the deltas leave of finetuning" in page.replace("&#39;", "'")
+    assert "Controls of Experiment 2A" not in page and "Feature ranking" not in page
     (own_study / "examples" / "splits.csv").unlink()
     assert "Spillover" not in render(own_study)
 
