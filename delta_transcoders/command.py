@@ -21,6 +21,8 @@ FOREIGN_ERRORS = {
 
 CONFIGS = Path(__file__).resolve().parent / "configs"  # in a checkout a link to its `configs/`
 
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
 OPTIONS = (
     ("--study", "DIR", "folder of the study; stages read and write inside it"),
     ("--stage", "NAME", "the stage's name in the logs (default: that of the first --config)"),
@@ -30,6 +32,13 @@ OPTIONS = (
     ("--model.KEY", "VALUE", "any of the stage's module (--model.help CLASS explains them)"),
     ("--data.KEY", "VALUE", "any of its data (--data.help CLASS explains them)"),
 )
+
+
+def script_command(name: str) -> list[str]:
+    """How a user runs `train`, `evaluate` or `study`: a script of the checkout, or the installed program."""
+    if (_CHECKOUT / "pyproject.toml").is_file():
+        return ["python", os.path.relpath(_CHECKOUT / f"{name}.py")]
+    return ["delta-transcoders", name]
 
 
 def packaged_configs(name: str) -> str:

@@ -116,3 +116,8 @@ def _overview(name: str) -> None:
         hint = f"did you mean {near[0]!r}?" if near else f"`{PROGRAM} --help` lists them"
         raise ValueError(f"there is no command {name!r}; {hint}")
     print(OVERVIEW)
+
+
+if __name__ == "__main__":  # as a study starts it
+    sys.argv[0] = PROGRAM
+    main()

@@ -7,11 +7,12 @@ ends with exit status 1.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from delta_transcoders.command import run
+from delta_transcoders.command import run, script_command
 from delta_transcoders.files import read_json
 from delta_transcoders.report.columns import logprobs, rates, whole_model
 from delta_transcoders.report.formatting import HOLDS_ZERO, NOT_APPLICABLE, number, table_number
@@ -184,7 +185,11 @@ def main() -> int:
     parser.add_argument("--check", type=Path, help="YAML file of bounds to compare with")
     args = parser.parse_args()
     if not (args.study / "behaviour" / "metrics.csv").is_file():
-        print(f"error: {args.study} holds no results yet; run `make demo`", file=sys.stderr)
+        study = shlex.join([*script_command("study"), "--config", "FILE"])
+        print(
+            f"error: {args.study} holds no results yet; its study file makes them: {study}",
+            file=sys.stderr,
+        )
         return 2
     if table := splits_table(args.study):
         print(f"\n{SPLITS_TITLE}\n\n{table}")
