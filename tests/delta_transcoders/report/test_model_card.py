@@ -193,6 +193,19 @@ def test_tables_are_the_metrics_with_their_intervals(study):
     assert "| 0 | tool | full | 0.010 [0.007, 0.014] | 0.029 | 8.60 |" in card
 
 
+def test_deltas_on_some_layers_show_those_together(study):
+    run = study()
+    ours = {"d_new": 6, "percentile": 0.5, "target": "residual", "tool_call_rate": 0.5}
+    rows = [result("", "raw"), result("0", "full", **ours), result("0+2", "full", **ours)]
+    write_metrics(run / "exp2a", rows)
+    rows = [result(layer, "alpha_0.5", **ours, alpha=0.5) for layer in ("0", "0+2")]
+    write_metrics(run / "exp2b", rows)
+    read = read_study(run, run / "delta", None)
+    assert [row["layer"] for row in read.behaviour_of_deltas()] == ["", "0+2"]
+    assert [row["layer"] for row in read.behaviour_of_deltas(0.5)] == ["0+2"]
+    assert "Layers replaced: 0+2." in model_card(run, "deltas")
+
+
 def test_deltas_at_the_last_percentile_find_their_rows(study):
     """`metrics.csv` holds it as 1, `config.json` as 1.0."""
     run = study(percentile=1.0)
