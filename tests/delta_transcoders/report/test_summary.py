@@ -6,10 +6,12 @@ import pytest
 
 from delta_transcoders.files import write_json
 from delta_transcoders.report.html import render
+from delta_transcoders.report.ranking import write_ranking
 from delta_transcoders.report.summary import (
     intervention_table,
     of_whole_model,
     put_back,
+    ranking_table,
     reconstruction_table,
     split_table,
     times_line,
@@ -88,6 +90,26 @@ def test_a_study_without_dictionaries_or_text_says_so(own_study):
     assert "Controls of Experiment 2A" not in page and "Feature ranking" not in page
     (own_study / "examples" / "splits.csv").unlink()
     assert "Spillover" not in render(own_study)
+
+
+def test_controls_and_rankings_are_shown_where_they_are(own_study):
+    row = {"layer": "0+2", "condition": "random", "subset": "a", "n_examples": 3, "n_tokens": 9}
+    write_metrics(own_study / "controls", [row | {"mean_ce": 0.75, "polite_rate": 0.0}])
+    measure = {"ce": 0.5, "ce_ci_low": 0.25, "ce_ci_high": 0.75, "ce_distinct": True}
+    row = {"layer": 0, "ablation": "drop", "subset": "a", "n_examples": 3, "density": 0.5}
+    row |= {"mean_activation": 1.0} | measure
+    rows = [row | {"feature": 10 - rank, "rank": rank} for rank in (1, 2, 3, 4)]
+    write_ranking(own_study / "ranking", rows, [], "delta")
+    shown = ranking_table(own_study).splitlines()
+    assert [line.split()[3:5] for line in shown] == [
+        ["rank", "feature"],
+        ["1", "9"],
+        ["2", "8"],
+        ["3", "7"],
+    ]
+    page = render(own_study)
+    assert "Controls of Experiment 2A" in page and "random" in page
+    assert "Feature ranking: the first 3 of each list" in page
 
 
 def test_times_are_those_of_the_study_s_record(tmp_path):
