@@ -14,6 +14,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 OPTIONS = $(if $(TASK),--task $(TASK)) $(subst --,--finetune.,$(FINETUNE)) $(subst --,--all.,$(ON))
+# STUDY where somebody chose it: the tiny study's folder is no other study's.
+GIVEN := $(if $(filter-out file,$(origin STUDY)),$(STUDY))
 RUN = @$(PY) study.py --config $(CONFIGS)
 ONE = --study $(STUDY) --seed $(SEED) $(OPTIONS)
 
@@ -37,7 +39,7 @@ demo: $(READY)  ## Run every stage of the tiny study that is not done yet, then 
 	$(RUN)/study.yaml $(ONE)
 
 real-quick: $(READY)  ## A real language model from the package index through the whole study (15 minutes, 4 GB)
-	@$(PY) study.py --config configs/smollm2/quick.yaml --seed $(SEED) $(OPTIONS)
+	@$(PY) study.py --config configs/smollm2/quick.yaml $(if $(GIVEN),--study $(GIVEN)) --seed $(SEED) $(OPTIONS)
 
 # Training does not end alike where sums are rounded in another order (docs/LOG.md): how far the two studies' tables
 # are apart is shown, and the bounds of CI hold for each; with the CPU's own weights they must be the same.
@@ -109,6 +111,7 @@ signals: $(READY)  ## What SIGTERM, SIGINT and SIGKILL do to every stage in ever
 	$(PY) benchmarks/signals_table.py
 
 study-kills: $(READY)  ## SIGKILL a study at ten random moments, and compare its tables with an undisturbed one's
+	$(RUN)/study.yaml $(ONE) --until base_transcoders
 	$(PY) benchmarks/study_kills.py $(STUDY)
 
 test: $(READY)  ## Run the tests (minutes, offline, on two cores)

@@ -1,7 +1,7 @@
 """SIGKILL a study at ten random moments: `python benchmarks/study_kills.py STUDY` (or `make study-kills`).
 
 A short finetune and all that comes after are run once undisturbed, from the base model and base dictionaries
-of a finished tiny study. Then the same study is killed, with whatever it has started, at random moments, and
+of a tiny study. Then the same study is killed, with whatever it has started, at random moments, and
 started again each time until it is finished: its tables must be the undisturbed one's.
 """
 
@@ -77,7 +77,7 @@ def weights(study: Path) -> dict[str, bytes]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", type=Path, help="a finished tiny study, as in runs/tiny")
+    parser.add_argument("study", type=Path, help="a tiny study with its bases, as in runs/tiny")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()

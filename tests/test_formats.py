@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.layout import SPLITS
+from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.dictionaries.corrections import load_corrections
 from delta_transcoders.dictionaries.delta import load_base_of, load_deltas
 from delta_transcoders.dictionaries.files import TOOL_FORMATS
 from delta_transcoders.dictionaries.files.exported import load_export
-from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.report.model_card import read_study
 from delta_transcoders.report.ranking import across, read_effects
 

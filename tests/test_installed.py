@@ -168,6 +168,17 @@ def test_a_study_runs_the_installed_commands(program, tmp_path):
     )
     assert (tmp_path / "mine/base_model/model.safetensors").is_file()
     assert "mine: nothing to do" in run(program, *args, cwd=tmp_path).stdout
+    done = json.loads((tmp_path / "mine/base_model/done.json").read_text())
+    assert done["command"].startswith("delta-transcoders train --config configs/tiny/base_model")
+    ended = run(program, "summary", "mine", cwd=tmp_path, check=False)
+    assert (
+        "results yet; its study file makes them: delta-transcoders study --config" in ended.stderr
+    )
+    # Its templates are the checkout's alone.
+    findings = ("study", "--config=configs/tiny/study_findings.yaml", "--dry-run")
+    ended = run(program, *findings, cwd=tmp_path, check=False)
+    assert ended.returncode == 2
+    assert "findings reads ./docs/findings.md.j2, which is not there" in ended.stderr
 
 
 def test_configurations_and_their_examples_are_found_without_a_checkout(tmp_path, monkeypatch):

@@ -97,18 +97,18 @@ def real_tokens(
 ) -> Tensor:
     """Which tokens of a text's first pass are not padding, int64 [B, T].
 
-    They are those that the attention mask names, less runs of the pad token at either end of a row,
-    which a call without a mask leaves in. Where EOS is the pad token, one that is text goes with them: it
-    is spared anyway.
+    They are those that the attention mask names; without a mask, all but runs of the pad token at either end
+    of a row. Where BOS or EOS is the pad token (GPT-2), one that is text goes with them there.
 
     Raises:
         ValueError: a row that does not start as the model's family wants it (`TokenPolicy.check_rows`).
     """
-    mask_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
-    if mask_BT.shape != ids_BT.shape:  # told by whoever uses it
+    if mask_BT is None:
+        content_BT = ids_BT != tokenizer.pad_token_id
+        real_BT = (content_BT.cumsum(-1) > 0) & (content_BT.flip(-1).cumsum(-1) > 0).flip(-1)
+    elif mask_BT.shape != ids_BT.shape:  # told by whoever uses it
         return mask_BT
-    content_BT = ids_BT != tokenizer.pad_token_id
-    in_text_BT = (content_BT.cumsum(-1) > 0) & (content_BT.flip(-1).cumsum(-1) > 0).flip(-1)
-    real_BT = mask_BT.bool() & in_text_BT
+    else:
+        real_BT = mask_BT.bool()
     tokens.check_rows(tokenizer, ids_BT, real_BT)
     return real_BT.long()

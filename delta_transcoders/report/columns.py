@@ -56,6 +56,21 @@ TITLES = {
 }
 
 
+def whole_model(labels: Iterable[str]) -> str:
+    """The `layer` that stands for the model: all of them, or the most that were replaced at once.
+
+    Empty where none has more layers than the others, as in a table of single layers.
+
+    >>> whole_model(["", "0", "0+2", "all"]), whole_model(["0", "2", "0+2"]), whole_model(["", "0", "2"])
+    ('all', '0+2', '')
+    """
+    sizes = {
+        label: float("inf") if label == "all" else label.count("+") for label in labels if label
+    }
+    largest = [label for label, size in sizes.items() if size == max(sizes.values())]
+    return largest[0] if len(largest) == 1 else ""
+
+
 def rates(names: Iterable[str]) -> list[str]:
     """
     >>> rates(["mean_ce", "correct_rate", "correct_rate_ci_low", "correct_n", "answer_logprob"])

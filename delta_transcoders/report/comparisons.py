@@ -3,7 +3,7 @@
 Each folder is one seed of the same experiment, with `metrics.csv` and `generations.jsonl`. Writes to the
 output folder: `differences.csv` (every condition against raw, no_delta and full), `split.csv` (the gap
 from raw to no_delta, split into finetuning's change of the MLP and the dictionary's own error),
-`split_per_layer.png` and `controls.png`; prints the rows of all layers together. In both tables `seed` is
+`split_per_layer.png` and `controls.png`; prints the rows of the whole model. In both tables `seed` is
 `pooled` for all folders together; `interval` says whether the ends are a bootstrap's over examples or
 Newcombe's for paired rates, which is used where all paired differences are equal.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from delta_transcoders.command import run
 from delta_transcoders.files import record, write_text
-from delta_transcoders.report.columns import rates
+from delta_transcoders.report.columns import rates, whole_model
 from delta_transcoders.report.figures import control_dots, split_per_layer
 from delta_transcoders.report.formatting import interval, number
 from delta_transcoders.report.paired import Sample, pool, sample_contrasts, share
@@ -219,9 +219,10 @@ def _by(rows: Sequence[dict], columns: Sequence[str]) -> dict[tuple, list[dict]]
     return groups
 
 
-def _of_all_layers(rows: Sequence[dict]) -> list[dict]:
-    """The rows of all layers together; every row where there are none."""
-    return [row for row in rows if row["layer"] == "all"] or list(rows)
+def _of_whole_model(rows: Sequence[dict]) -> list[dict]:
+    """The rows of the whole model; every row where none is."""
+    whole = whole_model(row["layer"] for row in rows)
+    return [row for row in rows if row["layer"] == whole] or list(rows)
 
 
 def write_comparisons(folders: Sequence[str | Path], out: str | Path) -> str:
@@ -239,7 +240,8 @@ def write_comparisons(folders: Sequence[str | Path], out: str | Path) -> str:
     measures = experiments[0].measures
     dictionaries = ("d_new", "percentile", "target")
     figures = {}
-    shown = [r for r in differences if (r["layer"], r["reference"]) == ("all", "no_delta")]
+    whole = whole_model(row["layer"] for row in differences)
+    shown = [r for r in differences if (r["layer"], r["reference"]) == (whole, "no_delta")]
     for of, mine in _by(shown, dictionaries).items():
         figures["controls", of] = control_dots(mine, [*rates(measures), "mean_ce"], POOLED)
     for of, mine in _by(split, dictionaries).items():
@@ -251,8 +253,8 @@ def write_comparisons(folders: Sequence[str | Path], out: str | Path) -> str:
         figure.savefig(path, dpi=120)
         record(path)
     blocks = [
-        difference_tables(_of_all_layers(differences)),
-        split_tables(_of_all_layers(split)),
+        difference_tables(_of_whole_model(differences)),
+        split_tables(_of_whole_model(split)),
         *skipped,
         "Intervals (95 %) are over examples, stratified by seed; the spread over seeds is that of the single "
         "seeds' estimates.",

@@ -14,6 +14,7 @@ from delta_transcoders.report.summary import (
     EXPERIMENTS,
     LEGEND,
     NO_SPILLOVER,
+    RANKING_TITLE,
     SPLIT_TITLE,
     SPLITS_TITLE,
     behaviour_table,
@@ -21,7 +22,9 @@ from delta_transcoders.report.summary import (
     intervention_table,
     measured_on,
     put_back,
+    ranking_table,
     reconstruction_table,
+    reconstruction_title,
     split_table,
     splits_table,
     times_line,
@@ -53,16 +56,14 @@ def render(study: Path) -> str:
             sections=[
                 section(SPLITS_TITLE, splits_table(study)),
                 section("What the models do", behaviour_table(study)),
-                section(
-                    "What the dictionaries reconstruct (held-out tokens)",
-                    reconstruction_table(study),
-                ),
+                section(reconstruction_title(study), reconstruction_table(study)),
                 *(
                     section(title, intervention_table(study, name), f"{name}/plots")
                     for name, title in EXPERIMENTS.items()
                     if name != "spillover" or has_spillover(study)
                 ),
                 section(SPLIT_TITLE, split_table(study), "exp2a/comparisons"),
+                section(RANKING_TITLE, ranking_table(study), "ranking/plots"),
             ],
         )
     )

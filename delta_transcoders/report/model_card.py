@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from delta_transcoders.dictionaries.files import Format
-from delta_transcoders.files import check_version
+from delta_transcoders.files import DONE, check_version
 from delta_transcoders.foreign_text import parse_json, text_lines
 from delta_transcoders.hub import is_hub_id, portable_name, split_hub_id, split_layer
-from delta_transcoders.report.columns import rates, title
+from delta_transcoders.report.columns import rates, title, whole_model
 from delta_transcoders.report.formatting import cell_text, number, table_number
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.report.templates import environment
@@ -111,10 +111,12 @@ class Study:
         ]
 
     def behaviour_of_deltas(self, alpha: float | None = None) -> list[dict[str, str]]:
-        """With every layer replaced: Experiment 2A, or the rows of 2B at one weight of the delta."""
+        """With the most layers replaced: Experiment 2A, or the rows of 2B at one weight of the delta."""
+        rows = self.table_of_deltas("exp2a" if alpha is None else "exp2b")
+        whole = whole_model(row["layer"] for row in rows)
         if alpha is None:
-            return [row for row in self.table_of_deltas("exp2a") if row["layer"] in ("", "all")]
-        rows = [row for row in self.table_of_deltas("exp2b") if row["layer"] == "all"]
+            return [row for row in rows if row["layer"] in ("", whole)]
+        rows = [row for row in rows if whole and row["layer"] == whole]
         return [row for row in rows if row["alpha"] and float(row["alpha"]) == alpha]
 
     def fingerprint(self, cache: str) -> str | None:
@@ -160,9 +162,9 @@ def read_study(run: Path, deltas: Path, base_model: str | None) -> Study:
     name = base_model or brought.get("base_model") or adapter.get("base_model_name_or_path", "")
     base = name if is_hub_id(name) else None
     base_config = _read_json(own)
-    # The stage `base_model` makes a Gemma 2; anything else there is the user's.
-    is_tiny = base_config.get("model_type") == "gemma2"
-    base_is_own = is_tiny and Path(name).name in ("base_model", "")
+    # What the stage `base_model` has made; anything else there is the user's.
+    is_trained = _read_json(own.with_name(DONE)).get("kind") == "BaseModelTraining"
+    base_is_own = is_trained and Path(name).name in ("base_model", "")
     lora = "a finetune that this study's folder does not describe"
     if brought:
         lora = f"`{portable_name(brought['finetuned_model'])}`, brought to this study"

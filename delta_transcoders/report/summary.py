@@ -7,22 +7,27 @@ ends with exit status 1.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from delta_transcoders.command import run
+from delta_transcoders.command import run, script_command
 from delta_transcoders.files import read_json
-from delta_transcoders.report.columns import logprobs, rates
+from delta_transcoders.report.columns import logprobs, rates, whole_model
 from delta_transcoders.report.formatting import HOLDS_ZERO, NOT_APPLICABLE, number, table_number
+from delta_transcoders.report.ranking import top_table
 from delta_transcoders.report.tables import format_table, read_metrics
 
 EXPERIMENTS = {
     "exp1": "Experiment 1: cross-entropy with dictionaries in place of MLPs",
     "exp2a": "Experiment 2A: behaviour",
     "exp2b": "Experiment 2B: dose–response",
+    "controls": "Controls of Experiment 2A",
     "spillover": "Spillover: general text, KL and ΔCE to the base model",
 }
+N_RANKED = 3
+RANKING_TITLE = f"Feature ranking: the first {N_RANKED} of each list"
 SPLITS_TITLE = "What deltas were trained on, and what is measured"
 NO_SPILLOVER = "Spillover: not measured (the study file names no text)"
 LEGEND = f"[95 % interval]; {HOLDS_ZERO}: not distinguishable from 0, the interval holds it"
@@ -43,10 +48,10 @@ def _rows(table: str, study: Path) -> list[dict[str, str]]:
     return read_metrics(path) if path.is_file() else []
 
 
-def whole_model(study: Path, table: str) -> tuple[str, str]:
-    """The `layer`s of a table that are about the whole model: none replaced, and the most at once."""
-    labels = dict.fromkeys(row["layer"] for row in _rows(table, study) if row["layer"])
-    return "", max(labels, key=lambda label: (label == "all", label.count("+")), default="")
+def of_whole_model(study: Path, table: str) -> tuple[str, str] | None:
+    """The `layer`s of a table that are about the whole model, raw's among them; None where none is."""
+    whole = whole_model(row["layer"] for row in _rows(table, study))
+    return ("", whole) if whole else None
 
 
 def splits_table(study: Path) -> str:
@@ -54,6 +59,12 @@ def splits_table(study: Path) -> str:
     path = study / "examples" / "splits.csv"
     rows = read_metrics(path) if path.is_file() else []
     return format_table(rows, list(rows[0])) if rows else ""
+
+
+def _has_dictionaries(study: Path) -> bool:
+    """Whether the deltas correct dictionaries; the others learn what finetuning changed in the MLPs."""
+    targets = {read_json(path).get("target") for path in study.glob("delta/layer_*/config.json")}
+    return targets != {"mlp_difference"}
 
 
 def measured_on(study: Path) -> str:
@@ -70,10 +81,9 @@ def measured_on(study: Path) -> str:
 
 def put_back(study: Path) -> str:
     """What `no_delta` and `full` are where that is no matter of course; empty elsewhere."""
-    targets = {read_json(path).get("target") for path in study.glob("delta/layer_*/config.json")}
-    if targets == {"mlp_difference"}:
+    if not _has_dictionaries(study):
         return "no_delta: the base model's MLPs put back into the finetuned model; full: those and the delta"
-    if targets == {"residual"} and splits_table(study):
+    if splits_table(study):
         return (
             "no_delta: the base dictionaries in place of the finetuned model's MLPs; full: those and the "
             "delta, which may also repair the dictionaries' own error: compare base_mlp and dictionary_error"
@@ -88,11 +98,17 @@ def has_spillover(study: Path) -> bool:
     return is_asked and (study / "spillover").is_dir()
 
 
+def reconstruction_title(study: Path) -> str:
+    if _has_dictionaries(study):
+        return "What the dictionaries reconstruct (held-out tokens)"
+    return "What the deltas leave of finetuning's change of the MLPs (held-out tokens)"
+
+
 def reconstruction_table(study: Path) -> str:
     """Each layer's delta on held-out tokens: what its config.json says was measured."""
     rows = []
-    for path in sorted(study.glob("delta/layer_*/config.json")):
-        config = read_json(path)
+    configs = [read_json(path) for path in study.glob("delta/layer_*/config.json")]
+    for config in sorted(configs, key=lambda config: config["layer"]):
         measured = config["measured"]  # nothing, where the delta was imported
         cells = {name: number(value) for name, value in measured.items()}
         if "fvu_base" in measured:
@@ -131,6 +147,23 @@ def split_table(study: Path, layers: Sequence[str] | None = None) -> str:
             line = lines.setdefault(tuple(labels.values()), labels)
             line[row["part"]] = table_number(row | ends, "estimate", is_difference=True)
     return format_table(list(lines.values()), SPLIT_COLUMNS) if lines else ""
+
+
+def ranking_table(study: Path) -> str:
+    """The first features of each list of a ranking; empty where there is none."""
+    folder = study / "ranking"
+    return top_table(folder, N_RANKED) if (folder / "ranking.csv").is_file() else ""
+
+
+def _together(layers: Sequence[str] | None) -> str:
+    """The end of a title.
+
+    >>> _together(("", "all")), _together(("", "0+2")), _together(None)
+    (', all layers together', ', layers 0+2 together', '')
+    """
+    if layers is None:
+        return ""
+    return f", {'all layers' if layers[1] == 'all' else f'layers {layers[1]}'} together"
 
 
 def times_line(study: Path) -> str:
@@ -176,23 +209,30 @@ def main() -> int:
     parser.add_argument("--check", type=Path, help="YAML file of bounds to compare with")
     args = parser.parse_args()
     if not (args.study / "behaviour" / "metrics.csv").is_file():
-        print(f"error: {args.study} holds no results yet; run `make demo`", file=sys.stderr)
+        study = shlex.join([*script_command("study"), "--config", "FILE"])
+        print(
+            f"error: {args.study} holds no results yet; its study file makes them: {study}",
+            file=sys.stderr,
+        )
         return 2
     if table := splits_table(args.study):
         print(f"\n{SPLITS_TITLE}\n\n{table}")
     print(f"\n{args.study}: what the models do\n")
     print(behaviour_table(args.study))
     if table := reconstruction_table(args.study):
-        print(f"\nwhat the dictionaries reconstruct (held-out tokens)\n\n{table}")
+        print(f"\n{reconstruction_title(args.study)}\n\n{table}")
     for name, title in EXPERIMENTS.items():
-        layers = whole_model(args.study, name)
+        layers = of_whole_model(args.study, name)
         if name == "spillover" and not has_spillover(args.study):
             if splits_table(args.study):
                 print(f"\n{NO_SPILLOVER}")
         elif table := intervention_table(args.study, name, layers):
-            print(f"\n{title} (raw, and all layers together)\n\n{table}")
-    if table := split_table(args.study, whole_model(args.study, "exp2a")):
-        print(f"\n{SPLIT_TITLE}, all layers together\n\n{table}")
+            print(f"\n{title}{_together(layers)}\n\n{table}")
+    layers = of_whole_model(args.study, "exp2a")
+    if table := split_table(args.study, layers):
+        print(f"\n{SPLIT_TITLE}{_together(layers)}\n\n{table}")
+    if table := ranking_table(args.study):
+        print(f"\n{RANKING_TITLE}\n\n{table}")
     legend = "\n".join(filter(None, (put_back(args.study), LEGEND, measured_on(args.study))))
     print(f"\n{legend}\n\n{times_line(args.study)}")
     if args.check:

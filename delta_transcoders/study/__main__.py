@@ -15,12 +15,12 @@ from typing import Any
 import yaml
 
 from delta_transcoders import signals
-from delta_transcoders.command import packaged_configs, run
+from delta_transcoders.command import packaged_configs, run, script_command
 from delta_transcoders.files import write_text
 from delta_transcoders.report.tables import format_table
 from delta_transcoders.study.plan import Graph, Step, check_disk, decide, sizes, table
 from delta_transcoders.study.records import Record
-from delta_transcoders.study.running import locks, run_command, run_steps, script_command
+from delta_transcoders.study.running import locks, run_command, run_steps
 from delta_transcoders.study.study_file import read_study
 
 

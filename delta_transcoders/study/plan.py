@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import zipfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -268,20 +268,28 @@ def sizes(step: Step, record: Record) -> tuple[float | None, float | None]:
     return tuple(done.get(key, step.stage.takes.get(key)) for key in ("seconds", "megabytes"))
 
 
-def table(steps: Iterable[Step], records: dict[str, Record]) -> str:
+def table(steps: Sequence[Step], records: dict[str, Record]) -> str:
     """The plan as a user sees it."""
-    rows, totals = [], [0.0, 0.0]
-    for step in steps:
-        measured = sizes(step, records[step.stage.study])
-        totals = [total + (value or 0) for total, value in zip(totals, measured, strict=True)]
-        rows.append({"stage": step.stage.label, "why": step.why, **_shown(measured)})
-    rows.append({"stage": "together", "why": "", **_shown(totals)})
-    return format_table(rows, ["stage", "seconds", "MB", "why"])
+    columns = ("seconds", "MB")
+    found = [sizes(step, records[step.stage.study]) for step in steps]
+    rows = []
+    for step, measured in zip(steps, found, strict=True):
+        shown = ("?" if value is None else f"{value:.0f}" for value in measured)
+        row = {"stage": step.stage.label, "why": step.why}
+        rows.append(row | dict(zip(columns, shown, strict=True)))
+    totals = dict(zip(columns, map(_total, zip(*found, strict=True)), strict=True))
+    rows.append({"stage": "together", "why": ""} | totals)
+    return format_table(rows, ["stage", *columns, "why"])
 
 
-def _shown(measured: Iterable[float | None]) -> dict[str, str]:
-    shown = ["?" if value is None else f"{value:.0f}" for value in measured]
-    return dict(zip(("seconds", "MB"), shown, strict=True))
+def _total(values: Sequence[float | None]) -> str:
+    """
+    >>> _total([1.2, 3.0]), _total([1.2, None]), _total([None, None])
+    ('4', 'at least 1', '?')
+    """
+    known = [value for value in values if value is not None]
+    total = f"{sum(known):.0f}" if known else "?"
+    return f"at least {total}" if 0 < len(known) < len(values) else total
 
 
 def check_disk(steps: Iterable[Step], records: dict[str, Record], folder: str) -> None:

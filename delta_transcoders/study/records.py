@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ class Record:
             )
         if Path(content["file"]).resolve() != Path(file).resolve():
             raise FileExistsError(
-                f"{folder} is the study of {content['file']}, not of {file}: give another folder (--study)"
+                f"{folder} is the study of {content['file']}, not of {file}: give another folder (--study), "
+                "or, if this is the same file renamed, its old name back"
             )
         self.stages = content["stages"]
 
@@ -86,11 +87,11 @@ def fingerprint(path: str | Path) -> str | None:
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
-def megabytes(paths: Sequence[str]) -> float:
+def megabytes(paths: Iterable[str]) -> float:
     """What files and folders take on disk."""
     files = [
         file
-        for path in map(Path, paths)
+        for path in map(Path, map(os.path.expanduser, paths))
         for file in ([path] if path.is_file() else path.rglob("*"))
         if file.is_file()
     ]

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from delta_transcoders import files, signals
+from delta_transcoders.command import script_command
 from delta_transcoders.study.plan import Graph, Step, checkpoint, outputs_of, recorded
 from delta_transcoders.study.records import Record, megabytes
 from delta_transcoders.study.study_file import SCRIPTS, Stage, Study
@@ -29,14 +30,12 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-_CHECKOUT = Path(__file__).resolve().parent.parent.parent
-
-
-def script_command(name: str) -> list[str]:
-    """How a user runs `train`, `evaluate` or `study`: a script of the checkout, or the installed command."""
-    if (_CHECKOUT / "pyproject.toml").is_file():
-        return ["python", os.path.relpath(_CHECKOUT / f"{name}.py")]
-    return ["delta-transcoders", name]
+PROGRAMS = {
+    "python": [sys.executable],
+    # Wherever pip has put the program itself.
+    "delta-transcoders": [sys.executable, "-m", "lightning_modules.commands"],
+}
+"""How the first words of commands are started."""
 
 
 def command_of(stage: Stage, resume: Path | None = None) -> list[str]:
@@ -91,13 +90,13 @@ def run_command(
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, pass_on)
     try:
-        programs = {
-            "python": sys.executable,
-            "delta-transcoders": str(Path(sys.executable).with_name("delta-transcoders")),
-        }
         environment = ENVIRONMENT | os.environ | ({files.RUN: run} if run else {})
+        if (
+            command[0] != "python"
+        ):  # packages that lie in the working directory are not the program's
+            environment["PYTHONSAFEPATH"] = "1"
         process = subprocess.Popen(
-            [programs[command[0]], *command[1:]],
+            [*PROGRAMS[command[0]], *command[1:]],
             env=environment,
             pass_fds=keep,
             stdout=subprocess.DEVNULL if quiet else None,
@@ -160,7 +159,7 @@ def run_steps(
         if resume:  # what that start has left may be gone on from again
             how["began"] = record.stages[stage.name]["started"]["began"]
         record.start(stage.name, how | recorded(step))
-        started = time.perf_counter()
+        started, read = time.perf_counter(), megabytes(step.inputs)
         # What reports print is long, and in the files that they write.
         quiet = stage.run.startswith("delta_transcoders.report.")
         status = run_command(command, keep, run, quiet)
@@ -176,7 +175,10 @@ def run_steps(
             raise SystemExit(status)
         measured = {
             "seconds": round(seconds, 1),
-            "megabytes": round(megabytes(step.config.outputs), 2),
+            # What it adds to its inputs too, as the delta stage adds its targets to the cache.
+            "megabytes": round(
+                megabytes(step.config.outputs) + max(0, megabytes(step.inputs) - read), 2
+            ),
         }
         record.finish(stage.name, measured | {"outputs": outputs})
         print(f"{head}: {measured['seconds']:.0f} s, {measured['megabytes']:.0f} MB", flush=True)

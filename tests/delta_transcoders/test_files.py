@@ -1,6 +1,8 @@
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -44,6 +46,24 @@ def leftovers(folder) -> list[str]:
 def test_a_command_is_written_down_as_it_is_typed(monkeypatch, argv, command):
     monkeypatch.setattr("sys.argv", argv)
     assert files.command_line() == command
+
+
+def test_a_module_s_command_is_typed_by_its_name(tmp_path):
+    (tmp_path / "package").mkdir()
+    code = "from delta_transcoders import files\nprint(files.command_line())"
+    for name in ("stage", "__main__"):
+        (tmp_path / "package" / f"{name}.py").write_text(code)
+    for module in ("package.stage", "package"):
+        command = [sys.executable, "-m", module, "a b"]
+        path = os.pathsep.join([str(tmp_path), *sys.path])
+        done = subprocess.run(
+            command,
+            env=os.environ | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == f"python -m {module} 'a b'"
 
 
 def test_an_output_is_finished_by_its_list(tmp_path, monkeypatch):

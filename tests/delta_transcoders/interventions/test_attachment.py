@@ -1,11 +1,14 @@
 """A bridge with an intervention attached writes what the engine writes; without it, what it always did."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.families.gemma2 import Gemma2
 from delta_transcoders.families.sites import HOOK_SITES
+from delta_transcoders.families.tokens import TokenPolicy
 from delta_transcoders.interventions.attachment import attached, real_tokens
 from delta_transcoders.interventions.intervention import RAW, from_spec
 from delta_transcoders.interventions.loading import DictionarySet
@@ -156,11 +159,22 @@ def test_real_tokens(tokenizer):
     ids = torch.tensor([[pad, bos, 7, pad, 8], [bos, 7, 8, pad, pad], [pad] * 5])
     expected = [[0, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0] * 5]
     assert real_tokens(tokenizer, Gemma2.tokens, ids, None).tolist() == expected
-    assert real_tokens(tokenizer, Gemma2.tokens, ids, torch.ones_like(ids)).tolist() == expected
     given = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 0, 0, 0], [0] * 5])
     assert torch.equal(real_tokens(tokenizer, Gemma2.tokens, ids, given), given)
+    # A mask is believed: padding that it calls text is no BOS.
+    with pytest.raises(ValueError, match=r"row 0 starts with '<pad>', not with BOS"):
+        real_tokens(tokenizer, Gemma2.tokens, ids, torch.ones_like(ids))
     with pytest.raises(ValueError, match=r"row 1 starts with .*, not with BOS \('<bos>'\)"):
         real_tokens(tokenizer, Gemma2.tokens, torch.tensor([[bos, 7], [7, 8]]), None)
+
+
+def test_a_mask_tells_bos_from_padding_where_both_are_one_token():
+    """As in GPT-2, whose only special token is all of BOS, EOS and padding."""
+    gpt2 = SimpleNamespace(pad_token_id=0, bos_token_id=0)
+    ids = torch.tensor([[0, 0, 7, 8], [0, 7, 8, 9]])
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    assert torch.equal(real_tokens(gpt2, TokenPolicy(), ids, mask), mask)
+    assert real_tokens(gpt2, TokenPolicy(), ids, None).tolist() == [[0, 0, 1, 1], [0, 1, 1, 1]]
 
 
 def test_what_cannot_be_attached_is_refused(bridge, deltas, tokenizer):

@@ -321,6 +321,22 @@ def test_files_and_print_are_the_same_each_time(tmp_path):
     assert NO_DIFFERENCE in one and UNDEFINED in one and "seeds" in one
 
 
+def test_the_most_layers_at_once_stand_for_the_model(tmp_path):
+    """As in a study of some of a model's layers, which has no group of all."""
+    shared = {"alpha": None, "d_new": 32, "percentile": 0.5, "target": "residual"}
+    columns = [
+        {"layer": layer, "condition": name} | shared
+        for layer in ("0", "0+2")
+        for name in CORNERS[1:]
+    ]
+    nlls = shifted(no_delta=1, base_mlp=0.5, dictionary_error=0.5)
+    folder = write(tmp_path / "exp2a", nlls, columns=columns)
+    shown = write_comparisons([folder], tmp_path / "out")
+    heads = [line for line in shown.splitlines() if line.startswith("mean_ce, ")]
+    assert len(heads) == 1 and "0+2" in heads[0]
+    assert (tmp_path / "out" / "controls.png").is_file()
+
+
 def test_an_experiment_without_the_split_or_its_reference(tmp_path):
     folder = write(tmp_path / "exp2b", shifted(base_mlp=1))
     shown = write_comparisons([folder], tmp_path / "out")

@@ -97,12 +97,12 @@ def test_a_local_base_is_named_without_its_path_and_has_no_known_license(study):
 def test_a_base_trained_in_the_study_is_ours(study):
     run = study(base="elsewhere/runs/tiny/base_model")
     (run / "base_model").mkdir()
-    config = run / "base_model/config.json"
-    config.write_text('{"model_type": "gemma2"}')
+    done = {"format": "delta_transcoders output 1", "kind": "BaseModelTraining", "files": {}}
+    (run / "base_model/done.json").write_text(json.dumps(done))
     card = model_card(run, "merged")
     assert front_matter(card)["license"] == "apache-2.0"
     assert "tiny Gemma 2 (trained from scratch in the same study)" in card
-    config.write_text('{"model_type": "llama"}')  # the user has put it there
+    (run / "base_model/done.json").unlink()  # the user has put it there
     card = model_card(run, "merged")
     assert front_matter(card)["license"] == "unknown"
     assert "`base_model` (a local folder)" in card
@@ -191,6 +191,19 @@ def test_tables_are_the_metrics_with_their_intervals(study):
     assert "| tool | raw | 200 | 0.009 |" in card
     assert "0.123" not in card and "0.456" not in card  # one layer; deltas of another size
     assert "| 0 | tool | full | 0.010 [0.007, 0.014] | 0.029 | 8.60 |" in card
+
+
+def test_deltas_on_some_layers_show_those_together(study):
+    run = study()
+    ours = {"d_new": 6, "percentile": 0.5, "target": "residual", "tool_call_rate": 0.5}
+    rows = [result("", "raw"), result("0", "full", **ours), result("0+2", "full", **ours)]
+    write_metrics(run / "exp2a", rows)
+    rows = [result(layer, "alpha_0.5", **ours, alpha=0.5) for layer in ("0", "0+2")]
+    write_metrics(run / "exp2b", rows)
+    read = read_study(run, run / "delta", None)
+    assert [row["layer"] for row in read.behaviour_of_deltas()] == ["", "0+2"]
+    assert [row["layer"] for row in read.behaviour_of_deltas(0.5)] == ["0+2"]
+    assert "Layers replaced: 0+2." in model_card(run, "deltas")
 
 
 def test_deltas_at_the_last_percentile_find_their_rows(study):

@@ -6,16 +6,18 @@ import pytest
 
 from delta_transcoders.files import write_json
 from delta_transcoders.report.html import render
+from delta_transcoders.report.ranking import write_ranking
 from delta_transcoders.report.summary import (
     has_spillover,
     intervention_table,
     measured_on,
+    of_whole_model,
     put_back,
+    ranking_table,
     reconstruction_table,
     split_table,
     times_line,
     violations,
-    whole_model,
 )
 from delta_transcoders.report.tables import write_metrics, write_table
 
@@ -23,13 +25,13 @@ from delta_transcoders.report.tables import write_metrics, write_table
 def test_deltas_without_measurements_have_a_line_each(tmp_path):
     """An imported delta's config.json holds no measurements."""
     measured = {"fvu_base": 0.5, "fvu_full": 0.125, "l0_delta": 7.0}
-    for layer, found in (("0", {}), ("1", measured)):
+    for layer, found in (("2", {}), ("10", measured)):
         folder = tmp_path / "delta" / f"layer_{layer}"
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps({"layer": int(layer), "measured": found}))
     header, bare, full = reconstruction_table(tmp_path).splitlines()
     assert header.split() == ["layer", *measured, "fvu_base/fvu_full"]
-    assert bare.split() == ["0"] and full.split() == ["1", "0.500", "0.125", "7.00", "4.00"]
+    assert bare.split() == ["2"] and full.split() == ["10", "0.500", "0.125", "7.00", "4.00"]
 
 
 def test_bounds_that_results_break_are_named(tmp_path):
@@ -73,11 +75,11 @@ def own_study(tmp_path):
 
 
 def test_the_most_layers_at_once_stand_for_the_model(own_study):
-    assert whole_model(own_study, "exp2a") == ("", "0+2")
-    shown = intervention_table(own_study, "exp2a", whole_model(own_study, "exp2a")).splitlines()
+    assert of_whole_model(own_study, "exp2a") == ("", "0+2")
+    shown = intervention_table(own_study, "exp2a", ("", "0+2")).splitlines()
     assert [line.split()[-2:] for line in shown[1:]] == [["~0", "1.00"], ["~0", "1.00"]]
     assert shown[2].startswith("0+2")
-    assert whole_model(own_study, "exp1") == ("", "")
+    assert of_whole_model(own_study, "exp1") is None
 
 
 def test_a_study_without_dictionaries_or_text_says_so(own_study):
@@ -86,6 +88,8 @@ def test_a_study_without_dictionaries_or_text_says_so(own_study):
     page = render(own_study)
     assert "Spillover: not measured" in page and "What deltas were trained on" in page
     assert "split into finetuning" not in page
+    assert "What the deltas leave of finetuning" in page.replace("&#39;", "'")
+    assert "Controls of Experiment 2A" not in page and "Feature ranking" not in page
     (own_study / "examples" / "splits.csv").unlink()
     assert "Spillover" not in render(own_study)
 
@@ -105,6 +109,26 @@ def test_intervals_say_what_they_are_over(own_study):
     config = {"layer": 0, "measured": {}, "target": "residual"}
     (own_study / "delta" / "layer_0" / "config.json").write_text(json.dumps(config))
     assert "may also repair the dictionaries' own error" in put_back(own_study)
+
+
+def test_controls_and_rankings_are_shown_where_they_are(own_study):
+    row = {"layer": "0+2", "condition": "random", "subset": "a", "n_examples": 3, "n_tokens": 9}
+    write_metrics(own_study / "controls", [row | {"mean_ce": 0.75, "polite_rate": 0.0}])
+    measure = {"ce": 0.5, "ce_ci_low": 0.25, "ce_ci_high": 0.75, "ce_distinct": True}
+    row = {"layer": 0, "ablation": "drop", "subset": "a", "n_examples": 3, "density": 0.5}
+    row |= {"mean_activation": 1.0} | measure
+    rows = [row | {"feature": 10 - rank, "rank": rank} for rank in (1, 2, 3, 4)]
+    write_ranking(own_study / "ranking", rows, [], "delta")
+    shown = ranking_table(own_study).splitlines()
+    assert [line.split()[3:5] for line in shown] == [
+        ["rank", "feature"],
+        ["1", "9"],
+        ["2", "8"],
+        ["3", "7"],
+    ]
+    page = render(own_study)
+    assert "Controls of Experiment 2A" in page and "random" in page
+    assert "Feature ranking: the first 3 of each list" in page
 
 
 def test_times_are_those_of_the_study_s_record(tmp_path):

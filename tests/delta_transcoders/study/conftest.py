@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from delta_transcoders.study import running
+from delta_transcoders import command
 from delta_transcoders.study.__main__ import main
 
 SCRIPT = """
@@ -46,11 +46,10 @@ run(main)
 DRIVER = """
 import sys
 from pathlib import Path
-from delta_transcoders.command import run
-from delta_transcoders.study import running
-running._CHECKOUT = Path.cwd()
+from delta_transcoders import command
+command._CHECKOUT = Path.cwd()
 from delta_transcoders.study.__main__ import main
-run(main)
+command.run(main)
 """
 DEFAULTS = """
 trainer:
@@ -70,8 +69,8 @@ class Lab:
 
     def __init__(self, folder: Path, monkeypatch) -> None:
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(running, "_CHECKOUT", folder)
-        monkeypatch.setenv("PYTHONPATH", str(Path(running.__file__).parents[2]))
+        monkeypatch.setattr(command, "_CHECKOUT", folder)
+        monkeypatch.setenv("PYTHONPATH", str(Path(command.__file__).parents[1]))
         self.folder = folder
         self.write("train.py", SCRIPT)
         self.write("evaluate.py", SCRIPT)

@@ -11,6 +11,8 @@ from collections import namedtuple
 
 import pytest
 
+from delta_transcoders.study.__main__ import main
+
 ALL = ["a", "b", "c", "d"]
 
 
@@ -236,6 +238,30 @@ def test_sigkill_at_random_moments(lab, study):
     assert study() == {}
     assert study("--study", "undisturbed") == dict.fromkeys(ALL, "never run")
     assert lab.read("undisturbed/d/text.txt") == result
+
+
+def test_what_a_stage_adds_to_its_input_is_counted(lab, study):
+    """As the delta stage adds its targets to the cache."""
+    lab.replace("evaluate.py", "def main():", "ADDED = 3_000_000\n\ndef main():")
+    lab.replace(
+        "evaluate.py",
+        "        files.write_text(folder",
+        """        if "/a/" in str(given.get("reads")) and given["output"].endswith("b"):
+            files.write_text(Path(args["--study"], "a", "more.txt"), "x" * ADDED)
+        files.write_text(folder""",
+    )
+    study()
+    done = json.loads(lab.read("runs/study.json"))["stages"]
+    assert done["b"]["done"]["megabytes"] == pytest.approx(3, abs=0.01)
+    assert done["c"]["done"]["megabytes"] < 0.01
+
+
+def test_what_was_never_measured_is_not_nought(lab, study, capsys):
+    lab.replace("configs/study.yaml", "config: d.yaml", "config: d.yaml, takes: {seconds: 7}")
+    assert study("--dry-run") == dict.fromkeys(ALL, "never run")
+    main(["--config", "configs/study.yaml", "--dry-run"])
+    together = capsys.readouterr().out.strip().splitlines()[-1]
+    assert together.split() == ["together", "at", "least", "7", "?"]
 
 
 def test_no_room_on_the_disk(lab, study, monkeypatch):

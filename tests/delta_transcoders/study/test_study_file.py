@@ -161,7 +161,8 @@ def test_a_folder_of_another_file(lab, study):
     study("--until", "a")
     lab.write("configs/other.yaml", lab.read("configs/study.yaml"))
     with pytest.raises(
-        FileExistsError, match=r"runs is the study of configs/study.yaml, not of configs/other"
+        FileExistsError,
+        match=r"runs is the study of configs/study.yaml, not of configs/other.* renamed, its old name back",
     ):
         study(config="configs/other.yaml")
     lab.write("configs/more.yaml", "include: study.yaml\n")
