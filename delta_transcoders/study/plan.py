@@ -11,6 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from delta_transcoders.files import DONE, check_no_strangers
 from delta_transcoders.hub import is_hub_id
 from delta_transcoders.report.tables import format_table
 from delta_transcoders.study.records import RECORD, Record, fingerprint
@@ -173,7 +174,7 @@ def decide(
 
     Raises:
         FileNotFoundError: an input of a stage that runs is not there, and nothing that runs writes it.
-        FileExistsError: what a stage would write is another study's.
+        FileExistsError: what a stage would write is another study's, or holds files that no stage wrote.
     """
     running: list[Step] = []
     for label, step in graph.steps.items():
@@ -196,6 +197,9 @@ def decide(
                     f"{output} is a link into the study {owner}, which shares it: run the file that made the "
                     "link"
                 )
+            # A module adds to folders of others; where one has an output of its own, it is checked too.
+            if step.stage.run in SCRIPTS or (Path(output) / DONE).is_file():
+                check_no_strangers(output)
         running.append(step)
     return running
 

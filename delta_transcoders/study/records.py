@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from delta_transcoders.files import DONE, read_json, run_of, write_json
+from delta_transcoders.files import DONE, is_whole, read_json, run_of, write_json
 
 RECORD = "study.json"
 FORMAT = "delta_transcoders study 1"
@@ -68,14 +68,15 @@ class Record:
 def fingerprint(path: str | Path) -> str | None:
     """What tells a later state of a file or folder from this one; None where there is none.
 
-    Of a finished output, and whatever lies in one, the run that wrote it. Of other files the SHA-256, or size
+    Of a finished output, and whatever lies in one, the run that wrote it, and whether all its files are as it
+    left them. Of other files the SHA-256, or size
     and time of change of large ones; of other folders names, sizes and times.
     """
     path = Path(path).expanduser()
     if not path.exists():
         return None
     if run := run_of(path):
-        return run
+        return run if is_whole(path) else f"{run}, not as it was written"
     if path.is_file() and path.stat().st_size <= _HASHED:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
