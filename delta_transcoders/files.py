@@ -197,7 +197,7 @@ def check_no_strangers(path: str | Path) -> None:
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether the finished output which `path` is or lies in has every file, each of the size it was written."""
+    """Whether the finished output which `path` is or lies in has all its files, each of the size written."""
     top = _finished(path)
     return top is not None and all(
         (top / name).is_file() and (top / name).stat().st_size == size

@@ -138,7 +138,9 @@ def read_study(
     if not Path(find_config(file)).is_file():
         raise FileNotFoundError(f"no study file {file!r}")
     raw = read_yaml(find_config(file))
-    content = _own(raw, file, folder, seed) if "finetuned_model" in raw else _load(file)
+    content = (
+        _own(raw, file, folder, seed) if "finetuned_model" in raw else _load(os.path.normpath(file))
+    )
     if task is not None and "finetuned_model" in raw:
         raise ValueError(f"{file} says itself how answers are judged: --task does not apply")
     if (seed if "seeds" in content else seeds) is not None:
@@ -165,8 +167,14 @@ def _own(content: dict, file: str, folder: str | None, seed: int | None) -> dict
     return {"root": file, "studies": {}, "shows": shows} | own
 
 
-def _load(file: str) -> dict[str, Any]:
-    """A file with what it includes; configurations as paths, `root` the file that includes nothing."""
+def _load(file: str, chain: Sequence[str] = ()) -> dict[str, Any]:
+    """A file with what it includes; configurations as paths, `root` the file that includes nothing.
+
+    Args:
+        chain: the files that include it, the first one first.
+    """
+    if file in chain:
+        raise ValueError(f"{file} includes itself: {' → '.join([*chain, file])}")
     if not Path(find_config(file)).is_file():
         raise FileNotFoundError(f"no study file {file!r}")
     content = read_yaml(find_config(file))
@@ -180,17 +188,17 @@ def _load(file: str) -> dict[str, Any]:
         inner["config"] = [_beside(file, name) for name in _list(inner["config"])]
     if content.get("task"):
         content["task"] = _beside(file, content["task"])
-    whole = _together(included)
+    whole = _together(included, [*chain, file])
     _lay_over(whole["stages"], stages, file, "stages")
     whole["studies"] |= studies
     whole["shows"] += content.pop("shows", [])
     return {"root": file} | whole | content
 
 
-def _together(files: Sequence[str]) -> dict[str, Any]:
+def _together(files: Sequence[str], chain: Sequence[str] = ()) -> dict[str, Any]:
     """Several files as one study, the first one's where they differ in more than stages."""
     whole: dict[str, Any] = {"stages": {}, "studies": {}, "shows": []}
-    for inner in map(_load, files):
+    for inner in (_load(file, chain) for file in files):
         for key in ("stages", "studies"):
             inner[key] = whole[key] | inner[key]
         inner["shows"] = whole["shows"] + [s for s in inner["shows"] if s not in whole["shows"]]
@@ -214,8 +222,20 @@ def _lay_over(stages: dict, over: Mapping, file: str, *where: str) -> None:
             stages[name] = old | stage | {"options": options}
 
 
-def _expand(study: Study, content: dict, file: str, folder: str, prefix: str) -> None:
-    """Add a file's stages, then those of the studies within it."""
+def _expand(
+    study: Study,
+    content: dict,
+    file: str,
+    folder: str,
+    prefix: str,
+    around: Sequence[Sequence[str]] = (),
+) -> None:
+    """Add a file's stages, then those of the studies within it.
+
+    Args:
+        prefix: of its stages' labels.
+        around: the files of the studies that it is within.
+    """
     seeds = content.get("seeds") or [content.get("seed", 0)]
     names = {"study": folder}
     if "seeds" not in content:
@@ -250,6 +270,11 @@ def _expand(study: Study, content: dict, file: str, folder: str, prefix: str) ->
             **filled,
         )
     for name, spec in content["studies"].items():
+        if spec["config"] in around:
+            raise ValueError(
+                f"{_place(file, 'studies', name)}: the study {name!r} is within itself, as its config "
+                f"{', '.join(spec['config'])} names it again"
+            )
         for seed in seeds if "${seed}" in name else [content.get("seed", 0)]:
             inner_name = _fill(name, {"seed": str(seed)})
             inner = _together(spec["config"])
@@ -260,7 +285,8 @@ def _expand(study: Study, content: dict, file: str, folder: str, prefix: str) ->
             inside = _fill(inside, {"seed": str(seed)})
             for link in inner["links"]:
                 study.links[os.path.join(inside, link)] = os.path.join(folder, link)
-            _expand(study, inner, spec["config"][0], inside, f"{prefix}{inner_name}/")
+            within = [*around, spec["config"]]
+            _expand(study, inner, spec["config"][0], inside, f"{prefix}{inner_name}/", within)
     study.shows += [[_fill(word, names) for word in show.split()] for show in content["shows"]]
 
 

@@ -141,6 +141,8 @@ def test_stages_and_files_that_do_not_exist(lab, study):
         study("--modle", "1")
     with pytest.raises(ValueError, match=r"a has no option modle.lr; did you mean 'model'"):
         study("--a.modle.lr", "1")
+    with pytest.raises(ValueError, match=r"--a.model.lr: '\[1' is no YAML \(expected ',' or"):
+        study("--a.model.lr", "[1")
     with pytest.raises(ValueError, match=r"--a.lr: expected a value"):
         study("--a.lr")
     lab.write("configs/more.yaml", "include: study.yaml\nstages: {aa: {options: {model.lr: 1}}}\n")
@@ -155,6 +157,18 @@ def test_stages_and_files_that_do_not_exist(lab, study):
     ):
         labels("configs/more.yaml")
     assert not (lab.folder / "runs").exists()
+
+
+def test_files_that_hold_themselves(lab):
+    lab.write("configs/p.yaml", "study: p\ninclude: q.yaml\n")
+    lab.write("configs/q.yaml", "include: [study.yaml, ../configs/p.yaml]\n")
+    chain = r"configs/p.yaml includes itself: configs/p.yaml → configs/q.yaml → configs/p.yaml$"
+    for name in ("configs/p.yaml", "./configs/p.yaml"):
+        with pytest.raises(ValueError, match=chain):
+            labels(name)
+    lab.write("configs/p.yaml", "include: study.yaml\nstudies: {x: {config: p.yaml}}\n")
+    with pytest.raises(ValueError, match=r"p.yaml, line 2: the study 'x' is within itself"):
+        labels("configs/p.yaml")
 
 
 def test_a_folder_of_another_file(lab, study):
