@@ -129,6 +129,81 @@ def test_a_file_that_cannot_be_meant(lab, old, new, problem):
         labels()
 
 
+B = "{run: evaluate, config: b.yaml}"
+MODULE = "{run: delta_transcoders.report.html, writes: [x]"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("study: runs", "study: 5", r"line 1: study is 5, expected a folder"),
+        ("study: runs", "study: [a]", r"line 1: study is \['a'\], expected a folder"),
+        *[
+            (
+                "study: runs",
+                f"study: r\nseed: {seed}",
+                r"line 2: seed is .*, expected a whole number",
+            )
+            for seed in ("null", "[1, 2]", "x", "1.5", "true", "-1")
+        ],
+        ("study: runs", "study: r\nseeds: 5", r"line 2: seeds is 5, expected whole numbers"),
+        ("study: runs", "study: r\nshows: [1]", r"line 2: shows is \[1\], expected a list of mod"),
+        ("study: runs", "study: r\nshows: [delta_transcoders.nope]", r"no module 'delta_tr.*nope'"),
+        ("study: runs", "study: r\ntask: none.yaml", r"no task file 'configs/none.yaml'"),
+        ("study: runs", "study: r\n1: 2", r"line 2: unknown key 1; known are study"),
+        ("  b:", "  1:", r"line 4: 1 is no name: put it in quotes"),
+        ("b.yaml}", "b.yaml, options: [x]}", r"line 4: options is \['x'\], expected options as"),
+        ("b.yaml}", "b.yaml, options: {1: 2}}", r"line 4: options is {1: 2}, expected options as"),
+        ("b.yaml}", "b.yaml, seed_offset: x}", r"seed_offset is 'x', expected a whole number"),
+        ("b.yaml}", "b.yaml, takes: 5}", r"takes is 5, expected guesses as in {seconds"),
+        ("b.yaml}", "b.yaml, takes: {seconds: x}}", r"takes is {'seconds': 'x'}, expected"),
+        ("config: b.yaml", "config: [b.yaml]", r"config is \['b.yaml'\], expected one YAML file"),
+        (B, MODULE + ", arguments: [1]}", r"line 4: arguments is \[1\], expected a list of texts"),
+        (B, MODULE + ", reads: study}", r"reads is 'study', expected a list of stages and paths"),
+        (B, MODULE.replace("[x]", "null") + "}", r"writes is None, expected a list of paths"),
+        (B, MODULE.replace("[x]", "[]") + "}", r"writes is \[\], expected a list of paths"),
+        (B, MODULE.replace("html", "nope") + "}", r"there is no module 'delta_transc.*nope'"),
+        (
+            "study: runs",
+            "study: r\nstudies: {x: {config: study.yaml, links: [aa]}}",
+            r"line 2: there is no stage 'aa'; did you mean 'a'\?",
+        ),
+    ],
+)
+def test_values_of_another_type(lab, old, new, problem):
+    lab.replace("configs/study.yaml", old, new)
+    with pytest.raises((ValueError, FileNotFoundError), match=problem):
+        labels()
+
+
+@pytest.mark.parametrize(
+    ("folder", "problem"),
+    [
+        ("", r"--study is '', expected a folder"),
+        (".", r"'.' is the working directory, or holds it: give a folder of its own"),
+        ("/", r"'/' is the working directory, or holds it"),
+        ("a\nb", r"'a\\nb' holds '\${' or a control character"),
+        ("runs/${seed}", r"'runs/\${seed}' holds '\${'"),
+    ],
+)
+def test_folders_that_hold_no_study(lab, folder, problem):
+    lab.write("configs/own.yaml", "finetuned_model: x\nbase_model: y\n")
+    for file in ("configs/study.yaml", "configs/own.yaml"):
+        with pytest.raises(ValueError, match=problem):
+            labels(file, folder=folder)
+
+
+def test_a_file_of_one_s_own_model_that_lacks_a_key_is_told_so(lab):
+    lab.write("configs/own.yaml", "finetune_model: x\nbase_model: y\n")
+    with pytest.raises(ValueError, match=r"finetune_model is no key .* 'finetuned_model'"):
+        labels("configs/own.yaml")
+    lab.write("configs/own.yaml", "finetuned_model: x\nseed: x\n")
+    with pytest.raises(ValueError, match=r"own.yaml, line 2: seed is 'x', expected a whole num"):
+        labels("configs/own.yaml")
+    with pytest.raises(ValueError, match=r"--seed is -1, expected a whole number from 0"):
+        labels("configs/own.yaml", seed=-1)
+
+
 def test_stages_and_files_that_do_not_exist(lab, study):
     with pytest.raises(FileNotFoundError, match=r"no study file 'configs/x.yaml'"):
         labels("configs/x.yaml")
