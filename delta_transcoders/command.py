@@ -7,9 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from delta_transcoders import console, signals
 from delta_transcoders.files import command_line
+
+if TYPE_CHECKING:
+    import yaml
 
 USER_ERRORS = (ValueError, OSError)
 
@@ -150,12 +154,15 @@ def read_yaml(file: str | Path) -> dict:
     """What a YAML file of `key: value` pairs holds.
 
     Raises:
-        ValueError: not UTF-8, not YAML, or anything but pairs; names file and line.
+        ValueError: not UTF-8, not YAML, anything but pairs, or a key given twice; names file and line.
     """
     import yaml
 
     try:
-        loaded = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(Path(file).read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        _check_keys(node, file)
+        loaded = loader.construct_document(node) if node else None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ValueError(f"{file}, line {line}: not UTF-8; save the file as UTF-8") from None
@@ -167,6 +174,33 @@ def read_yaml(file: str | Path) -> dict:
     if not isinstance(loaded, dict):
         raise ValueError(f"{file} must hold `key: value` pairs")
     return loaded
+
+
+def _check_keys(root: yaml.Node | None, file: str | Path) -> None:
+    """
+    Raises:
+        ValueError: a key is given twice, of which YAML keeps the last.
+    """
+    todo, seen = [root], set()
+    while todo:
+        node = todo.pop()
+        parts = getattr(node, "value", "")
+        if isinstance(parts, str) or id(node) in seen:  # aliases may lead round in a circle
+            continue
+        seen.add(id(node))
+        lines: dict[tuple[str, str], int] = {}
+        for part in parts:
+            if not isinstance(part, tuple):  # of a list
+                todo.append(part)
+                continue
+            todo += part
+            key, line = part[0], part[0].start_mark.line + 1
+            name = (key.tag, str(key.value))
+            if name in lines:
+                raise ValueError(
+                    f"{file}, line {line}: {key.value!r} is given twice, first in line {lines[name]}"
+                )
+            lines[name] = line
 
 
 def with_home(argument: str) -> str:

@@ -36,12 +36,15 @@ class Record:
         path = Path(folder) / RECORD
         if not path.is_file():
             return
-        content = read_json(path, "what was run cannot be known; move the folder away")
+        problem = "what was run cannot be known; move the folder away"
+        content = read_json(path, problem)
         if content.get("format") != FORMAT:
             raise ValueError(
                 f"{path} is of the format {content.get('format')!r}, expected {FORMAT!r}: move it away, and "
                 "every stage is run again"
             )
+        if not _is_sound(content):
+            raise ValueError(f"{path} is damaged, it is no record of a study: {problem}")
         if Path(content["file"]).resolve() != Path(file).resolve():
             raise FileExistsError(
                 f"{folder} is the study of {content['file']}, not of {file}: give another folder (--study), "
@@ -63,6 +66,28 @@ class Record:
     def _save(self) -> None:
         content = {"format": FORMAT, "file": self.file, "stages": self.stages}
         write_json(Path(self.folder) / RECORD, content)
+
+
+def _is_sound(content: dict[str, Any]) -> bool:
+    """Whether what is read of a record later is there, and of its type."""
+    started = {"run": str, "began": (int, float), "config": dict, "inputs": dict}
+    measured = {"outputs": dict, "seconds": (int, float), "megabytes": (int, float)}
+    keys = {"started": started, "done": started | measured}
+    stages = content.get("stages")
+    return (
+        isinstance(content.get("file"), str)
+        and isinstance(stages, dict)
+        and all(
+            isinstance(stage, dict)
+            and all(
+                isinstance(stage[state], dict)
+                and all(isinstance(stage[state].get(key), kind) for key, kind in needed.items())
+                for state, needed in keys.items()
+                if state in stage
+            )
+            for stage in stages.values()
+        )
+    )
 
 
 def fingerprint(path: str | Path) -> str | None:

@@ -1,5 +1,7 @@
 """What a study file says, and what is refused before anything runs."""
 
+import json
+
 import pytest
 
 from delta_transcoders.study.plan import Graph
@@ -151,6 +153,8 @@ MODULE = "{run: delta_transcoders.report.html, writes: [x]"
         ("study: runs", "study: r\nshows: [delta_transcoders.nope]", r"no module 'delta_tr.*nope'"),
         ("study: runs", "study: r\ntask: none.yaml", r"no task file 'configs/none.yaml'"),
         ("study: runs", "study: r\n1: 2", r"line 2: unknown key 1; known are study"),
+        ("  b:", "  a:", r"study.yaml, line 4: 'a' is given twice, first in line 3"),
+        ("b.yaml}", "b.yaml, run: train}", r"line 4: 'run' is given twice, first in line 4"),
         ("  b:", "  1:", r"line 4: 1 is no name: put it in quotes"),
         ("b.yaml}", "b.yaml, options: [x]}", r"line 4: options is \['x'\], expected options as"),
         ("b.yaml}", "b.yaml, options: {1: 2}}", r"line 4: options is {1: 2}, expected options as"),
@@ -234,6 +238,12 @@ def test_stages_and_files_that_do_not_exist(lab, study):
     assert not (lab.folder / "runs").exists()
 
 
+def test_a_merged_key_is_not_given_twice(lab):
+    lab.replace("configs/study.yaml", "  b: {", "  b: &b {")
+    lab.replace("configs/study.yaml", "  c: {run: evaluate, ", "  c: {<<: *b, ")
+    assert labels() == ["a", "b", "c", "d"]
+
+
 def test_files_that_hold_themselves(lab):
     lab.write("configs/p.yaml", "study: p\ninclude: q.yaml\n")
     lab.write("configs/q.yaml", "include: [study.yaml, ../configs/p.yaml]\n")
@@ -275,3 +285,23 @@ def test_a_record_of_another_version(lab, study):
     lab.write("runs/study.json", "{")
     with pytest.raises(ValueError, match=r"runs/study.json is damaged"):
         study()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [["file"], ["stages"], *(["stages", "a", "done", *k] for k in ([], ["seconds"], ["config"]))],
+)
+@pytest.mark.parametrize("value", [[], None, "x"])
+def test_a_record_of_another_shape(lab, study, keys, value):
+    study("--until", "a")
+    record = json.loads(lab.read("runs/study.json"))
+    node = record
+    for key in keys[:-1]:
+        node = node[key]
+    node[keys[-1]] = value
+    lab.write("runs/study.json", json.dumps(record))
+    problem = (
+        "is the study of x" if (keys, value) == (["file"], "x") else "json is damaged, it is no"
+    )
+    with pytest.raises((ValueError, FileExistsError), match=problem):
+        study("--dry-run")
