@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -201,6 +204,39 @@ def _check_keys(root: yaml.Node | None, file: str | Path) -> None:
                     f"{file}, line {line}: {key.value!r} is given twice, first in line {lines[name]}"
                 )
             lines[name] = line
+
+
+@functools.cache
+def arguments_of(class_path: str) -> tuple[str, ...] | None:
+    """What a class takes, read off its source, as an import takes seconds; None where that is not found.
+
+    >>> arguments_of("callbacks.activation_writer.ActivationWriter"), arguments_of("x.Y")
+    (('output', 'dtype', 'shard_rows', 'n_targets'), None)
+    """
+    module, _, name = class_path.rpartition(".")
+    package, *inside = module.split(".")
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is None or spec.origin is None:
+        return None
+    file = Path(spec.origin)
+    file = file.parent.joinpath(*inside).with_suffix(".py") if inside else file
+    if not file.is_file():
+        return None
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    kind = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
+    body = kind.body if kind else ()
+    init = next((n for n in body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    if init is None:
+        return None
+    names = tuple(argument.arg for argument in (*init.args.args[1:], *init.args.kwonlyargs))
+    if init.args.kwarg is None:
+        return names
+    imported = {
+        a.name: n.module for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names
+    }
+    base = ast.unparse(kind.bases[0]) if kind.bases else ""
+    more = arguments_of(f"{imported.get(base, module)}.{base}")
+    return None if more is None else names + more
 
 
 def with_home(argument: str) -> str:

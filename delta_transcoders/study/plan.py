@@ -232,13 +232,21 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:
     """
     >>> _changes({"model.lr": 0.008, "a": 1}, {"model.lr": 0.004, "a": 1})
     'model.lr 0.008 → 0.004'
+    >>> _changes({"arguments": ["--k", "3", "x"]}, {"arguments": ["--k", "5", "x"]})
+    'arguments 3 → 5'
     """
     missing = "nothing"
-    changed = [
-        f"{key} {old.get(key, missing)} → {new.get(key, missing)}"
-        for key in {**old, **new}
-        if old.get(key, missing) != new.get(key, missing)
-    ]
+    changed = []
+    for key in {**old, **new}:
+        before, after = old.get(key, missing), new.get(key, missing)
+        if before == after:
+            continue
+        if key == "arguments":  # of a module: only those that differ, as there may be many
+            before, after = (
+                " ".join(text for text in one if text not in other) or missing
+                for one, other in ((before, after), (after, before))
+            )
+        changed.append(f"{key} {before} → {after}")
     return ", ".join(changed)
 
 

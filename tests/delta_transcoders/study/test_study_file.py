@@ -208,6 +208,51 @@ def test_a_file_of_one_s_own_model_that_lacks_a_key_is_told_so(lab):
         labels("configs/own.yaml", seed=-1)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("model:", "trainer: 3\nmodel:", r"b: trainer is 3, expected `key: value` pairs"),
+        ("model:", "trainer: [3]\nmodel:", r"b: trainer is \[3\], expected `key"),
+        ("model:", "data: 3\nmodel:", r"b: data is 3, expected class_path and init_args"),
+        ("model:", "data: {init_args: [1]}\nmodel:", r"b: data is {'init_args': \[1\]}, expected"),
+        ("output: ${study}/b", "output: 3", r"b: model.output is 3, expected a folder"),
+        ("model:", "trainer: {callbacks: 3}\nmodel:", r"b: trainer.callbacks is 3, expected class"),
+        (
+            "model:",
+            "trainer: {max_stepz: 3}\nmodel:",
+            r"Trainer has no option trainer.max_stepz; "
+            r"did you mean 'max_steps'",
+        ),
+    ],
+)
+def test_configurations_of_another_shape(lab, old, new, problem):
+    lab.replace("configs/b.yaml", old, new)
+    with pytest.raises(ValueError, match=problem):
+        labels()
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ("trainer.max_stepz", r"c: Trainer has no option trainer.max_stepz; did you mean 'max_st"),
+        ("model.lrr", r"c: DeltaTranscoderTraining has no option model.lrr; did you mean 'lr'\?"),
+        ("data.pases", r"c: DeltaData has no option data.pases; did you mean 'passes'\?"),
+        ("model.lr.x", r"--model.lr.x: there is nothing in the configuration"),
+    ],
+)
+def test_options_that_their_class_does_not_take(lab, option, problem):
+    kind = "lightning_modules.delta_transcoder.DeltaTranscoderTraining"
+    lab.replace("configs/c.yaml", "x.Y", kind)
+    lab.replace("configs/c.yaml", "    reads:", "    lr: 1\n    d_new: [8]\n#")
+    data = (
+        "data: {class_path: datamodules.delta_targets.DeltaData, init_args: {cache: given.txt}}\n"
+    )
+    lab.write("configs/c.yaml", lab.read("configs/c.yaml") + data)
+    assert labels() == ["a", "b", "c", "d"]
+    with pytest.raises(ValueError, match=problem):
+        labels(options={"c": {option: 3}})
+
+
 def test_stages_and_files_that_do_not_exist(lab, study):
     with pytest.raises(FileNotFoundError, match=r"no study file 'configs/x.yaml'"):
         labels("configs/x.yaml")
