@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import ast
+import difflib
 import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from delta_transcoders import console, signals
 from delta_transcoders.files import command_line
@@ -39,6 +40,19 @@ OPTIONS = (
     ("--model.KEY", "VALUE", "any of the stage's module (--model.help CLASS explains them)"),
     ("--data.KEY", "VALUE", "any of its data (--data.help CLASS explains them)"),
 )
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a word that is not known.
+
+    >>> nearest("stagse", ["study", "stages"])
+    "did you mean 'stages'?"
+    >>> nearest("x", ["study", "stages"])
+    'known are study, stages'
+    """
+    known = [str(k) for k in known]
+    near = difflib.get_close_matches(str(word), known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
 def script_command(name: str) -> list[str]:
@@ -153,6 +167,33 @@ def preflight(program: str, name: str, summary: str, args: Sequence[str]) -> lis
     return args
 
 
+def _check_keys(root: yaml.Node | None, file: str | Path) -> None:
+    """
+    Raises:
+        ValueError: a key is given twice, of which YAML keeps the last.
+    """
+    todo, seen = [root], set()
+    while todo:
+        node = todo.pop()
+        parts = getattr(node, "value", "")
+        if isinstance(parts, str) or id(node) in seen:  # aliases may lead round in a circle
+            continue
+        seen.add(id(node))
+        lines: dict[tuple[str, str], int] = {}
+        for part in parts:
+            if not isinstance(part, tuple):  # of a list
+                todo.append(part)
+                continue
+            todo += part
+            key, line = part[0], part[0].start_mark.line + 1
+            name = (key.tag, str(key.value))
+            if name in lines:
+                raise ValueError(
+                    f"{file}, line {line}: {key.value!r} is given twice, first in line {lines[name]}"
+                )
+            lines[name] = line
+
+
 def read_yaml(file: str | Path) -> dict:
     """What a YAML file of `key: value` pairs holds.
 
@@ -179,31 +220,52 @@ def read_yaml(file: str | Path) -> dict:
     return loaded
 
 
-def _check_keys(root: yaml.Node | None, file: str | Path) -> None:
+def set_option(config: dict, option: str, value: Any) -> None:
+    """Do what `--option value` does, as in `model.lr`; an option that ends with + appends to a list.
+
+    >>> config = {"model": {"class_path": "a.B", "init_args": {}}, "callbacks": [{"x": 1}]}
+    >>> set_option(config, "model.lr", 0.1)
+    >>> set_option(config, "callbacks.x", 2)
+    >>> set_option(config, "callbacks+", "c.D")
+    >>> config["model"]["init_args"], config["callbacks"]
+    ({'lr': 0.1}, [{'x': 2}, 'c.D'])
     """
-    Raises:
-        ValueError: a key is given twice, of which YAML keeps the last.
+    *path, last = option.removesuffix("+").split(".")
+    node = config
+    for part in path:
+        node = _arguments(node, option).setdefault(part, {})
+    node = _arguments(node, option)
+    if option.endswith("+"):
+        held = node.get(last, [])
+        node[last] = [*(held if isinstance(held, list) else [held]), value]
+    elif isinstance(value, str) and isinstance(node.get(last), dict):  # another class
+        node[last]["class_path"] = value
+    else:
+        node[last] = value
+
+
+def _arguments(node: Any, option: str) -> dict:
+    """Where an option of a value is set: in its arguments where it is a class, of a list in the last."""
+    if isinstance(node, list) and node:
+        node = node[-1]
+    if not isinstance(node, dict):
+        raise ValueError(
+            f"--{option}: there is nothing in the configuration that has such an option"
+        )
+    return node.setdefault("init_args", {}) if "class_path" in node else node
+
+
+def with_home(argument: str) -> str:
+    """An argument with `~` spelt out, also in `--option=~/folder`, which shells leave as it is.
+
+    >>> with_home("--study=~/runs") == f"--study={Path.home()}/runs", with_home("a~/b")
+    (True, 'a~/b')
     """
-    todo, seen = [root], set()
-    while todo:
-        node = todo.pop()
-        parts = getattr(node, "value", "")
-        if isinstance(parts, str) or id(node) in seen:  # aliases may lead round in a circle
-            continue
-        seen.add(id(node))
-        lines: dict[tuple[str, str], int] = {}
-        for part in parts:
-            if not isinstance(part, tuple):  # of a list
-                todo.append(part)
-                continue
-            todo += part
-            key, line = part[0], part[0].start_mark.line + 1
-            name = (key.tag, str(key.value))
-            if name in lines:
-                raise ValueError(
-                    f"{file}, line {line}: {key.value!r} is given twice, first in line {lines[name]}"
-                )
-            lines[name] = line
+    option, equals, value = (
+        argument.rpartition("=") if argument.startswith("-") else ("", "", argument)
+    )
+    home = os.path.expanduser("~")
+    return f"{option}{equals}{home}{value[1:]}" if value[:2] in ("~", "~/") else argument
 
 
 @functools.cache
@@ -237,19 +299,6 @@ def arguments_of(class_path: str) -> tuple[str, ...] | None:
     base = ast.unparse(kind.bases[0]) if kind.bases else ""
     more = arguments_of(f"{imported.get(base, module)}.{base}")
     return None if more is None else names + more
-
-
-def with_home(argument: str) -> str:
-    """An argument with `~` spelt out, also in `--option=~/folder`, which shells leave as it is.
-
-    >>> with_home("--study=~/runs") == f"--study={Path.home()}/runs", with_home("a~/b")
-    (True, 'a~/b')
-    """
-    option, equals, value = (
-        argument.rpartition("=") if argument.startswith("-") else ("", "", argument)
-    )
-    home = os.path.expanduser("~")
-    return f"{option}{equals}{home}{value[1:]}" if value[:2] in ("~", "~/") else argument
 
 
 def run(main: Callable[[], object], *, is_stage: bool = False) -> None:

@@ -11,12 +11,13 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from delta_transcoders.command import nearest
 from delta_transcoders.files import DONE, check_no_strangers
 from delta_transcoders.hub import is_hub_id
 from delta_transcoders.report.tables import format_table
 from delta_transcoders.study.records import RECORD, Record, fingerprint
 from delta_transcoders.study.stage_config import StageConfig, path_of
-from delta_transcoders.study.study_file import SCRIPTS, Stage, Study, nearest
+from delta_transcoders.study.study_file import SCRIPTS, Stage, Study
 
 CHECKPOINTS = ("stopped.ckpt", "last.ckpt")
 

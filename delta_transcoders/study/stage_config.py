@@ -16,8 +16,15 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from delta_transcoders.command import arguments_of, defaults_beside, find_config, read_yaml
-from delta_transcoders.study.study_file import SCRIPTS, Stage, nearest
+from delta_transcoders.command import (
+    arguments_of,
+    defaults_beside,
+    find_config,
+    nearest,
+    read_yaml,
+    set_option,
+)
+from delta_transcoders.study.study_file import SCRIPTS, Stage
 
 OPTIONS = ("model", "data", "trainer", "task", "subsets", "stage", "seed_everything")
 """What options of a stage begin with."""
@@ -77,40 +84,6 @@ class StageConfig:
         self.values |= dict(_flat(used, "trainer"))
         if stage.run == "train" and trainer.get("enable_checkpointing") is not False:
             self.checkpoints = _logs(trainer) / "checkpoints"
-
-
-def set_option(config: dict, option: str, value: Any) -> None:
-    """Do what `--option value` does, as in `model.lr`; an option that ends with + appends to a list.
-
-    >>> config = {"model": {"class_path": "a.B", "init_args": {}}, "callbacks": [{"x": 1}]}
-    >>> set_option(config, "model.lr", 0.1)
-    >>> set_option(config, "callbacks.x", 2)
-    >>> set_option(config, "callbacks+", "c.D")
-    >>> config["model"]["init_args"], config["callbacks"]
-    ({'lr': 0.1}, [{'x': 2}, 'c.D'])
-    """
-    *path, last = option.removesuffix("+").split(".")
-    node = config
-    for part in path:
-        node = _arguments(node, option).setdefault(part, {})
-    node = _arguments(node, option)
-    if option.endswith("+"):
-        node[last] = [*_list(node.get(last)), value]
-    elif isinstance(value, str) and isinstance(node.get(last), dict):  # another class
-        node[last]["class_path"] = value
-    else:
-        node[last] = value
-
-
-def _arguments(node: Any, option: str) -> dict:
-    """Where an option of a value is set: in its arguments where it is a class, of a list in the last."""
-    if isinstance(node, list) and node:
-        node = node[-1]
-    if not isinstance(node, dict):
-        raise ValueError(
-            f"--{option}: there is nothing in the configuration that has such an option"
-        )
-    return node.setdefault("init_args", {}) if "class_path" in node else node
 
 
 def _resolved(stage: Stage, texts: Mapping[str, str]) -> dict:

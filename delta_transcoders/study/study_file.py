@@ -31,7 +31,6 @@ What a file says goes over what it includes; a stage that is null is left out.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import unicodedata
@@ -42,7 +41,7 @@ from typing import Any
 
 import yaml
 
-from delta_transcoders.command import find_config, read_yaml
+from delta_transcoders.command import find_config, nearest, read_yaml
 
 KEYS = ("study", "seed", "seeds", "task", "include", "stages", "shows", "studies")
 STAGE_KEYS = (
@@ -147,19 +146,6 @@ class Study:
     shows: list[list[str]] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a message about a word that is not known.
-
-    >>> nearest("stagse", ["study", "stages"])
-    "did you mean 'stages'?"
-    >>> nearest("x", ["study", "stages"])
-    'known are study, stages'
-    """
-    known = [str(k) for k in known]
-    near = difflib.get_close_matches(str(word), known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
 def read_study(
