@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import difflib
+import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from delta_transcoders import console, signals
 from delta_transcoders.files import command_line
+
+if TYPE_CHECKING:
+    import yaml
 
 USER_ERRORS = (ValueError, OSError)
 
@@ -45,7 +51,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     'known are study, stages'
     """
     known = [str(k) for k in known]
-    near = difflib.get_close_matches(word, known, n=1)
+    near = difflib.get_close_matches(str(word), known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
@@ -161,16 +167,46 @@ def preflight(program: str, name: str, summary: str, args: Sequence[str]) -> lis
     return args
 
 
+def _check_keys(root: yaml.Node | None, file: str | Path) -> None:
+    """
+    Raises:
+        ValueError: a key is given twice, of which YAML keeps the last.
+    """
+    todo, seen = [root], set()
+    while todo:
+        node = todo.pop()
+        parts = getattr(node, "value", "")
+        if isinstance(parts, str) or id(node) in seen:  # aliases may lead round in a circle
+            continue
+        seen.add(id(node))
+        lines: dict[tuple[str, str], int] = {}
+        for part in parts:
+            if not isinstance(part, tuple):  # of a list
+                todo.append(part)
+                continue
+            todo += part
+            key, line = part[0], part[0].start_mark.line + 1
+            name = (key.tag, str(key.value))
+            if name in lines:
+                raise ValueError(
+                    f"{file}, line {line}: {key.value!r} is given twice, first in line {lines[name]}"
+                )
+            lines[name] = line
+
+
 def read_yaml(file: str | Path) -> dict:
     """What a YAML file of `key: value` pairs holds.
 
     Raises:
-        ValueError: not UTF-8, not YAML, or anything but pairs; names file and line.
+        ValueError: not UTF-8, not YAML, anything but pairs, or a key given twice; names file and line.
     """
     import yaml
 
     try:
-        loaded = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(Path(file).read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        _check_keys(node, file)
+        loaded = loader.construct_document(node) if node else None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ValueError(f"{file}, line {line}: not UTF-8; save the file as UTF-8") from None
@@ -230,6 +266,39 @@ def with_home(argument: str) -> str:
     )
     home = os.path.expanduser("~")
     return f"{option}{equals}{home}{value[1:]}" if value[:2] in ("~", "~/") else argument
+
+
+@functools.cache
+def arguments_of(class_path: str) -> tuple[str, ...] | None:
+    """What a class takes, read off its source, as an import takes seconds; None where that is not found.
+
+    >>> arguments_of("callbacks.activation_writer.ActivationWriter"), arguments_of("x.Y")
+    (('output', 'dtype', 'shard_rows', 'n_targets'), None)
+    """
+    module, _, name = class_path.rpartition(".")
+    package, *inside = module.split(".")
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is None or spec.origin is None:
+        return None
+    file = Path(spec.origin)
+    file = file.parent.joinpath(*inside).with_suffix(".py") if inside else file
+    if not file.is_file():
+        return None
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    kind = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
+    body = kind.body if kind else ()
+    init = next((n for n in body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    if init is None:
+        return None
+    names = tuple(argument.arg for argument in (*init.args.args[1:], *init.args.kwonlyargs))
+    if init.args.kwarg is None:
+        return names
+    imported = {
+        a.name: n.module for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names
+    }
+    base = ast.unparse(kind.bases[0]) if kind.bases else ""
+    more = arguments_of(f"{imported.get(base, module)}.{base}")
+    return None if more is None else names + more
 
 
 def run(main: Callable[[], object], *, is_stage: bool = False) -> None:

@@ -177,14 +177,32 @@ def check_output(path: str | Path, kind: str) -> None:
             f"the output folder {str(path)!r} holds the results of another kind of stage ({found_kind}, not "
             f"{kind}): give another folder, or move them away"
         )
-    if strangers := _strangers(folder):
+    check_no_strangers(path)
+    for beside in (_staging(folder), _aside(folder)):
+        _check_ours(beside)
+
+
+def check_no_strangers(path: str | Path) -> None:
+    """Refuse an output folder that holds what no stage wrote there, or not in this state.
+
+    Raises:
+        FileExistsError: names the first such file.
+    """
+    if strangers := _strangers(_resolved(path)):
         more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
         raise FileExistsError(
             f"the output folder {str(path)!r} holds {strangers[0]}{more}, which no stage wrote there (or not "
             "in this state): give another folder, or move away what is in it"
         )
-    for beside in (_staging(folder), _aside(folder)):
-        _check_ours(beside)
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether the finished output which `path` is or lies in has all its files, each of the size written."""
+    top = _finished(path)
+    return top is not None and all(
+        (top / name).is_file() and (top / name).stat().st_size == size
+        for name, size in _listed(top).items()
+    )
 
 
 def is_finished(path: str | Path, kind: str) -> bool:
@@ -296,8 +314,8 @@ def run_of(path: str | Path) -> str | None:
 
     Files that are added later (`record`) leave it as it was.
     """
-    folder = _resolved(path)
-    return next((run for p in (folder, *folder.parents) if (run := _done(p).get("run"))), None)
+    top = _finished(path)
+    return None if top is None else _done(top)["run"]
 
 
 def command_line(args: Sequence[str] | None = None) -> str:
@@ -408,6 +426,12 @@ def _done(folder: Path) -> dict:
         return done if done["format"] == FORMAT and isinstance(done["files"], dict) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def _finished(path: str | Path) -> Path | None:
+    """The finished output which a path is or lies in."""
+    folder = _resolved(path)
+    return next((p for p in (folder, *folder.parents) if _done(p).get("run")), None)
 
 
 def _listed(folder: Path) -> dict[str, int]:

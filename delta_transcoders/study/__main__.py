@@ -107,7 +107,11 @@ def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str,
         text = value if equals else next(words, None)
         if text is None:
             raise ValueError(f"{word}: expected a value")
-        options.setdefault(stage, {})[option] = yaml.safe_load(text)
+        try:
+            options.setdefault(stage, {})[option] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or error
+            raise ValueError(f"{name}: {text!r} is no YAML ({problem})") from None
     return given, options
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from delta_transcoders.command import nearest
+from delta_transcoders.files import DONE, check_no_strangers
 from delta_transcoders.hub import is_hub_id
 from delta_transcoders.report.tables import format_table
 from delta_transcoders.study.records import RECORD, Record, fingerprint
@@ -174,7 +175,7 @@ def decide(
 
     Raises:
         FileNotFoundError: an input of a stage that runs is not there, and nothing that runs writes it.
-        FileExistsError: what a stage would write is another study's.
+        FileExistsError: what a stage would write is another study's, or holds files that no stage wrote.
     """
     running: list[Step] = []
     for label, step in graph.steps.items():
@@ -197,6 +198,9 @@ def decide(
                     f"{output} is a link into the study {owner}, which shares it: run the file that made the "
                     "link"
                 )
+            # A module adds to folders of others; where one has an output of its own, it is checked too.
+            if step.stage.run in SCRIPTS or (Path(output) / DONE).is_file():
+                check_no_strangers(output)
         running.append(step)
     return running
 
@@ -229,13 +233,21 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:
     """
     >>> _changes({"model.lr": 0.008, "a": 1}, {"model.lr": 0.004, "a": 1})
     'model.lr 0.008 → 0.004'
+    >>> _changes({"arguments": ["--k", "3", "x"]}, {"arguments": ["--k", "5", "x"]})
+    'arguments 3 → 5'
     """
     missing = "nothing"
-    changed = [
-        f"{key} {old.get(key, missing)} → {new.get(key, missing)}"
-        for key in {**old, **new}
-        if old.get(key, missing) != new.get(key, missing)
-    ]
+    changed = []
+    for key in {**old, **new}:
+        before, after = old.get(key, missing), new.get(key, missing)
+        if before == after:
+            continue
+        if key == "arguments":  # of a module: only those that differ, as there may be many
+            before, after = (
+                " ".join(text for text in one if text not in other) or missing
+                for one, other in ((before, after), (after, before))
+            )
+        changed.append(f"{key} {before} → {after}")
     return ", ".join(changed)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from delta_transcoders.files import DONE, read_json, run_of, write_json
+from delta_transcoders.files import DONE, is_whole, read_json, run_of, write_json
 
 RECORD = "study.json"
 FORMAT = "delta_transcoders study 1"
@@ -36,12 +36,15 @@ class Record:
         path = Path(folder) / RECORD
         if not path.is_file():
             return
-        content = read_json(path, "what was run cannot be known; move the folder away")
+        problem = "what was run cannot be known; move the folder away"
+        content = read_json(path, problem)
         if content.get("format") != FORMAT:
             raise ValueError(
                 f"{path} is of the format {content.get('format')!r}, expected {FORMAT!r}: move it away, and "
                 "every stage is run again"
             )
+        if not _is_sound(content):
+            raise ValueError(f"{path} is damaged, it is no record of a study: {problem}")
         if Path(content["file"]).resolve() != Path(file).resolve():
             raise FileExistsError(
                 f"{folder} is the study of {content['file']}, not of {file}: give another folder (--study), "
@@ -65,17 +68,40 @@ class Record:
         write_json(Path(self.folder) / RECORD, content)
 
 
+def _is_sound(content: dict[str, Any]) -> bool:
+    """Whether what is read of a record later is there, and of its type."""
+    started = {"run": str, "began": (int, float), "config": dict, "inputs": dict}
+    measured = {"outputs": dict, "seconds": (int, float), "megabytes": (int, float)}
+    keys = {"started": started, "done": started | measured}
+    stages = content.get("stages")
+    return (
+        isinstance(content.get("file"), str)
+        and isinstance(stages, dict)
+        and all(
+            isinstance(stage, dict)
+            and all(
+                isinstance(stage[state], dict)
+                and all(isinstance(stage[state].get(key), kind) for key, kind in needed.items())
+                for state, needed in keys.items()
+                if state in stage
+            )
+            for stage in stages.values()
+        )
+    )
+
+
 def fingerprint(path: str | Path) -> str | None:
     """What tells a later state of a file or folder from this one; None where there is none.
 
-    Of a finished output, and whatever lies in one, the run that wrote it. Of other files the SHA-256, or size
+    Of a finished output, and whatever lies in one, the run that wrote it, and whether all its files are as it
+    left them. Of other files the SHA-256, or size
     and time of change of large ones; of other folders names, sizes and times.
     """
     path = Path(path).expanduser()
     if not path.exists():
         return None
     if run := run_of(path):
-        return run
+        return run if is_whole(path) else f"{run}, not as it was written"
     if path.is_file() and path.stat().st_size <= _HASHED:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())

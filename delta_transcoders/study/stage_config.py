@@ -16,7 +16,14 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from delta_transcoders.command import defaults_beside, find_config, nearest, read_yaml, set_option
+from delta_transcoders.command import (
+    arguments_of,
+    defaults_beside,
+    find_config,
+    nearest,
+    read_yaml,
+    set_option,
+)
 from delta_transcoders.study.study_file import SCRIPTS, Stage
 
 OPTIONS = ("model", "data", "trainer", "task", "subsets", "stage", "seed_everything")
@@ -24,6 +31,8 @@ OPTIONS = ("model", "data", "trainer", "task", "subsets", "stage", "seed_everyth
 
 NOT_RESULTS = ("logger", "default_root_dir", "enable_progress_bar")
 """Options of the trainer without a part in what a stage writes."""
+
+TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
 
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
@@ -42,7 +51,7 @@ class StageConfig:
 
     Raises:
         ValueError: a configuration that is no YAML, refers to what is not there, or names no output; an
-            option that no stage has.
+            option that no stage has, or that its class does not take.
     """
 
     def __init__(self, stage: Stage, texts: Mapping[str, str]) -> None:
@@ -52,6 +61,8 @@ class StageConfig:
             self.values = {"arguments": list(stage.arguments)}
             return
         config = _resolved(stage, texts)
+        _check_shape(config, stage.label)
+        _check_names(config, stage.label)
         trainer = config.get("trainer") or {}
         callbacks = [c for c in _list(trainer.get("callbacks")) if isinstance(c, dict)]
         parts = [config.get("model"), config.get("data"), *callbacks]
@@ -82,6 +93,7 @@ def _resolved(stage: Stage, texts: Mapping[str, str]) -> dict:
             config = _merged(config, yaml.safe_load(texts[file]))
         elif file and Path(find_config(file)).is_file():
             config = _merged(config, read_yaml(find_config(file)))
+    _check_shape(config, stage.label)
     config |= {"study": stage.study, "seed_everything": stage.seed}
     for option, value in stage.options.items():
         if (first := option.partition(".")[0]) not in OPTIONS:
@@ -91,6 +103,53 @@ def _resolved(stage: Stage, texts: Mapping[str, str]) -> dict:
         return OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"{stage.config}: {str(error).splitlines()[0]}") from None
+
+
+def _classes(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Where a configuration names a class, by what options of it begin with."""
+    yield from ((name, config[name]) for name in ("model", "data") if name in config)
+    trainer = config.get("trainer") or {}
+    for key in ("callbacks", "logger"):
+        yield from ((f"trainer.{key}", part) for part in _list(trainer.get(key)))
+
+
+def _check_shape(config: Mapping[str, Any], label: str) -> None:
+    """
+    Raises:
+        ValueError: what must be `key: value` pairs is something else, or an output is no path.
+    """
+    trainer = config.get("trainer")
+    if not (trainer is None or isinstance(trainer, dict)):
+        raise ValueError(f"{label}: trainer is {trainer!r}, expected `key: value` pairs")
+    for name, part in _classes(config):
+        arguments = part.get("init_args", {}) if isinstance(part, dict) else {}
+        is_name = part is None or isinstance(part, str | bool)
+        if not (is_name or isinstance(part, dict)) or not isinstance(arguments, dict):
+            raise ValueError(f"{label}: {name} is {part!r}, expected class_path and init_args")
+        output = arguments.get("output", "x")
+        if not (isinstance(output, str) and output.strip()):
+            raise ValueError(f"{label}: {name}.output is {output!r}, expected a folder")
+
+
+def _check_names(config: Mapping[str, Any], label: str) -> None:
+    """
+    Raises:
+        ValueError: an argument that its class does not have; names the nearest.
+    """
+    given = [("trainer", TRAINER, config.get("trainer") or {})]
+    given += [
+        (name, part.get("class_path"), part.get("init_args", {}))
+        for name, part in _classes(config)
+        if isinstance(part, dict)
+    ]
+    for name, kind, arguments in given:
+        known = arguments_of(kind) if isinstance(kind, str) else None
+        for key in arguments if known is not None else ():
+            if key not in known:
+                short = kind.rpartition(".")[2]
+                raise ValueError(
+                    f"{label}: {short} has no option {name}.{key}; {nearest(key, known)}"
+                )
 
 
 def _merged(under: Any, over: Any) -> Any:

@@ -34,7 +34,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,52 @@ STAGE_KEYS = (
     *("arguments", "reads", "writes", "takes"),
 )
 INNER_KEYS = ("config", "study", "seed", "links", "stages")
+OWN_KEYS = frozenset(("base_model", "finetuned_model", "examples", "judge"))
+"""Keys of a file that names models of the user's own (docs/YOUR_MODEL.md)."""
 SCRIPTS = ("train", "evaluate")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != ""
+
+
+def _is_seed(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**32
+
+
+def _is_list(value: Any, of: Callable[[Any], bool] = _is_text, at_least: int = 0) -> bool:
+    return isinstance(value, list) and len(value) >= at_least and all(map(of, value))
+
+
+def _is_options(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and all(map(_is_text, value)))
+
+
+def _is_takes(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        key in ("seconds", "megabytes") and type(part) in (int, float)
+        for key, part in value.items()
+    )
+
+
+TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "study": (_is_text, "a folder"),
+    "seed": (_is_seed, "a whole number from 0"),
+    "seeds": (lambda value: _is_list(value, _is_seed, 1), "whole numbers from 0, as in [4, 5]"),
+    "seed_offset": (_is_seed, "a whole number from 0"),
+    "task": (lambda value: value is None or _is_text(value), "a YAML file"),
+    "include": (lambda value: _is_text(value) or _is_list(value), "a study file, or several"),
+    "config": (lambda value: _is_text(value) or _is_list(value, at_least=1), "a YAML file"),
+    "run": (_is_text, "train, evaluate or a module as in delta_transcoders.report.html"),
+    "options": (_is_options, "options as in {model.lr: 0.01}"),
+    "arguments": (_is_list, "a list of texts"),
+    "reads": (_is_list, "a list of stages and paths"),
+    "writes": (lambda value: _is_list(value, at_least=1), "a list of paths"),
+    "takes": (_is_takes, "guesses as in {seconds: 40, megabytes: 3}"),
+    "links": (_is_list, "a list of stages"),
+    "shows": (_is_list, "a list of modules with their arguments"),
+}
+"""By key, whether a value may stand there, and what may. `stages` and `studies` are looked into instead."""
 
 
 @dataclass(frozen=True)
@@ -125,17 +171,24 @@ def read_study(
     if not Path(find_config(file)).is_file():
         raise FileNotFoundError(f"no study file {file!r}")
     raw = read_yaml(find_config(file))
-    content = _own(raw, file, folder, seed) if "finetuned_model" in raw else _load(file)
-    if task is not None and "finetuned_model" in raw:
+    given = {"study": folder, "seed": seed, "seeds": seeds, "task": task}
+    given = {key: value for key, value in given.items() if value is not None}
+    for key, value in given.items():
+        if not TYPES[key][0](value):
+            raise ValueError(f"--{key} is {value!r}, expected {TYPES[key][1]}")
+    is_own = "stages" not in raw and bool(raw.keys() & OWN_KEYS)
+    content = _own(raw, file, folder, seed) if is_own else _load(os.path.normpath(file))
+    if task is not None and is_own:
         raise ValueError(f"{file} says itself how answers are judged: --task does not apply")
     if (seed if "seeds" in content else seeds) is not None:
         one, other = ("--seed", "--seeds") if "seeds" in content else ("--seeds", "--seed")
         raise ValueError(f"{file} takes {other}, not {one}")
-    given = {"study": folder, "seed": seed, "seeds": seeds, "task": task}
-    content |= {key: value for key, value in given.items() if value is not None}
+    content |= given
     if "study" not in content:
         raise ValueError(f"{file} names no folder: give `study: runs/NAME` there, or --study")
-    study = Study(os.path.expanduser(str(content["study"])))
+    if content.get("task") and not Path(find_config(content["task"])).is_file():
+        raise FileNotFoundError(f"no task file {content['task']!r}")
+    study = Study(os.path.expanduser(content["study"]))
     study.texts, study.notes = content.get("files", {}), content.get("notes", [])
     _expand(study, content, file, study.folder, "")
     _give(study, options or {})
@@ -149,15 +202,24 @@ def _own(content: dict, file: str, folder: str | None, seed: int | None) -> dict
     beside = os.path.dirname(os.path.abspath(file))
     sys.path.append(beside)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), beside)))
-    folder = os.path.expanduser(folder or content.get("study") or f"runs/{Path(file).stem}")
+    _check_types({key: content[key] for key in ("study", "seed") if key in content}, file)
+    folder = content.get("study", f"runs/{Path(file).stem}") if folder is None else folder
+    folder = os.path.expanduser(folder)
+    _check_folder(folder)
     seed = content.get("seed", 0) if seed is None else seed
     own = expand(content, Path(file), Path(folder), seed)
     shows = ["delta_transcoders.report.summary ${study}"]
     return {"root": file, "studies": {}, "shows": shows} | own
 
 
-def _load(file: str) -> dict[str, Any]:
-    """A file with what it includes; configurations as paths, `root` the file that includes nothing."""
+def _load(file: str, chain: Sequence[str] = ()) -> dict[str, Any]:
+    """A file with what it includes; configurations as paths, `root` the file that includes nothing.
+
+    Args:
+        chain: the files that include it, the first one first.
+    """
+    if file in chain:
+        raise ValueError(f"{file} includes itself: {' → '.join([*chain, file])}")
     if not Path(find_config(file)).is_file():
         raise FileNotFoundError(f"no study file {file!r}")
     content = read_yaml(find_config(file))
@@ -171,17 +233,17 @@ def _load(file: str) -> dict[str, Any]:
         inner["config"] = [_beside(file, name) for name in _list(inner["config"])]
     if content.get("task"):
         content["task"] = _beside(file, content["task"])
-    whole = _together(included)
+    whole = _together(included, [*chain, file])
     _lay_over(whole["stages"], stages, file, "stages")
     whole["studies"] |= studies
     whole["shows"] += content.pop("shows", [])
     return {"root": file} | whole | content
 
 
-def _together(files: Sequence[str]) -> dict[str, Any]:
+def _together(files: Sequence[str], chain: Sequence[str] = ()) -> dict[str, Any]:
     """Several files as one study, the first one's where they differ in more than stages."""
     whole: dict[str, Any] = {"stages": {}, "studies": {}, "shows": []}
-    for inner in map(_load, files):
+    for inner in (_load(file, chain) for file in files):
         for key in ("stages", "studies"):
             inner[key] = whole[key] | inner[key]
         inner["shows"] = whole["shows"] + [s for s in inner["shows"] if s not in whole["shows"]]
@@ -205,8 +267,21 @@ def _lay_over(stages: dict, over: Mapping, file: str, *where: str) -> None:
             stages[name] = old | stage | {"options": options}
 
 
-def _expand(study: Study, content: dict, file: str, folder: str, prefix: str) -> None:
-    """Add a file's stages, then those of the studies within it."""
+def _expand(
+    study: Study,
+    content: dict,
+    file: str,
+    folder: str,
+    prefix: str,
+    around: Sequence[Sequence[str]] = (),
+) -> None:
+    """Add a file's stages, then those of the studies within it.
+
+    Args:
+        prefix: of its stages' labels.
+        around: the files of the studies that it is within.
+    """
+    _check_folder(folder)
     seeds = content.get("seeds") or [content.get("seed", 0)]
     names = {"study": folder}
     if "seeds" not in content:
@@ -232,7 +307,7 @@ def _expand(study: Study, content: dict, file: str, folder: str, prefix: str) ->
             name,
             label,
             folder,
-            seed=int(seeds[0]) + spec.get("seed_offset", 0),
+            seed=seeds[0] + spec.get("seed_offset", 0),
             run=spec["run"],
             config=config,
             task=content.get("task"),
@@ -241,6 +316,11 @@ def _expand(study: Study, content: dict, file: str, folder: str, prefix: str) ->
             **filled,
         )
     for name, spec in content["studies"].items():
+        if spec["config"] in around:
+            raise ValueError(
+                f"{_place(file, 'studies', name)}: the study {name!r} is within itself, as its config "
+                f"{', '.join(spec['config'])} names it again"
+            )
         for seed in seeds if "${seed}" in name else [content.get("seed", 0)]:
             inner_name = _fill(name, {"seed": str(seed)})
             inner = _together(spec["config"])
@@ -250,8 +330,13 @@ def _expand(study: Study, content: dict, file: str, folder: str, prefix: str) ->
             inside = _fill(spec.get("study", f"{folder}/{inner_name}"), names)
             inside = _fill(inside, {"seed": str(seed)})
             for link in inner["links"]:
+                if link not in inner["stages"]:
+                    hint = nearest(link, inner["stages"])
+                    place = _place(file, "studies", name, "links")
+                    raise ValueError(f"{place}: there is no stage {link!r}; {hint}")
                 study.links[os.path.join(inside, link)] = os.path.join(folder, link)
-            _expand(study, inner, spec["config"][0], inside, f"{prefix}{inner_name}/")
+            within = [*around, spec["config"]]
+            _expand(study, inner, spec["config"][0], inside, f"{prefix}{inner_name}/", within)
     study.shows += [[_fill(word, names) for word in show.split()] for show in content["shows"]]
 
 
@@ -287,9 +372,13 @@ def _check(content: dict, file: str) -> None:
         ValueError: an unknown key, or one that is missing or of another type.
     """
     _known(content, KEYS, file)
+    _check_types(content, file)
+    for show in content.get("shows", ()):
+        _check_module(show.split()[0], _place(file, "shows"))
     _check_stages(content, file)
     for name, inner in _pairs(content, "studies", file):
         _known(inner, INNER_KEYS, file, "studies", name)
+        _check_types(inner, file, "studies", name)
         if "config" not in inner:
             raise ValueError(f"{_place(file, 'studies', name)}: {name!r} lacks `config`")
         _check_stages(inner, file, "studies", name)
@@ -301,14 +390,20 @@ def _check_stages(content: dict, file: str, *where: str) -> None:
             continue
         place = (*where, "stages", name)
         _known(stage, STAGE_KEYS, file, *place)
+        _check_types(stage, file, *place)
+        if isinstance(stage.get("config"), list):
+            config = _place(file, *place, "config")
+            raise ValueError(f"{config}: config is {stage['config']!r}, expected one YAML file")
         if "run" not in stage:  # it lies over another file's
             continue
-        is_module = str(stage["run"]).startswith("delta_transcoders.")
+        is_module = stage["run"].startswith("delta_transcoders.")
         if stage["run"] not in SCRIPTS and not is_module:
             raise ValueError(
                 f"{_place(file, *place, 'run')}: run is {stage['run']!r}, expected train, evaluate or a "
                 "module as in delta_transcoders.report.html"
             )
+        if is_module:
+            _check_module(stage["run"], _place(file, *place, "run"))
         needed = "writes" if is_module else "config"
         if needed not in stage:
             raise ValueError(f"{_place(file, *place)}: {name!r} lacks `{needed}`")
@@ -319,17 +414,50 @@ def _pairs(content: dict, key: str, file: str, *where: str) -> list[tuple[str, A
     if not isinstance(pairs, dict):
         raise ValueError(f"{_place(file, *where, key)}: {key} must hold `name: …` pairs")
     for name, value in pairs.items():
+        if not _is_text(name):
+            place = _place(file, *where, key, name)
+            raise ValueError(f"{place}: {name!r} is no name: put it in quotes")
         if not (isinstance(value, dict) or (value is None and key == "stages")):
             place = _place(file, *where, key, name)
             raise ValueError(f"{place}: {name!r} must hold `key: value` pairs")
     return list(pairs.items())
 
 
-def _known(keys: Collection[str], known: Sequence[str], file: str, *where: str) -> None:
+def _check_types(content: Mapping[str, Any], file: str, *where: str) -> None:
+    for key, value in content.items():
+        is_right, expected = TYPES.get(key, (lambda value: True, ""))
+        if not is_right(value):
+            place = _place(file, *where, key)
+            raise ValueError(f"{place}: {key} is {value!r}, expected {expected}")
+
+
+def _check_module(name: str, place: str) -> None:
+    path = Path(__file__).parents[2].joinpath(*name.split("."))
+    if not (path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()):
+        raise ValueError(f"{place}: there is no module {name!r}")
+
+
+def _check_folder(folder: str) -> None:
+    """
+    Raises:
+        ValueError: a study cannot be in this folder.
+    """
+    if not folder.strip():
+        raise ValueError("the study's folder is empty: give one as in --study runs/mine")
+    if "${" in folder or any(unicodedata.category(letter) == "Cc" for letter in folder):
+        raise ValueError(f"the study's folder {folder!r} holds '${{' or a control character")
+    if Path.cwd().is_relative_to(Path(folder).resolve()):
+        raise ValueError(
+            f"the study's folder {folder!r} is the working directory, or holds it: give a folder of its own, "
+            "as in --study runs/mine"
+        )
+
+
+def _known(keys: Iterable[Any], known: Sequence[str], file: str, *where: str) -> None:
     for key in keys:
         if key not in known:
             raise ValueError(
-                f"{_place(file, *where, key)}: unknown key {key!r}; {nearest(str(key), known)}"
+                f"{_place(file, *where, key)}: unknown key {key!r}; {nearest(key, known)}"
             )
 
 
@@ -337,7 +465,7 @@ def _place(file: str, *keys: str) -> str:
     """The file, and the line of the innermost of some nested keys that it holds."""
     node, line = yaml.compose(Path(find_config(file)).read_text(encoding="utf-8")), None
     for key in keys:
-        found = [pair for pair in getattr(node, "value", ()) if pair[0].value == key]
+        found = [pair for pair in getattr(node, "value", ()) if pair[0].value == str(key)]
         if not found:
             break
         line, node = found[0][0].start_mark.line + 1, found[0][1]

@@ -134,6 +134,14 @@ def test_any_option_of_a_stage_and_of_all(own_content):
     assert config_of(study, "ranking")["model"]["init_args"]["layers"] == [0, 1]
 
 
+def test_what_was_found_out_before_is_looked_at_anew_where_it_is_damaged(own_content):
+    found = expanded(own_content)["files"]["mine/configs/checked.json"]
+    Path("mine/configs").mkdir(parents=True)
+    for key, value in (("changed", "x"), ("n_tokens", "x"), ("context", None)):
+        Path("mine/configs/checked.json").write_text(json.dumps(json.loads(found) | {key: value}))
+        assert expanded(own_content)["files"]["mine/configs/checked.json"] == found
+
+
 def test_without_targets_nothing_that_needs_a_cross_entropy_is_run(own_content):
     rows = [json.loads(line) for line in Path("prompts.jsonl").read_text().splitlines()]
     lines = [json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows]

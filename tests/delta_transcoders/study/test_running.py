@@ -87,6 +87,27 @@ def test_an_output_without_its_record_is_made_again(lab, study):
     assert study() == {"c": "its output was changed by something else", "d": "after c"}
 
 
+def test_an_output_that_lost_a_file_is_made_again(lab, study):
+    study()
+    os.remove("runs/b/text.txt")
+    assert study() == {"b": "its output was changed by something else", "d": "after b"}
+    assert study() == {}
+
+
+def test_files_of_others_are_refused_before_the_first_stage(lab, study):
+    study()
+    lab.write("runs/b/text.txt", "changed by hand")
+    with pytest.raises(FileExistsError, match=r"'runs/b' holds text.txt, which no stage wrote"):
+        study("--a.model.lr", "2")
+    assert "--model.lr" not in lab.read("runs/a/text.txt")
+    os.remove("runs/b/text.txt")
+    lab.write("runs/d/notes.txt", "mine")
+    with pytest.raises(FileExistsError, match=r"'runs/d' holds notes.txt, which no stage wrote"):
+        study("--dry-run")
+    os.remove("runs/d/notes.txt")
+    assert list(study()) == ["b", "d"]
+
+
 def test_a_file_that_is_added_to_an_output_changes_nothing(lab, study):
     from delta_transcoders import files
 
