@@ -60,10 +60,12 @@ def checked(own: OwnStudy, saved: Path) -> Checked:
 
 
 def _is_sound(found: Checked) -> bool:
-    return all(
-        type(getattr(found, field.name)).__name__ == field.type.partition("[")[0]
-        for field in fields(found)
-    )
+    """Whether every value is of its field's type."""
+    for field in fields(found):
+        value, kinds = getattr(found, field.name), field.type.partition("[")[0].split(" | ")
+        if ("None" if value is None else type(value).__name__) not in kinds:
+            return False
+    return True
 
 
 def _look(own: OwnStudy, stamp: str) -> Checked:
