@@ -253,7 +253,7 @@ def test_sigkill_at_random_moments(lab, study):
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             kills += 1
-    assert kills
+    assert kills, process.communicate()
     study()
     result = lab.read("runs/d/text.txt")
     assert study() == {}
