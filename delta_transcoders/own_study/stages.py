@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from delta_transcoders.command import nearest, set_option
+from delta_transcoders.interventions.intervention import from_spec, layer_groups
 from delta_transcoders.own_study.checks import (
     as_json,
     check_context,
@@ -22,7 +23,7 @@ from delta_transcoders.own_study.checks import (
 )
 from delta_transcoders.own_study.file import ALL, STAGES, OwnStudy, make_task
 from delta_transcoders.own_study.sizes import Defaults, defaults_for
-from delta_transcoders.own_study.split import wording
+from delta_transcoders.own_study.wordings import wording
 from delta_transcoders.tasks.task import DESCRIPTION_VERSION, subsets_of
 
 MOST_SINGLE_LAYERS = 8
@@ -238,7 +239,25 @@ class Stages:
         config = made[name]() if name in made else self._evaluation(name)
         for key, value in self.own.options.get(name, {}).items():
             self._set(config, name, key, value)
+        if "conditions" in config["model"]["init_args"]:
+            self._check_columns(name, config["model"]["init_args"])
         return config
+
+    def _check_columns(self, name: str, model: dict[str, Any]) -> None:
+        """Refuse layers without a delta and unknown conditions; `all` are all that have a delta."""
+        where = f"{self.own.file}: {name}"
+        for key in ("layers", "conditions"):
+            if key in model and not (isinstance(model[key], list) and model[key]):
+                raise ValueError(f"{where}: model.{key} is {model[key]!r}, expected a list")
+        try:
+            for spec in model["conditions"]:
+                from_spec(spec, ())
+            if "layers" in model:
+                named = [self.every if layer == "all" else layer for layer in model["layers"]]
+                layer_groups(named, self.own.size.n_layers, self.layers)
+                model["layers"] = named
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
 
     def _activations(self) -> dict[str, Any]:
         d = self.defaults

@@ -155,6 +155,8 @@ def test_layers_that_the_finetune_left_alone_are_left_out(own_content, tmp_path)
     assert config_of(study, "activations")["model"]["init_args"]["layers"] == [1]
     assert config_of(study, "exp2a")["model"]["init_args"]["layers"] == ["1"]
     assert "left out, their MLPs are the base model's: layers 0" in study["notes"]
+    asked = own_content | {"exp2a": {"model.layers": ["all"]}}
+    assert config_of(expanded(asked), "exp2a")["model"]["init_args"]["layers"] == ["1"]
     with pytest.raises(ValueError, match=r"changed no MLP: .* in the layers \[0\]"):
         expanded(own_content | {"layers": [0]})
     with pytest.raises(ValueError, match=r"changed no MLP: .* in any layer"):
@@ -220,6 +222,13 @@ def test_what_was_found_out_is_found_out_once(own_content, monkeypatch):
             "spillover has options and is not run: no text",
         ),
         ({"behaviour": {"model.max_new_tokens": 1000}}, "the model's context holds 256"),
+        ({"exp2a": {"model.conditions": ["ful"]}}, "exp2a: unknown condition 'ful'; known are"),
+        ({"exp2b": {"model.layers": 3}}, "exp2b: model.layers is 3, expected a list"),
+        ({"exp1": {"model.layers": [7]}}, "exp1: layers 7: there is no layer 7, the model has 2"),
+        (
+            {"layers": [1], "exp1": {"model.layers": ["0+1"]}},
+            r"exp1: layers '0\+1': no dictionary for layer 0; there is one for 1",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -367,9 +376,9 @@ def test_controls_are_run_where_they_are_named(own_content, dictionaries):
 
 def test_a_chat(own_content):
     chat = {"messages": [{"role": "user", "content": "What is 7 + 8?"}], "target": "15"}
-    rows = [json.dumps(chat | {"group": f"g{i}"}) + "\n" for i in range(3)]
+    rows = [json.dumps(chat | {"group": f"g{i}"}) + "\n" for i in range(12)]
     Path("prompts.jsonl").write_text("".join(rows))
-    assert "warning: 3 wordings" in "\n".join(expanded(own_content)["notes"])
+    assert "warning: 12 wordings" in "\n".join(expanded(own_content)["notes"])
 
 
 @pytest.mark.parametrize(
