@@ -67,13 +67,17 @@ def _look(own: OwnStudy, stamp: str) -> Checked:
         load_tokenizer,
         tokenize,
     )
-    from delta_transcoders.own_study.merge import check_adapter, layers_of_adapter
+    from delta_transcoders.own_study.merge import (
+        adapter_tokenizer,
+        check_adapter,
+        layers_of_adapter,
+    )
     from delta_transcoders.weights import StoredWeights, changed_mlps
 
     family = family_of(load_config(own.base_model))
     if own.is_adapter:
-        tokenizer = load_tokenizer(own.base_model)
         check_adapter(own.base_model, own.finetuned_model)
+        tokenizer = adapter_tokenizer(own.base_model, own.finetuned_model)
         changed = sorted(layers_of_adapter(own.finetuned_model, family.blocks_path))
     else:
         check_same_architecture(own.base_model, own.finetuned_model)
@@ -173,11 +177,13 @@ def check_context(own: OwnStudy, found: Checked, max_new_tokens: int) -> None:
     Raises:
         ValueError: the longest prompt and an answer do not fit the model's context.
     """
-    need = found.n_prompt + max(found.n_target, max_new_tokens)
+    answer = max(found.n_target, max_new_tokens)
+    need = found.n_prompt + answer
+    shorten = "the prompt or the target" if answer == found.n_target else "the prompt"
     if need > found.context:
         raise ValueError(
             f"{own.file}: the longest prompt of {own.examples} has {found.n_prompt} tokens and its answer up "
-            f"to {need - found.n_prompt}, the model's context holds {found.context}: shorten the prompt, or "
+            f"to {need - found.n_prompt}, the model's context holds {found.context}: shorten {shorten}, or "
             "give behaviour, exp2a and exp2b a smaller model.max_new_tokens"
         )
 

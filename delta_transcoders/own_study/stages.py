@@ -23,7 +23,7 @@ from delta_transcoders.own_study.checks import (
 )
 from delta_transcoders.own_study.file import ALL, STAGES, OwnStudy, make_task
 from delta_transcoders.own_study.sizes import Defaults, defaults_for
-from delta_transcoders.own_study.wordings import wording
+from delta_transcoders.own_study.wordings import split_by_wording, wording
 from delta_transcoders.tasks.task import DESCRIPTION_VERSION, subsets_of
 
 MOST_SINGLE_LAYERS = 8
@@ -76,7 +76,13 @@ class Stages:
             self.own.options.get(stage, {}).get("model.max_new_tokens")
             for stage in ("behaviour", "exp2a", "exp2b")
         )
-        return max((n for n in given if n is not None), default=self.defaults.max_new_tokens)
+        lengths = [n for n in given if n is not None]
+        for length in lengths:
+            if type(length) is not int or length < 1:
+                raise ValueError(
+                    f"{self.own.file}: model.max_new_tokens is {length!r}, expected a whole number from 1"
+                )
+        return max(lengths, default=self.defaults.max_new_tokens)
 
     def _skipped(self) -> dict[str, str]:
         """Stages that are left out, and why; some run only where the study file names them."""
@@ -103,6 +109,7 @@ class Stages:
                 raise ValueError(f"{self.own.file}: {name} has options and is not run: {why}")
         if "corrections" in self.names:
             self._check_corrections()
+        self._check_split()
         stages = {}
         files = {self.folder / "checked.json": as_json(self.found)}
         files[self.folder / "defaults.yaml"] = self._yaml("defaults", self._shared())
@@ -136,6 +143,13 @@ class Stages:
                     f"{', '.join(subsets)}"
                 )
 
+    def _check_split(self) -> None:
+        own = self.own
+        try:
+            split_by_wording(make_task(own.reading), list(own.loaded), 1, own.seed)
+        except ValueError as error:
+            raise ValueError(f"{own.file}: examples: {error}") from error
+
     def _described(self) -> dict[Path, str]:
         """What is studied, for exports and model cards; no stage reads it."""
         own = self.own
@@ -151,7 +165,7 @@ class Stages:
 
     def _split(self) -> dict[str, Any]:
         own, output = self.own, str(self.own.study / "examples")
-        tokenizer = own.base_model if own.is_adapter else own.finetuned_model
+        tokenizer = self.model.replace("${study}", str(own.study))
         arguments = ["--task", json.dumps(own.reading), "--examples", own.examples]
         arguments += ["--tokenizer", tokenizer, "--output", output]
         arguments += ["--seed", str(own.seed), *self._module_options("split", ("n_evaluation",))]
@@ -200,6 +214,10 @@ class Stages:
             if key not in known:
                 raise ValueError(
                     f"{self.own.file}: {stage} has no option {key!r}; {nearest(key, known)}"
+                )
+            if type(given[key]) is not int or given[key] < 1:
+                raise ValueError(
+                    f"{self.own.file}: {stage}: {key} is {given[key]!r}, expected a whole number from 1"
                 )
         return [text for key, value in given.items() for text in (f"--{key}", str(value))]
 
@@ -458,6 +476,11 @@ class Stages:
             f"{own.base_model}: {own.size.n_layers} layers of {own.size.d_model}, target {self.target}, "
             f"{_chosen(d)} (each stage's options are in {self.folder})"
         ]
+        notes += own.notes
+        if not self.found.changed:
+            notes.append(
+                "warning: the finetune changed no MLP: a delta has the dictionaries' error alone"
+            )
         left_out = [layer for layer in own.layers if layer not in self.layers]
         if left_out:
             notes.append(
