@@ -14,6 +14,7 @@ import yaml
 from delta_transcoders.command import nearest, set_option
 from delta_transcoders.interventions.intervention import from_spec, layer_groups
 from delta_transcoders.own_study.checks import (
+    N_TEXTS,
     as_json,
     check_context,
     checked,
@@ -28,8 +29,6 @@ from delta_transcoders.tasks.task import DESCRIPTION_VERSION, subsets_of
 
 MOST_SINGLE_LAYERS = 8
 """Layers that are replaced alone in Experiment 1, evenly spread; half as many in Experiment 2A."""
-N_TEXTS = 200
-"""Pieces of general text."""
 _EXPERIMENT = "lightning_modules.intervention_evaluation.InterventionEvaluation"
 EVALUATIONS = {
     "behaviour": "lightning_modules.behaviour.BehaviourEvaluation",

@@ -591,3 +591,19 @@ def test_a_quantized_model(own_content, study, tmp_path):
     (folder / "config.json").write_text(quantized)
     with pytest.raises(ValueError, match="is quantized"):
         expanded(own_content | {"base_model": str(folder)})
+
+
+def test_a_text_that_the_model_cannot_take(own_content):
+    Path("general.txt").write_text(" ".join(["0123456789" * 20] * 20))
+    with pytest.raises(ValueError, match=r"a piece of general\.txt has \d+ tokens, .* holds 256"):
+        expanded(own_content)
+
+
+def test_deltas_are_no_dictionaries(own_content):
+    Path("deltas/layer_0").mkdir(parents=True)
+    Path("deltas/layer_0/config.json").write_text('{"target": "mlp_difference"}')
+    save_file({"W_enc": torch.zeros(6, 32)}, "deltas/layer_0/delta.safetensors")
+    with pytest.raises(
+        ValueError, match=r"dictionaries: .* holds no dictionaries: expected layer_L"
+    ):
+        expanded(own_content | {"dictionaries": "deltas"})
