@@ -152,6 +152,9 @@ def main() -> None:
         help="of what is written; the sum is one of float32 numbers",
     )
     args = vars(parser.parse_args())
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     merge(**args)
     print(f"written: {args['output']}")
 
