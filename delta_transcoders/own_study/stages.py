@@ -453,6 +453,8 @@ class Stages:
             raise ValueError(f"{where}: {option} is the study's: give `study: FOLDER` for all")
         if part == "trainer" and len(path) > 1:
             raise ValueError(f"{where}: give {part}.{path[0]} as a whole, not {option}")
+        if part != "trainer" and len(path) == 1:
+            _check_value(f"{where}: {option}", config[part]["init_args"].get(path[0]), value)
         set_option(config, option, value)
 
     def _yaml(self, name: str, config: Mapping[str, Any]) -> str:
@@ -494,6 +496,17 @@ class Stages:
             )
         n_wordings = len(set(map(wording, own.loaded)))
         return notes + [f"warning: {line}" for line in too_few(n_wordings, self.found)]
+
+
+def _check_value(where: str, chosen: Any, value: Any) -> None:
+    """Refuse what is not of the kind that is chosen where the study file says nothing."""
+    if isinstance(chosen, list) and value == []:
+        raise ValueError(f"{where} is empty, expected one or more")
+    if type(chosen) in (int, float) and isinstance(value, str):
+        try:
+            float(value)  # YAML reads 1e-3 as a text
+        except ValueError:
+            raise ValueError(f"{where} is {value!r}, expected a number") from None
 
 
 def _chosen(defaults: Defaults) -> str:

@@ -120,7 +120,12 @@ def test_activations_are_captured_where_the_dictionaries_read(own_content, dicti
 
 def test_any_option_of_a_stage_and_of_all(own_content):
     content = own_content | {
-        "delta": {"model.d_new": [6], "model.sparsity.mode": "l1", "trainer.max_steps": 3},
+        "delta": {
+            "model.d_new": [6],
+            "model.lr": "1e-3",
+            "model.sparsity.mode": "l1",
+            "trainer.max_steps": 3,
+        },
         "exp1": {"data.n_per_subset": 4, "trainer.precision": "32-true"},
         "dtype": "bfloat16",
         "all": {"trainer.accelerator": "cpu"},
@@ -232,6 +237,9 @@ def test_what_was_found_out_is_found_out_once(own_content, monkeypatch):
             "spillover has options and is not run: no text",
         ),
         ({"behaviour": {"model.max_new_tokens": 1000}}, "the model's context holds 256"),
+        ({"delta": {"model.lr": "fast"}}, "delta: model.lr is 'fast', expected a number"),
+        ({"delta": {"model.d_new": []}}, "delta: model.d_new is empty, expected one or more"),
+        ({"delta": {"model.lr.x": 1}}, "model.lr.x: there is nothing in the configuration"),
         ({"exp1": False}, "exp1 is False, expected options of the stage"),
         ({"delta": {1: 2}}, r"delta is \{1: 2\}, expected options of the stage"),
         ({"split": {"n_evaluation": -5}}, "split: n_evaluation is -5, expected a whole number"),
