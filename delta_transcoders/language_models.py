@@ -113,7 +113,9 @@ def _unusable(source: str, error: Exception) -> Exception:
     )
 
 
-def load_tokenizer(source: str, *others: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    source: str, *others: str, folder: str | Path | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id, padding on the left, with EOS where it has no token for that.
 
     Padding is told from text by the attention mask, never by its id.
@@ -121,6 +123,7 @@ def load_tokenizer(source: str, *others: str) -> PreTrainedTokenizerBase:
     Args:
         others: models that read the same token ids, so that their tokenizers must make the same of a text;
             which tokens pad and end it may differ.
+        folder: where the tokenizer's files are, if not at the source: an adapter's may be beside it.
 
     Raises:
         FileNotFoundError, ConnectionError: no such folder, or a hub id that cannot be had.
@@ -130,7 +133,7 @@ def load_tokenizer(source: str, *others: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     config = load_config(source)
-    source = os.path.expanduser(source)
+    source = os.path.expanduser(folder or source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     except Exception as error:  # as above

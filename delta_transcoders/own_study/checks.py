@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from delta_transcoders.own_study.file import OwnStudy, make_task
+from delta_transcoders.tasks.paragraphs import Paragraphs
+from delta_transcoders.tasks.task import Example
 
+N_TEXTS = 200
+"""Pieces of general text."""
 FEWEST_WORDINGS, FEWEST_TOKENS = 40, 20_000
 """Below these a delta learns the wordings themselves, or too little to tell features apart."""
 
@@ -22,6 +26,7 @@ class Checked:
         n_tokens: of prompts and targets together.
         n_train_tokens: about as many of them are trained on.
         n_prompt, n_target: tokens of the longest prompt, and of the longest target with EOS.
+        n_text: tokens of the longest piece of general text; 0 where there is none.
         context: longest text that the model takes.
         changed: layers of which the finetune changed the MLP.
         hook_site: that the dictionaries say they are for; None where they do not, or there are none.
@@ -33,6 +38,7 @@ class Checked:
     n_train_tokens: int
     n_prompt: int
     n_target: int
+    n_text: int
     context: int
     changed: list[int]
     hook_site: str | None = None
@@ -76,13 +82,17 @@ def _look(own: OwnStudy, stamp: str) -> Checked:
         load_tokenizer,
         tokenize,
     )
-    from delta_transcoders.own_study.merge import check_adapter, layers_of_adapter
+    from delta_transcoders.own_study.merge import (
+        adapter_tokenizer,
+        check_adapter,
+        layers_of_adapter,
+    )
     from delta_transcoders.weights import StoredWeights, changed_mlps
 
     family = family_of(load_config(own.base_model))
     if own.is_adapter:
-        tokenizer = load_tokenizer(own.base_model)
         check_adapter(own.base_model, own.finetuned_model)
+        tokenizer = adapter_tokenizer(own.base_model, own.finetuned_model)
         changed = sorted(layers_of_adapter(own.finetuned_model, family.blocks_path))
     else:
         check_same_architecture(own.base_model, own.finetuned_model)
@@ -92,6 +102,7 @@ def _look(own: OwnStudy, stamp: str) -> Checked:
         changed = changed_mlps(*models, range(family.n_layers), family.site)
     task = make_task(own.reading)
     rows = tokenize(tokenizer, task, own.loaded)
+    general = tokenize(tokenizer, Paragraphs(), _texts(own)) if own.text else []
     n_trained = sum(len(r) for r, e in zip(rows, own.loaded, strict=True) if task.is_trained(e))
     return Checked(
         stamp=stamp,
@@ -99,10 +110,17 @@ def _look(own: OwnStudy, stamp: str) -> Checked:
         n_train_tokens=round(n_trained * (1 - 2 * task.held_out)),
         n_prompt=max(len(row.prompt_ids) for row in rows),
         n_target=max(len(row.target_ids) for row in rows),
+        n_text=max(map(len, general), default=0),
         context=family.context,
         changed=changed,
         **(_read_dictionaries(own, family.tokens.leading) if own.dictionaries else {}),
     )
+
+
+def _texts(own: OwnStudy) -> list[Example]:
+    """The pieces of general text that are read."""
+    pieces = list(Paragraphs().read(own.text).values())
+    return pieces[: own.options.get("spillover", {}).get("data.n_per_subset", N_TEXTS)]
 
 
 WHICH = ("width", "base_files", "percentiles")
@@ -147,6 +165,7 @@ def _stamp(own: OwnStudy) -> str:
         [_files(source) for source in (own.base_model, own.finetuned_model)],
         _files(own.dictionaries, "**/*") if own.dictionaries else None,
         hashlib.sha256(Path(own.examples).expanduser().read_bytes()).hexdigest(),
+        [repr(_texts(own))] if own.text else None,
     ]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
@@ -180,13 +199,20 @@ def studied_layers(own: OwnStudy, found: Checked) -> tuple[int, ...]:
 def check_context(own: OwnStudy, found: Checked, max_new_tokens: int) -> None:
     """
     Raises:
-        ValueError: the longest prompt and an answer do not fit the model's context.
+        ValueError: the longest prompt and an answer, or a piece of text, do not fit the model's context.
     """
-    need = found.n_prompt + max(found.n_target, max_new_tokens)
+    if found.n_text > found.context:
+        raise ValueError(
+            f"{own.file}: a piece of {own.text} has {found.n_text} tokens, the model's context holds "
+            f"{found.context}: leave out what is no text, as long strings without a space"
+        )
+    answer = max(found.n_target, max_new_tokens)
+    need = found.n_prompt + answer
+    shorten = "the prompt or the target" if answer == found.n_target else "the prompt"
     if need > found.context:
         raise ValueError(
             f"{own.file}: the longest prompt of {own.examples} has {found.n_prompt} tokens and its answer up "
-            f"to {need - found.n_prompt}, the model's context holds {found.context}: shorten the prompt, or "
+            f"to {need - found.n_prompt}, the model's context holds {found.context}: shorten {shorten}, or "
             "give behaviour, exp2a and exp2b a smaller model.max_new_tokens"
         )
 
@@ -194,7 +220,7 @@ def check_context(own: OwnStudy, found: Checked, max_new_tokens: int) -> None:
 def too_few(n_wordings: int, found: Checked) -> list[str]:
     """Warnings before a run of too little data.
 
-    >>> too_few(12, Checked("", 30_000, 9_000, 9, 9, 99, []))
+    >>> too_few(12, Checked("", 30_000, 9_000, 9, 9, 0, 99, []))
     ['12 wordings, fewer than 40: what is found may hold for these alone']
     """
     warnings = []

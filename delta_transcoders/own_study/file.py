@@ -9,7 +9,7 @@ import pydoc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from delta_transcoders.command import nearest
 from delta_transcoders.files import read_json
@@ -27,8 +27,8 @@ TASK_OPTIONS = tuple(
 )
 """Options of `Examples`, which may stand beside `judge`."""
 STAGES = {
-    "split": "module",
     "model": "module",
+    "split": "module",
     "behaviour": "evaluate",
     "activations": "evaluate",
     "delta": "train",
@@ -60,6 +60,7 @@ class OwnStudy:
         reading: the task without how answers are judged, which stages that do not judge need not know.
         loaded: the examples of `examples`.
         layers: those asked for.
+        notes: lines to be shown before the plan.
         options: by stage, options as on its command line: `{"delta": {"model.lr": 1e-3}}`.
     """
 
@@ -78,6 +79,7 @@ class OwnStudy:
     layers: tuple[int, ...]
     text: str | None
     dtype: str | None
+    notes: tuple[str, ...]
     options: Mapping[str, Mapping[str, Any]]
 
     @property
@@ -123,9 +125,16 @@ def read_own_study(content: Mapping[str, Any], file: Path, study: Path, seed: in
         )
     size = _size(read, base, base_config["model"])
     finetuned, finetuned_config = _model(read, "finetuned_model")
+    notes = []
     if "adapter" in finetuned_config:
-        _check_adapter(read, finetuned_config["adapter"], base)
-    examples = read.text("examples")
+        notes = _check_adapter(read, finetuned_config["adapter"], base)
+    elif Path(base).expanduser().resolve() == Path(finetuned).expanduser().resolve():
+        raise ValueError(
+            f"{read.where('finetuned_model')} is base_model, {base!r}: give what was made of it"
+        )
+    examples, dictionaries = read.text("examples"), _dictionaries(read)
+    used = {"base_model": base, "finetuned_model": finetuned, "examples": examples}
+    _check_folder(read, study, used | ({"dictionaries": dictionaries} if dictionaries else {}))
     task, reading, loaded = _examples(read, examples)
     return OwnStudy(
         file=file,
@@ -135,7 +144,7 @@ def read_own_study(content: Mapping[str, Any], file: Path, study: Path, seed: in
         finetuned_model=finetuned,
         is_adapter="adapter" in finetuned_config,
         size=size,
-        dictionaries=_dictionaries(read),
+        dictionaries=dictionaries,
         examples=examples,
         task=task,
         reading=reading,
@@ -143,6 +152,7 @@ def read_own_study(content: Mapping[str, Any], file: Path, study: Path, seed: in
         layers=_layers(read, size.n_layers),
         text=_text(read),
         dtype=read("dtype"),
+        notes=tuple(notes),
         options={name: dict(read(name) or {}) for name in (*WITH_OPTIONS, ALL) if name in content},
     )
 
@@ -159,11 +169,31 @@ def _check_keys(read: _Reader) -> None:
         hint = nearest(str(read("dtype")), DTYPES)
         raise ValueError(f"{read.where('dtype')} is {read('dtype')!r}; {hint}")
     for key in (*WITH_OPTIONS, ALL):
-        if not isinstance(read(key) or {}, Mapping):
+        options = {} if read(key) is None else read(key)
+        if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
             raise ValueError(
                 f"{read.where(key)} is {read(key)!r}, expected options of the stage, as in "
                 f"{key}: {{model.rows_per_pass: 16}}"
             )
+
+
+def _check_folder(read: _Reader, study: Path, used: Mapping[str, str]) -> None:
+    """Refuse a folder that a study would write among other things in.
+
+    Args:
+        used: what the study reads, by key.
+    """
+    folder, where = study.expanduser().resolve(), f"{read.where('study')}: {str(study)!r}"
+    for key, source in used.items():
+        path = Path(source).expanduser().resolve()
+        if path == folder or path in folder.parents:
+            raise ValueError(f"{where} lies in {key}, {source!r}: give a folder of its own")
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise ValueError(f"{where}: {str(part)!r} is a file: give another folder")
+    ours = (folder / "study.json", folder / "configs" / "checked.json")
+    if folder.is_dir() and any(folder.iterdir()) and not any(path.is_file() for path in ours):
+        raise ValueError(f"{where} holds other files and no study: give a new or an empty folder")
 
 
 def _model(read: _Reader, key: str) -> tuple[str, dict[str, dict[str, Any]]]:
@@ -178,7 +208,12 @@ def _model(read: _Reader, key: str) -> tuple[str, dict[str, dict[str, Any]]]:
                 f"{read.where(key)}: no folder {source!r} (as seen from {Path.cwd()}), and it is no hub id "
                 "(owner/name)"
             ) from None
-        folder = local_folder(source, ["config.json", "adapter_config.json"])
+        try:
+            folder = local_folder(source, ["config.json", "adapter_config.json"])
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"{read.where(key)}: no such folder as seen from {Path.cwd()}; {error}"
+            ) from error
     names = {"model": "config.json", "adapter": "adapter_config.json"}
     found = {
         kind: read_json(folder / name) for kind, name in names.items() if (folder / name).is_file()
@@ -205,6 +240,11 @@ def _size(read: _Reader, source: str, config: Mapping[str, Any]) -> ModelSize:
     from delta_transcoders.families import family_by_type
 
     where = f"{read.where('base_model')}: {source!r}"
+    if config.get("quantization_config"):
+        raise ValueError(
+            f"{where} is quantized (quantization_config), and deltas are trained on whole weights: give the "
+            "model that it was made of"
+        )
     try:
         family_by_type(config.get("model_type"))
         return ModelSize.of(config)
@@ -212,10 +252,16 @@ def _size(read: _Reader, source: str, config: Mapping[str, Any]) -> ModelSize:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _check_adapter(read: _Reader, adapter: Mapping[str, Any], base: str) -> None:
-    """Refuse an adapter that names another model; whether its weights fit is seen when it is read."""
+def _check_adapter(read: _Reader, adapter: Mapping[str, Any], base: str) -> list[str]:
+    """Refuse an adapter that names another model; whether its weights fit is seen when it is read.
+
+    Returns:
+        A note where it may be another one.
+    """
     where, of = read.where("finetuned_model"), adapter.get("base_model_name_or_path") or ""
-    if is_hub_id(of) and is_hub_id(base) and of != base:
+    folders = [Path(source).expanduser() for source in (str(of), base)]
+    are_others = all(f.is_dir() for f in folders) and not folders[0].samefile(folders[1])
+    if (of and are_others) or (is_hub_id(str(of)) and is_hub_id(base) and of != base):
         raise ValueError(
             f"{where} is an adapter for {of}, and base_model is {base}: give base_model: {of}"
         )
@@ -224,6 +270,9 @@ def _check_adapter(read: _Reader, adapter: Mapping[str, Any], base: str) -> None
             f"{where} is an adapter of the type {adapter.get('peft_type')}, and only LORA is read here: "
             "merge it into its model, and give that"
         )
+    if of and folders[0].resolve().name != folders[1].resolve().name:
+        return [f"warning: the adapter says that its base is {of}, and base_model is {base}"]
+    return []
 
 
 def _layers(read: _Reader, n_layers: int) -> tuple[int, ...]:
@@ -281,16 +330,24 @@ def _examples(
                 f"{read.where(next(iter(options)))} is for the ready judges: give it to the class, as one of "
                 "its init_args"
             )
-        name, options = judge["class_path"], dict(judge.get("init_args") or {})
+        name, options = judge["class_path"], judge.get("init_args") or {}
+        if not isinstance(name, str) or not isinstance(options, Mapping):
+            raise ValueError(
+                f"{read.where('judge')} is {dict(judge)!r}, expected a text as class_path and a mapping as "
+                "init_args"
+            )
+        if "jsonl" in options:
+            raise ValueError(f"{read.where('judge')}: jsonl is the file's `examples`: leave it out")
     elif judge not in get_args(JudgeName):
         hint = nearest(str(judge), get_args(JudgeName))
         raise ValueError(f"{read.where('judge')} is {judge!r}; {hint}")
     else:
+        _check_types(read, options)
         name, options = "delta_transcoders.tasks.examples.Examples", {"judge": judge} | options
     try:
         takes_file = "jsonl" in inspect.signature(_task_class(name)).parameters
         file = {"jsonl": path} if takes_file else {}
-        spec = reading = {"class_path": name, "init_args": file | options}
+        spec = reading = {"class_path": name, "init_args": file | dict(options)}
         task = make_task(spec)
     except ValueError as error:
         raise ValueError(f"{read.where('judge')}: {error}") from error
@@ -299,13 +356,46 @@ def _examples(
         # Any ready judge will do here; this one needs neither targets nor options.
         reading = {"class_path": name, "init_args": file | {"judge": "refusal"} | kept}
     try:
-        return spec, reading, tuple(task.read(path).values())
+        loaded = _read_examples(task, path)
+        for example in loaded:
+            task.verdicts(example.target or "", example)
+        return spec, reading, loaded
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{read.where('examples')}: no file {path!r} (as seen from {Path.cwd()})"
         ) from None
     except ValueError as error:
         raise ValueError(f"{read.where('examples')}: {error}") from error
+
+
+def _read_examples(task: Task, path: str) -> tuple[Example, ...]:
+    try:
+        found = task.read(path)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # a user's own class may raise anything
+        raise ValueError(f"{type(task).__name__}.read: {type(error).__name__}: {error}") from error
+    is_mapping = isinstance(found, Mapping) and found
+    if not is_mapping or not all(isinstance(example, Example) for example in found.values()):
+        raise ValueError(
+            f"{type(task).__name__}.read returns {found!r:.60}, expected {{line: Example}} of one or more"
+        )
+    return tuple(found.values())
+
+
+def _check_types(read: _Reader, options: Mapping[str, Any]) -> None:
+    """Refuse values that a configuration's parser would, or would read otherwise."""
+    hints = get_type_hints(Examples.__init__)
+    for key, value in options.items():
+        if hints[key] is float:
+            fits, expected = type(value) in (int, float), "a number"
+        elif hints[key] == tuple[str, ...]:
+            fits = isinstance(value, list) and all(isinstance(part, str) for part in value)
+            expected = "a list of texts"
+        else:
+            fits, expected = isinstance(value, hints[key]), "a text"
+        if not fits:
+            raise ValueError(f"{read.where(key)} is {value!r}, expected {expected}")
 
 
 def make_task(spec: Mapping[str, Any]) -> Task:
@@ -318,9 +408,11 @@ def make_task(spec: Mapping[str, Any]) -> Task:
     kind = _task_class(name)
     try:
         return kind(**spec.get("init_args", {}))
-    except TypeError as error:
+    except ValueError:
+        raise
+    except Exception as error:  # a user's own class may raise anything
         raise ValueError(
-            f"{name} does not take {json.dumps(spec['init_args'])}: {error}"
+            f"{name} does not take {json.dumps(spec['init_args'], default=str)}: {error}"
         ) from error
 
 

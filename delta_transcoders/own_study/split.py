@@ -9,88 +9,18 @@ many examples, wordings and tokens each has.
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
-import re
-from collections import defaultdict
-from collections.abc import Hashable
 from pathlib import Path
 
 from delta_transcoders.command import run
 from delta_transcoders.files import finish_output, new_output
-from delta_transcoders.foreign_text import letters
 from delta_transcoders.own_study.file import make_task
+from delta_transcoders.own_study.wordings import split_by_wording, wording
 from delta_transcoders.report.tables import format_table, write_table
-from delta_transcoders.tasks.task import Example, Splits, Task, subsets_of
+from delta_transcoders.tasks.task import Task, subsets_of
 
 KIND = "own_study_examples"
 COLUMNS = ("split", "subset", "n_examples", "n_wordings", "n_tokens")
-
-
-def wording(example: Example) -> str:
-    """
-    >>> wording(Example("What is 12 * 3.5?", "42", "sums"))
-    'Whatis#*#?'
-    >>> wording(Example("What is 12 * 3.5?", "42", "sums", group="plain"))
-    'group plain'
-    """
-    if example.group:
-        return f"group {example.group}"
-    return re.sub(r"\d+(?:[.,]\d+)*", "#", _prompt(example))
-
-
-def _prompt(example: Example) -> str:
-    if isinstance(example.prompt, str):
-        return letters(example.prompt)
-    return "\n".join(f"{m.role}:{letters(m.content)}" for m in example.prompt)
-
-
-def identities(example: Example) -> tuple[Hashable, ...]:
-    """What no two splits share."""
-    return ("wording", wording(example)), ("prompt", _prompt(example))
-
-
-def split_by_wording(task: Task, examples: list[Example], n_evaluation: int, seed: int) -> Splits:
-    """Train, validation and evaluation; the last two have `task.held_out` of each subset's wordings.
-
-    Args:
-        n_evaluation: of each subset at most, as evenly over its wordings as they allow.
-
-    Raises:
-        ValueError: a split without any example; says how many wordings there are. A task whose own `split`
-            cannot be told what no two splits share.
-    """
-    if "identities" not in inspect.signature(task.split).parameters:
-        raise ValueError(
-            f"{type(task).__name__}.split has no parameter `identities`, which keeps wordings apart: take it "
-            "as Task.split does, or leave splitting to that"
-        )
-    splits = task.split(examples, task.held_out, len(examples), seed, identities)
-    for name, rows in splits.items():
-        if not rows:
-            raise ValueError(
-                f"none of the {len(examples)} examples is left for {name}: they have "
-                f"{len(set(map(wording, examples)))} wordings (prompts with numbers masked), of which no two "
-                "splits share one. Give more wordings, or a `group` to each example"
-            )
-    evaluation = splits["evaluation"]
-    kept = [
-        row
-        for subset in subsets_of(evaluation)
-        for row in _spread([e for e in evaluation if e.subset == subset], n_evaluation)
-    ]
-    return splits | {"evaluation": kept}
-
-
-def _spread(rows: list[Example], n: int) -> list[Example]:
-    """At most n of them, one wording after the other in turn."""
-    seen: dict[str, int] = defaultdict(int)
-    turns = []
-    for index, row in enumerate(rows):
-        name = wording(row)
-        turns.append((seen[name], index))
-        seen[name] += 1
-    return [rows[index] for _, index in sorted(turns)[:n]]
 
 
 def write_split(

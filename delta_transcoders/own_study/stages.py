@@ -12,7 +12,9 @@ from typing import Any
 import yaml
 
 from delta_transcoders.command import nearest, set_option
+from delta_transcoders.interventions.intervention import from_spec, layer_groups
 from delta_transcoders.own_study.checks import (
+    N_TEXTS,
     as_json,
     check_context,
     checked,
@@ -22,13 +24,11 @@ from delta_transcoders.own_study.checks import (
 )
 from delta_transcoders.own_study.file import ALL, STAGES, OwnStudy, make_task
 from delta_transcoders.own_study.sizes import Defaults, defaults_for
-from delta_transcoders.own_study.split import wording
+from delta_transcoders.own_study.wordings import split_by_wording, wording
 from delta_transcoders.tasks.task import DESCRIPTION_VERSION, subsets_of
 
 MOST_SINGLE_LAYERS = 8
 """Layers that are replaced alone in Experiment 1, evenly spread; half as many in Experiment 2A."""
-N_TEXTS = 200
-"""Pieces of general text."""
 _EXPERIMENT = "lightning_modules.intervention_evaluation.InterventionEvaluation"
 EVALUATIONS = {
     "behaviour": "lightning_modules.behaviour.BehaviourEvaluation",
@@ -75,7 +75,13 @@ class Stages:
             self.own.options.get(stage, {}).get("model.max_new_tokens")
             for stage in ("behaviour", "exp2a", "exp2b")
         )
-        return max((n for n in given if n is not None), default=self.defaults.max_new_tokens)
+        lengths = [n for n in given if n is not None]
+        for length in lengths:
+            if type(length) is not int or length < 1:
+                raise ValueError(
+                    f"{self.own.file}: model.max_new_tokens is {length!r}, expected a whole number from 1"
+                )
+        return max(lengths, default=self.defaults.max_new_tokens)
 
     def _skipped(self) -> dict[str, str]:
         """Stages that are left out, and why; some run only where the study file names them."""
@@ -102,6 +108,7 @@ class Stages:
                 raise ValueError(f"{self.own.file}: {name} has options and is not run: {why}")
         if "corrections" in self.names:
             self._check_corrections()
+        self._check_split()
         stages = {}
         files = {self.folder / "checked.json": as_json(self.found)}
         files[self.folder / "defaults.yaml"] = self._yaml("defaults", self._shared())
@@ -135,6 +142,13 @@ class Stages:
                     f"{', '.join(subsets)}"
                 )
 
+    def _check_split(self) -> None:
+        own = self.own
+        try:
+            split_by_wording(make_task(own.reading), list(own.loaded), 1, own.seed)
+        except ValueError as error:
+            raise ValueError(f"{own.file}: examples: {error}") from error
+
     def _described(self) -> dict[Path, str]:
         """What is studied, for exports and model cards; no stage reads it."""
         own = self.own
@@ -150,7 +164,7 @@ class Stages:
 
     def _split(self) -> dict[str, Any]:
         own, output = self.own, str(self.own.study / "examples")
-        tokenizer = own.base_model if own.is_adapter else own.finetuned_model
+        tokenizer = self.model.replace("${study}", str(own.study))
         arguments = ["--task", json.dumps(own.reading), "--examples", own.examples]
         arguments += ["--tokenizer", tokenizer, "--output", output]
         arguments += ["--seed", str(own.seed), *self._module_options("split", ("n_evaluation",))]
@@ -200,6 +214,10 @@ class Stages:
                 raise ValueError(
                     f"{self.own.file}: {stage} has no option {key!r}; {nearest(key, known)}"
                 )
+            if type(given[key]) is not int or given[key] < 1:
+                raise ValueError(
+                    f"{self.own.file}: {stage}: {key} is {given[key]!r}, expected a whole number from 1"
+                )
         return [text for key, value in given.items() for text in (f"--{key}", str(value))]
 
     # Stages with a configuration
@@ -238,7 +256,25 @@ class Stages:
         config = made[name]() if name in made else self._evaluation(name)
         for key, value in self.own.options.get(name, {}).items():
             self._set(config, name, key, value)
+        if "conditions" in config["model"]["init_args"]:
+            self._check_columns(name, config["model"]["init_args"])
         return config
+
+    def _check_columns(self, name: str, model: dict[str, Any]) -> None:
+        """Refuse layers without a delta and unknown conditions; `all` are all that have a delta."""
+        where = f"{self.own.file}: {name}"
+        for key in ("layers", "conditions"):
+            if key in model and not (isinstance(model[key], list) and model[key]):
+                raise ValueError(f"{where}: model.{key} is {model[key]!r}, expected a list")
+        try:
+            for spec in model["conditions"]:
+                from_spec(spec, ())
+            if "layers" in model:
+                named = [self.every if layer == "all" else layer for layer in model["layers"]]
+                layer_groups(named, self.own.size.n_layers, self.layers)
+                model["layers"] = named
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
 
     def _activations(self) -> dict[str, Any]:
         d = self.defaults
@@ -417,6 +453,8 @@ class Stages:
             raise ValueError(f"{where}: {option} is the study's: give `study: FOLDER` for all")
         if part == "trainer" and len(path) > 1:
             raise ValueError(f"{where}: give {part}.{path[0]} as a whole, not {option}")
+        if part != "trainer" and len(path) == 1:
+            _check_value(f"{where}: {option}", config[part]["init_args"].get(path[0]), value)
         set_option(config, option, value)
 
     def _yaml(self, name: str, config: Mapping[str, Any]) -> str:
@@ -439,6 +477,11 @@ class Stages:
             f"{own.base_model}: {own.size.n_layers} layers of {own.size.d_model}, target {self.target}, "
             f"{_chosen(d)} (each stage's options are in {self.folder})"
         ]
+        notes += own.notes
+        if not self.found.changed:
+            notes.append(
+                "warning: the finetune changed no MLP: a delta has the dictionaries' error alone"
+            )
         left_out = [layer for layer in own.layers if layer not in self.layers]
         if left_out:
             notes.append(
@@ -453,6 +496,17 @@ class Stages:
             )
         n_wordings = len(set(map(wording, own.loaded)))
         return notes + [f"warning: {line}" for line in too_few(n_wordings, self.found)]
+
+
+def _check_value(where: str, chosen: Any, value: Any) -> None:
+    """Refuse what is not of the kind that is chosen where the study file says nothing."""
+    if isinstance(chosen, list) and value == []:
+        raise ValueError(f"{where} is empty, expected one or more")
+    if type(chosen) in (int, float) and isinstance(value, str):
+        try:
+            float(value)  # YAML reads 1e-3 as a text
+        except ValueError:
+            raise ValueError(f"{where} is {value!r}, expected a number") from None
 
 
 def _chosen(defaults: Defaults) -> str:

@@ -20,7 +20,7 @@ from delta_transcoders.report.ranking import top_table
 from delta_transcoders.report.tables import format_table, read_metrics
 
 EXPERIMENTS = {
-    "exp1": "Experiment 1: cross-entropy with dictionaries in place of MLPs",
+    "exp1": "Experiment 1: cross-entropy with MLPs replaced",
     "exp2a": "Experiment 2A: behaviour",
     "exp2b": "Experiment 2B: dose–response",
     "controls": "Controls of Experiment 2A",

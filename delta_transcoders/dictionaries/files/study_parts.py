@@ -41,6 +41,12 @@ def part_folder(run: Path, part: Part, deltas: Path | None = None) -> Path:
     folder = deltas if part == "deltas" and deltas else run / name
     for pattern in patterns:
         if not any(folder.glob(pattern)):
+            if (run / "configs" / "models.json").is_file():  # a study of somebody's own model
+                record = run / "study.json"
+                file = read_json(record)["file"] if record.is_file() else "FILE"
+                raise FileNotFoundError(
+                    f"{folder} has no {pattern}: run `python study.py --config {file} --study {run}` first"
+                )
             raise FileNotFoundError(
                 f"{folder} has no {pattern}: run `python train.py --config configs/STUDY/{stage}.yaml "
                 f"--study {run}` first (STUDY: tiny or gemma2_2b, whose base is public)"

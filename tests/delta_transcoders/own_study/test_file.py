@@ -13,13 +13,21 @@ from safetensors.torch import load_file, save_file
 from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.own_study import expand
-from delta_transcoders.own_study.merge import merge
+from delta_transcoders.own_study.merge import adapter_tokenizer, merge
 from delta_transcoders.own_study.sizes import ModelSize, defaults_for
 
 
 def expanded(content: dict, seed: int = 0) -> dict:
     Path("mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return expand(content, Path("mine.yaml"), Path("mine"), seed)
+
+
+def write_chats(n: int = 12) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"Say {c}."}], "target": c, "group": c}
+        for c in "abcdefghijkl"[:n]
+    ]
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def config_of(study: dict, stage: str) -> dict:
@@ -112,7 +120,12 @@ def test_activations_are_captured_where_the_dictionaries_read(own_content, dicti
 
 def test_any_option_of_a_stage_and_of_all(own_content):
     content = own_content | {
-        "delta": {"model.d_new": [6], "model.sparsity.mode": "l1", "trainer.max_steps": 3},
+        "delta": {
+            "model.d_new": [6],
+            "model.lr": "1e-3",
+            "model.sparsity.mode": "l1",
+            "trainer.max_steps": 3,
+        },
         "exp1": {"data.n_per_subset": 4, "trainer.precision": "32-true"},
         "dtype": "bfloat16",
         "all": {"trainer.accelerator": "cpu"},
@@ -163,9 +176,13 @@ def test_layers_that_the_finetune_left_alone_are_left_out(own_content, tmp_path)
     assert config_of(study, "activations")["model"]["init_args"]["layers"] == [1]
     assert config_of(study, "exp2a")["model"]["init_args"]["layers"] == ["1"]
     assert "left out, their MLPs are the base model's: layers 0" in study["notes"]
+    asked = own_content | {"exp2a": {"model.layers": ["all"]}}
+    assert config_of(expanded(asked), "exp2a")["model"]["init_args"]["layers"] == ["1"]
     with pytest.raises(ValueError, match=r"changed no MLP: .* in the layers \[0\]"):
         expanded(own_content | {"layers": [0]})
     with pytest.raises(ValueError, match=r"changed no MLP: .* in any layer"):
+        expanded(own_content | {"finetuned_model": str(shutil.copytree(base, "copy"))})
+    with pytest.raises(ValueError, match=r"finetuned_model is base_model, .*: give what was made"):
         expanded(own_content | {"finetuned_model": base})
 
 
@@ -200,8 +217,8 @@ def test_what_was_found_out_is_found_out_once(own_content, monkeypatch):
         ({"text": "empty.txt"}, "text: empty.txt has no paragraph of 12 words"),
         ({"dictionaries": "absent/a/b/c"}, "dictionaries: no folder 'absent/a/b/c'"),
         (
-            {"dictionaries": "."},
-            r"dictionaries: \./\. holds no dictionaries: expected layer_L/width",
+            {"dictionaries": "empty"},
+            r"dictionaries: \./empty holds no dictionaries: expected layer_L/width",
         ),
         ({"layers": [0, 2]}, "line 6: layers: there is no layer 2, base_model has 2, from 0"),
         ({"layers": "first"}, r"layers is 'first', expected all, or numbers as in \[0, 5\]"),
@@ -228,11 +245,37 @@ def test_what_was_found_out_is_found_out_once(own_content, monkeypatch):
             "spillover has options and is not run: no text",
         ),
         ({"behaviour": {"model.max_new_tokens": 1000}}, "the model's context holds 256"),
+        ({"delta": {"model.lr": "fast"}}, "delta: model.lr is 'fast', expected a number"),
+        ({"delta": {"model.d_new": []}}, "delta: model.d_new is empty, expected one or more"),
+        ({"delta": {"model.lr.x": 1}}, "model.lr.x: there is nothing in the configuration"),
+        ({"exp1": False}, "exp1 is False, expected options of the stage"),
+        ({"delta": {1: 2}}, r"delta is \{1: 2\}, expected options of the stage"),
+        ({"split": {"n_evaluation": -5}}, "split: n_evaluation is -5, expected a whole number"),
+        (
+            {"exp2a": {"model.max_new_tokens": "x"}},
+            "max_new_tokens is 'x', expected a whole number",
+        ),
+        ({"end": 3}, "end is 3, expected a text"),
+        ({"held_out": "x"}, "held_out is 'x', expected a number"),
+        ({"evaluation_only": "ab"}, "evaluation_only is 'ab', expected a list of texts"),
+        ({"judge": {"class_path": 3}}, "judge is .*, expected a text as class_path and a mapping"),
+        (
+            {"judge": {"class_path": "a.B", "init_args": {"jsonl": "x"}}},
+            "judge: jsonl is the file's `examples`: leave it out",
+        ),
+        ({"exp2a": {"model.conditions": ["ful"]}}, "exp2a: unknown condition 'ful'; known are"),
+        ({"exp2b": {"model.layers": 3}}, "exp2b: model.layers is 3, expected a list"),
+        ({"exp1": {"model.layers": [7]}}, "exp1: layers 7: there is no layer 7, the model has 2"),
+        (
+            {"layers": [1], "exp1": {"model.layers": ["0+1"]}},
+            r"exp1: layers '0\+1': no dictionary for layer 0; there is one for 1",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
 def test_what_cannot_be_used_is_said_before_anything_runs(own_content, change, message):
     Path("empty.txt").write_text("Too few words.\n")
+    Path("empty").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         expanded(own_content | change)
     assert len(str(error.value)) < 400
@@ -305,6 +348,32 @@ def test_adapters_that_do_not_belong(own_content, study, tmp_path):
         expanded(own_content)
 
 
+def test_an_adapter_is_read_with_its_own_tokenizer(own_content, study, tmp_path):
+    adapter = shutil.copytree(study / "finetune" / "adapter", tmp_path / "adapter")
+    own_content["finetuned_model"] = str(adapter)
+    write_chats()
+    tokenizer = load_tokenizer(own_content["base_model"])
+    for template in ("A: {{ messages[0].content }}", "B: {{ messages[0].content }}"):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(adapter)
+        assert adapter_tokenizer(own_content["base_model"], str(adapter)).chat_template == template
+        assert list(expanded(own_content)["stages"])[:2] == ["model", "split"]
+    merge(own_content["base_model"], str(adapter), tmp_path / "merged")
+    assert load_tokenizer(str(tmp_path / "merged")).chat_template == template
+    tokenizer.add_tokens(["</b>"])
+    tokenizer.save_pretrained(adapter)
+    with pytest.raises(ValueError, match=r"has another tokenizer than|token ids up to"):
+        expanded(own_content)
+
+
+def test_an_adapter_of_another_rank_than_it_says(own_content, study, tmp_path):
+    adapter = shutil.copytree(study / "finetune" / "adapter", tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"r": 64}))
+    with pytest.raises(ValueError, match=r"says rank 64, .*mlp.* has"):
+        expanded(own_content | {"finetuned_model": str(adapter)})
+
+
 def test_a_judge_of_one_s_own(own_content, tmp_path, monkeypatch):
     (tmp_path / "polite_judge.py").write_text(
         "from delta_transcoders.tasks.examples import Examples\n\n"
@@ -374,10 +443,8 @@ def test_controls_are_run_where_they_are_named(own_content, dictionaries):
 
 
 def test_a_chat(own_content):
-    chat = {"messages": [{"role": "user", "content": "What is 7 + 8?"}], "target": "15"}
-    rows = [json.dumps(chat | {"group": f"g{i}"}) + "\n" for i in range(3)]
-    Path("prompts.jsonl").write_text("".join(rows))
-    assert "warning: 3 wordings" in "\n".join(expanded(own_content)["notes"])
+    write_chats()
+    assert "warning: 12 wordings" in "\n".join(expanded(own_content)["notes"])
 
 
 @pytest.mark.parametrize(
@@ -458,3 +525,101 @@ def test_a_change_that_the_dtype_cannot_hold_is_none(own_content, tokenizer):
     assert "left out, their MLPs are the base model's: layers 0" in expanded(content)["notes"]
     with pytest.raises(ValueError, match="changed no MLP"):
         expanded(content | {"dtype": "bfloat16"})
+
+
+def test_a_study_has_a_folder_of_its_own(own_content, study, tmp_path):
+    def refused(folder: Path | str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            expand(own_content, Path("mine.yaml"), Path(folder), 0)
+
+    refused(study / "base_model", "lies in base_model, ")
+    refused(study / "finetune" / "merged" / "study", "lies in finetuned_model, ")
+    refused("general.txt", "general.txt' is a file: give another folder")
+    refused("general.txt/mine", "general.txt' is a file: give another folder")
+    Path("other").mkdir()
+    assert expand(own_content, Path("mine.yaml"), Path("other"), 0)["stages"]
+    Path("other/letter.txt").write_text("Dear")
+    refused("other", "'other' holds other files and no study")
+
+
+def test_an_adapter_that_names_another_base(own_content, study, tmp_path):
+    adapter = shutil.copytree(study / "finetune" / "adapter", tmp_path / "adapter")
+    own_content["finetuned_model"] = str(adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+
+    def named(base: str) -> None:
+        named = json.dumps(config | {"base_model_name_or_path": base})
+        (adapter / "adapter_config.json").write_text(named)
+
+    named(own_content["base_model"])
+    assert "its base is" not in "\n".join(expanded(own_content)["notes"])
+    named("owner/other")
+    notes = expanded(own_content)["notes"]
+    assert any(
+        n.startswith("warning: the adapter says that its base is owner/other") for n in notes
+    )
+    named(str(study / "finetune" / "merged"))
+    with pytest.raises(ValueError, match=r"is an adapter for .*merged, and base_model is"):
+        expanded(own_content)
+
+
+def test_judges_that_fail_are_refused_before_a_run(own_content, tmp_path, monkeypatch):
+    (tmp_path / "bad_judges.py").write_text(
+        "from delta_transcoders.tasks.examples import Examples\n\n"
+        "class Raises(Examples):\n"
+        "    def __init__(self, jsonl: str):\n"
+        "        super().__init__(jsonl, 'exact')\n"
+        "    def judge(self, text, example):\n"
+        "        raise KeyError('x')\n\n"
+        "class Counts(Raises):\n"
+        "    def judge(self, text, example):\n"
+        "        return 1\n\n"
+        "class Empty(Raises):\n"
+        "    def read(self, path):\n"
+        "        return {}\n\n"
+        "class Unmade(Raises):\n"
+        "    def __init__(self, jsonl: str):\n"
+        "        raise KeyError('x')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, message in (
+        ("Raises", r"Raises\.judge failed on .*KeyError"),
+        ("Counts", r"Counts\.judge returns 1, expected"),
+        ("Empty", r"Empty\.read returns \{\}, expected"),
+        ("Unmade", r"bad_judges\.Unmade does not take"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            expanded(own_content | {"judge": {"class_path": f"bad_judges.{name}"}})
+
+
+def test_too_few_wordings_to_split(own_content):
+    write_chats(1)
+    with pytest.raises(
+        ValueError, match=r"examples: none of the 1 examples is left for validation"
+    ):
+        expanded(own_content)
+
+
+def test_a_quantized_model(own_content, study, tmp_path):
+    folder = shutil.copytree(study / "base_model", tmp_path / "quantized")
+    config = json.loads((folder / "config.json").read_text())
+    quantized = json.dumps(config | {"quantization_config": {"load_in_4bit": True}})
+    (folder / "config.json").write_text(quantized)
+    with pytest.raises(ValueError, match="is quantized"):
+        expanded(own_content | {"base_model": str(folder)})
+
+
+def test_a_text_that_the_model_cannot_take(own_content):
+    Path("general.txt").write_text(" ".join(["0123456789" * 20] * 20))
+    with pytest.raises(ValueError, match=r"a piece of general\.txt has \d+ tokens, .* holds 256"):
+        expanded(own_content)
+
+
+def test_deltas_are_no_dictionaries(own_content):
+    Path("deltas/layer_0").mkdir(parents=True)
+    Path("deltas/layer_0/config.json").write_text('{"target": "mlp_difference"}')
+    save_file({"W_enc": torch.zeros(6, 32)}, "deltas/layer_0/delta.safetensors")
+    with pytest.raises(
+        ValueError, match=r"dictionaries: .* holds no dictionaries: expected layer_L"
+    ):
+        expanded(own_content | {"dictionaries": "deltas"})

@@ -12,6 +12,7 @@ from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.dictionaries.delta import load_deltas, save_delta
 from delta_transcoders.dictionaries.files import PARTS
 from delta_transcoders.dictionaries.files.gemma_scope import save_base
+from delta_transcoders.dictionaries.files.study_parts import part_folder
 from delta_transcoders.export import export
 from delta_transcoders.fingerprints import model_fingerprint
 from delta_transcoders.interventions.loading import load_control, load_delta_set
@@ -218,6 +219,16 @@ def test_a_missing_stage(dictionaries, tmp_path, part, missing, message):
     with pytest.raises(FileNotFoundError, match=message):
         export(study, part, tmp_path / "shared")
     assert not (tmp_path / "shared").exists()
+
+
+def test_a_missing_delta_of_a_model_of_one_s_own(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "models.json").write_text("{}")
+    (tmp_path / "study.json").write_text('{"file": "mine.yaml"}')
+    with pytest.raises(
+        FileNotFoundError, match=r"run `python study\.py --config mine\.yaml --study"
+    ):
+        part_folder(tmp_path, "deltas")
 
 
 def test_deltas_of_two_models_are_not_shared_as_one(dictionaries, tmp_path):
