@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from delta_transcoders.command import nearest, set_option
+from delta_transcoders.command import arguments_of, nearest, set_option
 from delta_transcoders.interventions.intervention import from_spec, layer_groups
 from delta_transcoders.own_study.checks import (
     N_TEXTS,
@@ -445,7 +443,7 @@ class Stages:
             hint = nearest(part, parts) if part not in parts else f"give {part}.OPTION"
             raise ValueError(f"{where} has no option {option!r}; {hint}")
         kind = TRAINER if part == "trainer" else config[part]["class_path"]
-        known = _arguments(kind)
+        known = arguments_of(kind)
         if path[0] not in known:
             hint = nearest(path[0], known)
             raise ValueError(f"{where}: {kind.rpartition('.')[2]} has no option {option!r}; {hint}")
@@ -519,24 +517,6 @@ def _part(class_path: str, init_args: dict[str, Any]) -> dict[str, Any]:
 
 def _bytes(dtype: str) -> int:
     return 4 if dtype == "float32" else 2
-
-
-def _arguments(class_path: str) -> list[str]:
-    """What a class takes, read off its source: an import takes seconds."""
-    module, _, name = class_path.rpartition(".")
-    package, *inside = module.split(".")
-    file = Path(importlib.util.find_spec(package).origin).parent.joinpath(*inside)
-    tree = ast.parse(file.with_suffix(".py").read_text(encoding="utf-8"))
-    kind = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
-    init = next(n for n in kind.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
-    names = [argument.arg for argument in (*init.args.args[1:], *init.args.kwonlyargs)]
-    if init.args.kwarg is None:
-        return names
-    imported = {
-        a.name: n.module for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names
-    }
-    base = kind.bases[0].id
-    return names + _arguments(f"{imported.get(base, module)}.{base}")
 
 
 def study_file(own: OwnStudy) -> dict[str, Any]:
