@@ -50,12 +50,15 @@ def add_target(
             cache.set_target(name, layer, None)
         entry = _write_target(cache, layer, name, identity, reconstruct, device)
         cache.set_target(name, layer, entry)
-    elif (
-        entry["identity"] != identity
-    ):  # the same dictionary from elsewhere, or described by older code
+    elif _described(entry["identity"]) != _described(identity):  # by older code
         entry = entry | {"identity": identity}
         cache.set_target(name, layer, entry)
     return {split: ReconstructionFit(**fit) for split, fit in entry["fit"].items()}
+
+
+def _described(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What an identity says beside where the dictionary lies, which may be another copy each time."""
+    return {key: value for key, value in identity.items() if key not in ("source", "file", "path")}
 
 
 @torch.inference_mode()

@@ -24,7 +24,7 @@ import lightning_modules.finetune
 import lightning_modules.language_model
 import lightning_modules.linear_corrections
 import train
-from delta_transcoders import generation, language_models
+from delta_transcoders import files, generation, language_models
 from delta_transcoders.activations import capture
 from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.dictionaries.convergence import ConvergenceTracker
@@ -147,7 +147,9 @@ def prepared(dictionaries, arguments, tmp_path_factory):
 
 
 @pytest.fixture
-def run(prepared, arguments, tmp_path):
+def run(prepared, arguments, tmp_path, monkeypatch):
+    monkeypatch.setenv(files.RUN, "the same")
+
     def run_stage(name: str, on: dict):
         """A stage in a copy of the study; returns the copy."""
         study = shutil.copytree(prepared, tmp_path / on.get("trainer.accelerator", "cpu"))
