@@ -24,7 +24,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .DELETE_ON_ERROR:
 .PHONY: help demo real-quick gpu seeds controls planted faults sweep sweep-summary ranking findings examples interop
-.PHONY: full-shape wide-bases signals study-kills test lint clean
+.PHONY: full-shape wide-bases signals study-kills test test-slow lint clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -116,6 +116,9 @@ study-kills: $(READY)  ## SIGKILL a study at ten random moments, and compare its
 
 test: $(READY)  ## Run the tests (minutes, offline, on two cores)
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile
+
+test-slow: $(READY)  ## Run the tests of whole studies: every model family, own models, dictionaries, the wheel
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile -m slow
 
 lint: $(READY)  ## Check style
 	$(VENV)/bin/ruff check .

@@ -18,6 +18,8 @@ from delta_transcoders.command import find_config
 from delta_transcoders.tasks.examples import Examples
 from lightning_modules import commands
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("delta_transcoders", "lightning_modules", "datamodules", "callbacks")
 SLOW = (

@@ -22,6 +22,8 @@ from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.study.__main__ import main
 from delta_transcoders.tasks.paragraphs import Paragraphs
 
+pytestmark = pytest.mark.slow
+
 FAST = {
     "split": {"n_evaluation": 6},
     "delta": {

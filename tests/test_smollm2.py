@@ -14,6 +14,8 @@ from delta_transcoders.report import html
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.tasks.calculator.base_text import base_documents
 
+pytestmark = pytest.mark.slow
+
 N_LAYERS = 30
 BASE = "models/SmolLM2-135M-Instruct"
 

@@ -18,6 +18,8 @@ from delta_transcoders.export import export
 from delta_transcoders.language_models import load_model
 from delta_transcoders.report.tables import read_metrics
 
+pytestmark = pytest.mark.slow
+
 LAYERS = (0, 1)
 
 

@@ -17,6 +17,8 @@ from delta_transcoders.families.tokens import special_ids
 from delta_transcoders.language_models import end_ids, load_model, load_tokenizer
 from delta_transcoders.report.tables import read_metrics
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {
     ("train", "lora"): {
         "model.target_modules": "null",  # those of the family

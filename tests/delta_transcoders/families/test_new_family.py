@@ -7,6 +7,10 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_the_page_on_new_families(pytestconfig, tmp_path):
     root, copy = pytestconfig.rootpath, tmp_path / "checkout"
