@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 import zipfile
 from collections import namedtuple
@@ -249,7 +250,7 @@ def test_sigkill_at_random_moments(lab, study):
         process = lab.start()
         try:
             process.communicate(timeout=rng.uniform(0.2, 0.7))
-        except Exception:
+        except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             kills += 1
