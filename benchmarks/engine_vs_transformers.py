@@ -40,9 +40,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", nargs="?", default="models/SmolLM2-135M-Instruct")
-    parser.add_argument("--rows", type=int, default=32, help="prompts (32)")
+    parser.add_argument("--rows", type=int, default=32, help="prompts, 2 to 48 (32)")
     parser.add_argument("--new-tokens", type=int, default=32, help="longest text (32)")
     args = parser.parse_args()
+    if not 2 <= args.rows <= 48:
+        parser.error(f"--rows {args.rows}: 2 to 48")
 
     import torch
 
@@ -63,7 +65,15 @@ def main() -> int:
     from delta_transcoders.tasks.calculator.task import Calculator
 
     tokenizer, task = load_tokenizer(args.model), Calculator()
-    examples = task.generate(2, 2, args.rows // 8, seed=0)["evaluation"] + chats(args.rows // 2)
+    asked = task.generate(2, 2, args.rows, seed=0)[
+        "evaluation"
+    ]  # as many of every subset, in their order
+    subsets = [
+        [row for row in asked if row.subset == name]
+        for name in dict.fromkeys(r.subset for r in asked)
+    ]
+    mixed = [row for rows in zip(*subsets, strict=True) for row in rows]
+    examples = mixed[: args.rows - args.rows // 2] + chats(args.rows // 2)
     prompts = [list(row.prompt_ids) for row in tokenize(tokenizer, task, examples)]
     plain, model = load_model(args.model), load_model(args.model)
     reader = AnswerReader(tokenizer, task, end_ids(args.model, tokenizer))
