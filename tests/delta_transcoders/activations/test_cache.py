@@ -312,11 +312,15 @@ class TestTargets:
         assert cache.target("residual-p0.5", 2)["identity"]["path"] == "somewhere"
 
     def test_what_describes_the_same_base_may_change(self, cache):
-        """It lies elsewhere now, or older code said less of it."""
+        """Where it lies does not matter; what older code did not say of it is written down."""
         base = random_base()
         fits = add_residuals(cache, 0, "p0.5", base, {"hash": "h", "average_l0": 8})
         before = snapshot(cache.folder)
-        later = {"hash": "h", "average_l0": 8, "file": "layer_0/params.npz"}
+        elsewhere = {"hash": "h", "average_l0": 8, "file": "layer_0/params.npz", "source": "copy"}
+        assert add_residuals(cache, 0, "p0.5", base, elsewhere) == fits
+        assert snapshot(cache.folder) == before
+
+        later = elsewhere | {"hook_site": "gemma_scope"}
         assert add_residuals(cache, 0, "p0.5", base, later) == fits
         assert ActivationCache(cache.folder).target("residual-p0.5", 0)["identity"] == later
         changed = {
