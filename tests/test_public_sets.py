@@ -1,6 +1,7 @@
 """The studies of public models, run on random tiny models and on dictionaries laid out as they are published.
 
-Of the shipped files everything is theirs but the hub ids, the source of lines to copy, and lengths.
+Of the shipped files everything is theirs but the hub ids, the source of lines to copy, lengths, and the width
+that Gemma Scope 2's folders say.
 """
 
 import itertools
@@ -21,7 +22,7 @@ import train
 from benchmarks.random_dictionaries import fitted_dictionary
 from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.capture import boot_bridge, capture
-from delta_transcoders.dictionaries.bases import load_base
+from delta_transcoders.dictionaries.bases import check_held, load_base
 from delta_transcoders.dictionaries.delta import load_delta
 from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.families.sites import HOOK_SITES
@@ -50,7 +51,7 @@ def gemma_scope_2(folder: Path, layer: int, base: Transcoder, model: str) -> Non
     if layer % 8 == 0:
         names += ["transcoder_all/%s_small", "transcoder_all/%s_big_affine", "transcoder/%s_medium"]
     for name in names:
-        inside = folder / (name % f"layer_{layer}_width_16k_l0")
+        inside = folder / (name % f"layer_{layer}_width_1k_l0")
         inside.mkdir(parents=True)
         skip = {"affine_skip_connection": torch.eye(D_MODEL)} if "affine" in name else {}
         save_file(tensors | skip, inside / "params.safetensors")
@@ -122,9 +123,9 @@ def llama_3_1(folder: Path, layer: int, base: Transcoder, model: str) -> None:
     circuit_tracer(folder, layer, base, model, "mlp.hook_in", activation="topk")
 
 
-GEMMA_FILES = "transcoder_all/layer_{}_width_16k_l0_big/params.safetensors"
 GEMMA = {"family": "gemma3", "site": "after_gain", "write": gemma_scope_2, "activation": "jumprelu"}
-GEMMA |= {"files": GEMMA_FILES, "width": 16384, "dtype": torch.float32, "licence": "Gemma terms"}
+GEMMA |= {"files": "transcoder_all/layer_{}_width_1k_l0_big/params.safetensors", "width": 1024}
+GEMMA |= {"dtype": torch.float32, "licence": "Gemma terms"}
 QWEN = {"family": "qwen3", "site": "after_gain", "write": qwen3, "activation": "relu"}
 QWEN |= {"files": "layer_{}.safetensors"}
 STUDIES = [
@@ -226,20 +227,40 @@ def test_a_base_is_given_on_the_command_line(public):
         Graph(read_study(public.file, options={"all": {"base.modle": "x"}}))
 
 
+def test_gemma_scope_2_has_one_dictionary_of_each_layer_that_is_meant(tmp_path):
+    for layer in range(26):
+        names = [
+            f"{folder}layer_{layer}_width_{width}_l0_{size}{affine}"
+            for folder, sizes in (
+                ("transcoder_all/", ("small", "big")),
+                ("transcoder/", ("medium",)),
+            )
+            for size in sizes
+            for width in ("16k", "262k")
+            for affine in ("", "_affine")
+        ]
+        for name in names:
+            (tmp_path / name).mkdir(parents=True)
+            (tmp_path / name / "params.safetensors").touch()
+    for public in STUDIES[:2]:
+        check_held(tmp_path, public.layers, percentile=0.5, files=public.base["files"])
+
+
 # The runs
 
 FEW = {"data.n_per_subset": 1}
 LENGTHS = {
     "finetune": {
-        "data.n_train": 32,
-        "data.n_validation": 10,
+        "data.n_train": 24,
+        "data.n_validation": 8,
         "data.n_evaluation": 2,
         "model.lr": 1e-2,  # a handful of steps must change weights in bfloat16
         "trainer.max_epochs": 1,
+        "trainer.callbacks.max_new_tokens": 3,
         "task.copy_source": "synthetic",
     },
     "behaviour": {"model.max_new_tokens": 3},
-    "delta": {"data.passes": 10, "data.n_check_examples": 12},  # all training tokens are a batch
+    "delta": {"data.passes": 10, "data.n_check_examples": 8},  # all training tokens are a batch
     "exp1": FEW,
     "exp2a": FEW | {"model.max_new_tokens": 3},
     "exp2b": FEW | {"model.max_new_tokens": 3},
@@ -296,7 +317,9 @@ def test_a_study_runs_to_its_end(public, tmp_path):
     tokenizer.save_pretrained(model)
     plant(base, public, str(model))
 
-    given = LENGTHS | {"all": QUIET | {"base.model": str(model), "base.transcoders": str(base)}}
+    files = public.base.get("files", "").replace("16k", "1k") or None
+    local = {"base.model": str(model), "base.transcoders": str(base), "base.files": files}
+    given = LENGTHS | {"all": QUIET | local}
     folder = tmp_path / "study"
     for stage in read_study(public.file, folder=str(folder), options=given).stages.values():
         run_stage(stage)
@@ -311,7 +334,7 @@ def test_a_study_runs_to_its_end(public, tmp_path):
         assert config.base_id == f"{base}/{public.files.format(layer)}"
         assert (config.d_new, config.hook_site) == (128, public.site)
         assert math.isfinite(config.measured["fvu_full"])
-        loaded, base_id = load_base(base, layer, files=public.base.get("files"))
+        loaded, base_id = load_base(base, layer, files=files)
         assert base_id.hash == config.base_hash
         assert {tensor.dtype for tensor in loaded.state_dict().values()} == {public.dtype}
         assert (base_id.leading, base_id.activation) == (public.leading, public.activation)
