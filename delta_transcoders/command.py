@@ -34,6 +34,7 @@ _CHECKOUT = Path(__file__).resolve().parent.parent
 OPTIONS = (
     ("--study", "DIR", "folder of the study; stages read and write inside it"),
     ("--stage", "NAME", "the stage's name in the logs (default: that of the first --config)"),
+    ("--base.KEY", "VALUE", "what a study's base.yaml says, as in --base.model DIR"),
     ("--seed_everything", "N", "seed of data, weights and order"),
     ("--ckpt_path", "FILE", "resume training from a Lightning checkpoint"),
     ("--trainer.KEY", "VALUE", "any option of Lightning's Trainer, as in --trainer.devices 2"),

@@ -24,6 +24,7 @@ from callbacks.stop_on_signal import EndTogether, StopOnSignal
 from delta_transcoders import console
 from delta_transcoders.command import config_files, defaults_beside, with_home
 from delta_transcoders.files import check_output
+from delta_transcoders.study.public_base import PublicBase
 from delta_transcoders.tasks.task import Task
 from lightning_modules.language_model import LanguageModelTraining
 from lightning_modules.outputs import kind_of
@@ -192,6 +193,7 @@ class StudyCLI(LightningCLI):
         parser.add_argument(
             "--stage", type=str, default=self.stage, help="the stage's name in the logs"
         )
+        parser.add_class_arguments(PublicBase, "base", instantiate=False)
         # Data that need it say `task: ${task}`, and make it there.
         parser.add_subclass_arguments(Task, "task", required=False, instantiate=False)
         parser.add_argument(

@@ -1,23 +1,35 @@
 """Every stage of `configs/smollm2`, on a random Llama of 30 tiny layers and a tokenizer like SmolLM2's."""
 
 import itertools
+import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import evaluate
 import train
+from benchmarks.random_dictionaries import fitted_dictionary
+from delta_transcoders.activations.cache import ActivationCache
+from delta_transcoders.activations.capture import boot_bridge, capture
+from delta_transcoders.dictionaries.delta import load_delta
+from delta_transcoders.families.sites import HOOK_SITES
+from delta_transcoders.language_models import load_model, load_tokenizer, target_batch, tokenize
 from delta_transcoders.report import html
 from delta_transcoders.report.tables import read_metrics
+from delta_transcoders.study.study_file import read_study
 from delta_transcoders.tasks.calculator.base_text import base_documents
+from delta_transcoders.tasks.calculator.task import Calculator
 
 pytestmark = pytest.mark.slow
 
 N_LAYERS = 30
 BASE = "models/SmolLM2-135M-Instruct"
+SKIP_LAYERS, K = (0, 18), 32
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +77,27 @@ def base_model(tmp_path_factory) -> str:
     return folder
 
 
-def test_the_whole_study(arguments, pytestconfig, tmp_path, base_model):
-    def run(main, stage: str, options: dict | None = None) -> None:
-        text = (Path(pytestconfig.rootpath) / "configs/smollm2" / f"{stage}.yaml").read_text()
-        config = tmp_path / "configs" / f"{stage}.yaml"
-        config.parent.mkdir(exist_ok=True)
-        config.write_text(text.replace(BASE, base_model))
-        defaults = Path(pytestconfig.rootpath) / "configs/smollm2/defaults.yaml"
-        config.with_name("defaults.yaml").write_text(defaults.read_text())
-        main(arguments(str(config), study, options))
+@pytest.fixture(scope="module")
+def run(arguments, pytestconfig, tmp_path_factory, base_model):
+    """`run(main, stage, options)`: a stage of the study `run.study`."""
+    root = tmp_path_factory.mktemp("smollm2")
+    (root / "configs").mkdir()
+    for path in (Path(pytestconfig.rootpath) / "configs/smollm2").glob("*.yaml"):
+        (root / "configs" / path.name).write_text(path.read_text().replace(BASE, base_model))
 
-    study = tmp_path / "study"
+    def run(main, stage: str, options: dict | None = None) -> None:
+        main(arguments(str(root / "configs" / f"{stage}.yaml"), run.study, options))
+
+    run.study = root / "study"
     few = {"data.n_train": 40, "data.n_validation": 10, "data.n_evaluation": 3}
     run(train.main, "lora", few | {"trainer.max_steps": 4, "trainer.val_check_interval": 2})
-    run(evaluate.main, "behaviour")
     run(evaluate.main, "activations")
+    return run
+
+
+def test_the_whole_study(run):
+    study = run.study
+    run(evaluate.main, "behaviour")
     run(train.main, "delta", {"trainer.val_check_interval": 2})
     run(evaluate.main, "exp2a")
     run(evaluate.main, "exp2b")
@@ -100,3 +118,68 @@ def test_the_whole_study(arguments, pytestconfig, tmp_path, base_model):
         ends = (float(row["mean_ce"]) for row in (of_2b[alpha], of_2a[name]))
         assert next(ends) == pytest.approx(next(ends), abs=1e-5)
     assert "dose–response" in html.render(study)
+
+
+def plant_skip_transcoders(folder: Path, base_model: str) -> None:
+    """Layers 0 and 18 in sparsify's layout, float32; `cfg.json` names no scales."""
+    tokenizer = load_tokenizer(base_model)
+    examples = Calculator().generate(16, 2, 1, seed=1)["train"]
+    rows = tokenize(tokenizer, Calculator(), examples)
+    batch = target_batch(rows, tokenizer.pad_token_id)
+    captured = capture(
+        boot_bridge(load_model(base_model), tokenizer),
+        batch["input_ids"],
+        batch["attention_mask"],
+        SKIP_LAYERS,
+        HOOK_SITES["after_gain"],
+    )
+    for layer, (x_ND, y_ND) in captured.activations.items():
+        fitted = fitted_dictionary(x_ND, y_ND, 256, K, layer, "relu_topk", skip=True)
+        t = fitted.state_dict()
+        tensors = {"encoder.weight": t["W_enc"].T, "encoder.bias": t["b_enc"]}
+        tensors |= {"W_dec": t["W_dec"], "b_dec": t["b_dec"], "W_skip": t["W_skip"].T}
+        module = folder / f"model.layers.{layer}.mlp"
+        module.mkdir(parents=True)
+        stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(stored, module / "sae.safetensors")
+        config = {"activation": "topk", "expansion_factor": 16, "normalize_decoder": True}
+        config |= {"num_latents": 0, "k": K, "multi_topk": False, "skip_connection": True}
+        config |= {"transcode": True, "d_in": x_ND.shape[1]}
+        (module / "cfg.json").write_text(json.dumps(config))
+
+
+def test_deltas_beside_skip_transcoders(run, base_model, tmp_path, monkeypatch, pytestconfig):
+    monkeypatch.chdir(pytestconfig.rootpath)
+    plant_skip_transcoders(tmp_path / "skip", base_model)
+    file = "configs/smollm2/study_skip_transcoders.yaml"
+    stages = read_study(file, folder=str(run.study)).stages
+    assert set(stages) - set(read_study("configs/smollm2/quick.yaml").stages) == {
+        *("skip_delta", "skip_exp2a")
+    }
+    local = {"base_transcoders": tmp_path / "skip"}
+    few = {"data.n_check_examples": 10, "trainer.val_check_interval": 2}
+    run(train.main, "skip_delta", few | {f"data.{k}": v for k, v in local.items()})
+    options = dict(stages["skip_exp2a"].options)
+    assert options["model.base_transcoders"] == "EleutherAI/skip-transcoder-SmolLM2-135M-128x"
+    run(evaluate.main, "exp2a", options | {f"model.{k}": v for k, v in local.items()})
+
+    cache = ActivationCache(run.study / "activations")
+    for layer in SKIP_LAYERS:
+        _, config = load_delta(run.study / f"skip_delta/layer_{layer}")
+        assert config.base_id == f"{tmp_path}/skip/model.layers.{layer}.mlp/sae.safetensors"
+        assert (config.hook_site, config.average_l0_base, config.d_new) == ("after_gain", K, 32)
+        t = {n: v.double() for n, v in load_file(Path(config.base_id)).items()}
+        x, y, residual = cache.load("validation", layer, ["x", "y", "residual-skip-p0.5"]).values()
+        x = x.double()
+        z = x @ t["encoder.weight"].T + t["encoder.bias"]
+        least = z.topk(K).values[:, -1:]
+        a = torch.where(z >= least, z, 0).relu()
+        expected = y.double() - (a @ t["W_dec"] + t["b_dec"] + x @ t["W_skip"].T)
+        torch.testing.assert_close(residual.double(), expected, rtol=1e-2, atol=1e-3)
+    rows = read_metrics(run.study / "skip_exp2a" / "metrics.csv")
+    conditions = ("no_delta", "full", "base_mlp", "dictionary_error")
+    cells = itertools.product(("0", "18", "0+18"), conditions)
+    assert {(row["layer"], row["condition"]) for row in rows} == {("", "raw"), *cells}
+    for row in rows:
+        single = row["layer"] in ("0", "18") and row["condition"] in ("no_delta", "full")
+        assert math.isfinite(float(row["fvu"])) == single

@@ -43,7 +43,8 @@ def command_of(stage: Stage, resume: Path | None = None) -> list[str]:
     if stage.run not in SCRIPTS:
         return ["python", "-m", stage.run, *stage.arguments]
     command = [*script_command(stage.run), "--config", stage.config]
-    command += ["--config", stage.task] if stage.task else []
+    for file in stage.more_configs:
+        command += ["--config", file]
     command += ["--study", stage.study, "--seed_everything", str(stage.seed)]
     for option, value in stage.options.items():
         command += (

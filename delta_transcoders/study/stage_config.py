@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from delta_transcoders.command import (
     read_yaml,
     set_option,
 )
+from delta_transcoders.study.public_base import PublicBase
 from delta_transcoders.study.study_file import SCRIPTS, Stage
 
-OPTIONS = ("model", "data", "trainer", "task", "subsets", "stage", "seed_everything")
+OPTIONS = ("model", "data", "trainer", "base", "task", "subsets", "stage", "seed_everything")
 """What options of a stage begin with."""
 
 NOT_RESULTS = ("logger", "default_root_dir", "enable_progress_bar")
@@ -88,10 +90,11 @@ class StageConfig:
 
 def _resolved(stage: Stage, texts: Mapping[str, str]) -> dict:
     config: dict = {"task": None, "subsets": None, "stage": Path(stage.config).stem}
-    for file in (str(defaults_beside(stage.config)), stage.config, stage.task):
+    config["base"] = asdict(PublicBase())
+    for file in (str(defaults_beside(stage.config)), stage.config, *stage.more_configs):
         if file in texts:
             config = _merged(config, yaml.safe_load(texts[file]))
-        elif file and Path(find_config(file)).is_file():
+        elif Path(find_config(file)).is_file():
             config = _merged(config, read_yaml(find_config(file)))
     _check_shape(config, stage.label)
     config |= {"study": stage.study, "seed_everything": stage.seed}
@@ -118,9 +121,9 @@ def _check_shape(config: Mapping[str, Any], label: str) -> None:
     Raises:
         ValueError: what must be `key: value` pairs is something else, or an output is no path.
     """
-    trainer = config.get("trainer")
-    if not (trainer is None or isinstance(trainer, dict)):
-        raise ValueError(f"{label}: trainer is {trainer!r}, expected `key: value` pairs")
+    for name in ("trainer", "base"):
+        if not isinstance(config.get(name), dict | None):
+            raise ValueError(f"{label}: {name} is {config[name]!r}, expected `key: value` pairs")
     for name, part in _classes(config):
         arguments = part.get("init_args", {}) if isinstance(part, dict) else {}
         is_name = part is None or isinstance(part, str | bool)
@@ -150,6 +153,10 @@ def _check_names(config: Mapping[str, Any], label: str) -> None:
                 raise ValueError(
                     f"{label}: {short} has no option {name}.{key}; {nearest(key, known)}"
                 )
+    known = asdict(PublicBase())
+    for key in config["base"]:
+        if key not in known:
+            raise ValueError(f"{label} has no option base.{key}; {nearest(key, known)}")
 
 
 def _merged(under: Any, over: Any) -> Any:

@@ -3,7 +3,9 @@
 ```yaml
 study: runs/mine             # folder
 seed: 0
-task: ../tasks/json.yaml     # optional: a YAML that every stage gets as a second --config
+base: base.yaml              # optional: a YAML that every stage gets as a second --config; its `base` is
+                             # what `${base.model}` and so on stand for (see `PublicBase`)
+task: ../tasks/json.yaml     # optional: one more of these, which says what the model is taught
 include: study.yaml          # one file or several, whose stages are this file's too
 stages:
   finetune:
@@ -44,7 +46,7 @@ import yaml
 
 from delta_transcoders.command import find_config, nearest, read_yaml
 
-KEYS = ("study", "seed", "seeds", "task", "include", "stages", "shows", "studies")
+KEYS = ("study", "seed", "seeds", "base", "task", "include", "stages", "shows", "studies")
 STAGE_KEYS = (
     *("run", "config", "options", "seed_offset"),
     *("arguments", "reads", "writes", "takes"),
@@ -53,6 +55,8 @@ INNER_KEYS = ("config", "study", "seed", "links", "stages")
 OWN_KEYS = frozenset(("base_model", "finetuned_model", "examples", "judge"))
 """Keys of a file that names models of the user's own (docs/YOUR_MODEL.md)."""
 SCRIPTS = ("train", "evaluate")
+MORE_CONFIGS = ("base", "task")
+"""Keys of configurations that lie over those of all stages."""
 
 
 def _is_text(value: Any) -> bool:
@@ -83,6 +87,7 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (_is_seed, "a whole number from 0"),
     "seeds": (lambda value: _is_list(value, _is_seed, 1), "whole numbers from 0, as in [4, 5]"),
     "seed_offset": (_is_seed, "a whole number from 0"),
+    "base": (_is_text, "a YAML file"),
     "task": (lambda value: value is None or _is_text(value), "a YAML file"),
     "include": (lambda value: _is_text(value) or _is_list(value), "a study file, or several"),
     "config": (lambda value: _is_text(value) or _is_list(value, at_least=1), "a YAML file"),
@@ -107,7 +112,7 @@ class Stage:
         label: among all stages of a file, as in `planted/none/finetune`.
         study: folder.
         run: `train`, `evaluate` or a module.
-        config: of `train` and `evaluate`, as is `task`, a second one, and `options`.
+        config: of `train` and `evaluate`, as are `more_configs`, laid over it, and `options`.
         arguments: of a module, as are `reads` (stages of its study or paths) and `writes`.
         takes: seconds and megabytes, guessed.
     """
@@ -118,7 +123,7 @@ class Stage:
     seed: int
     run: str
     config: str
-    task: str | None
+    more_configs: Sequence[str]
     options: Mapping[str, Any]
     arguments: Sequence[str]
     reads: Sequence[str]
@@ -186,8 +191,6 @@ def read_study(
     content |= given
     if "study" not in content:
         raise ValueError(f"{file} names no folder: give `study: runs/NAME` there, or --study")
-    if content.get("task") and not Path(find_config(content["task"])).is_file():
-        raise FileNotFoundError(f"no task file {content['task']!r}")
     study = Study(os.path.expanduser(content["study"]))
     study.texts, study.notes = content.get("files", {}), content.get("notes", [])
     _expand(study, content, file, study.folder, "")
@@ -231,8 +234,9 @@ def _load(file: str, chain: Sequence[str] = ()) -> dict[str, Any]:
             stage["config"] = _beside(file, stage["config"])
     for inner in studies.values():
         inner["config"] = [_beside(file, name) for name in _list(inner["config"])]
-    if content.get("task"):
-        content["task"] = _beside(file, content["task"])
+    for key in MORE_CONFIGS:
+        if content.get(key):
+            content[key] = _beside(file, content[key])
     whole = _together(included, [*chain, file])
     _lay_over(whole["stages"], stages, file, "stages")
     whole["studies"] |= studies
@@ -282,6 +286,9 @@ def _expand(
         around: the files of the studies that it is within.
     """
     _check_folder(folder)
+    for key in MORE_CONFIGS:
+        if content.get(key) and not Path(find_config(content[key])).is_file():
+            raise FileNotFoundError(f"no {key} file {content[key]!r}")
     seeds = content.get("seeds") or [content.get("seed", 0)]
     names = {"study": folder}
     if "seeds" not in content:
@@ -310,7 +317,7 @@ def _expand(
             seed=seeds[0] + spec.get("seed_offset", 0),
             run=spec["run"],
             config=config,
-            task=content.get("task"),
+            more_configs=[content[key] for key in MORE_CONFIGS if content.get(key)],
             options=_fill(spec.get("options", {}), names),
             takes=spec.get("takes", {}),
             **filled,

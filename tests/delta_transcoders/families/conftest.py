@@ -73,7 +73,7 @@ class Case:
 def gemma3_multimodal(ids: dict[str, Any]) -> hf.Gemma3Config:
     vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
-    text = hf.Gemma3TextConfig(**SIZES, **ids, sliding_window=8, query_pre_attn_scalar=8)
+    text = hf.Gemma3TextConfig(**SIZES | ids, sliding_window=8, query_pre_attn_scalar=8)
     return hf.Gemma3Config(
         text_config=text.to_dict(),
         vision_config=vision,
@@ -110,13 +110,13 @@ CASES = [
     Case(
         "gemma2",
         Gemma2,
-        lambda ids: hf.Gemma2Config(**SIZES, **ids, sliding_window=8, query_pre_attn_scalar=8),
+        lambda ids: hf.Gemma2Config(**SIZES | ids, sliding_window=8, query_pre_attn_scalar=8),
         **GEMMA,
     ),
     Case(
         "gemma3",
         Gemma3,
-        lambda ids: hf.Gemma3TextConfig(**SIZES, **ids, sliding_window=8, query_pre_attn_scalar=8),
+        lambda ids: hf.Gemma3TextConfig(**SIZES | ids, sliding_window=8, query_pre_attn_scalar=8),
         ends=("<eos>", "<end_of_turn>"),
         **GEMMA,
     ),
@@ -130,7 +130,7 @@ CASES = [
     Case(
         "llama3",
         Llama,
-        lambda ids: hf.LlamaConfig(**SIZES, **ids, tie_word_embeddings=True),
+        lambda ids: hf.LlamaConfig(**SIZES | ids, tie_word_embeddings=True),
         special=(
             "<|begin_of_text|>",
             "<|end_of_text|>",
@@ -146,7 +146,7 @@ CASES = [
     Case(
         "smollm2",
         Llama,
-        lambda ids: hf.LlamaConfig(**SIZES, **ids, tie_word_embeddings=True),
+        lambda ids: hf.LlamaConfig(**SIZES | ids, tie_word_embeddings=True),
         special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
         names={
             "bos_token": "<|im_start|>",
@@ -159,14 +159,14 @@ CASES = [
     Case(
         "mistral",
         Llama,
-        lambda ids: hf.MistralConfig(**SIZES, **ids, sliding_window=8),
+        lambda ids: hf.MistralConfig(**SIZES | ids, sliding_window=8),
         special=("<unk>", "<s>", "</s>"),
         names={"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
         adds_bos=True,
         template=None,
     ),
-    Case("qwen2", Qwen2, lambda ids: hf.Qwen2Config(**SIZES, **ids), **QWEN),
-    Case("qwen3", Qwen3, lambda ids: hf.Qwen3Config(**SIZES, **ids), **QWEN),
+    Case("qwen2", Qwen2, lambda ids: hf.Qwen2Config(**SIZES | ids), **QWEN),
+    Case("qwen3", Qwen3, lambda ids: hf.Qwen3Config(**SIZES | ids), **QWEN),
     Case(
         "gpt2",
         GPT2,
@@ -215,9 +215,15 @@ def make_tokenizer(case: Case) -> hf.PreTrainedTokenizerFast:
     )
 
 
-def make_model(case: Case, tokenizer: hf.PreTrainedTokenizerFast) -> hf.PreTrainedModel:
+def make_model(
+    case: Case, tokenizer: hf.PreTrainedTokenizerFast, **sizes: int
+) -> hf.PreTrainedModel:
+    """
+    Args:
+        sizes: in place of `SIZES`.
+    """
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    config = case.config({name: getattr(tokenizer, name) for name in names})
+    config = case.config({name: getattr(tokenizer, name) for name in names} | sizes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = hf.AutoModelForCausalLM.from_config(config, attn_implementation="eager")

@@ -105,6 +105,8 @@ def test_findings_read_all_of_every_seed():
         "configs/tiny/study_controls.yaml",
         "configs/tiny/study_faults.yaml",
         "configs/gemma2_2b/study_controls.yaml",
+        "configs/llama3.2_1b/study.yaml",
+        "configs/gemma3_1b/study.yaml",
     ],
 )
 def test_a_plan_sees_the_options_that_the_stage_gets(file):
@@ -137,7 +139,13 @@ def looked_up(parsed, name):
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["--config", "configs/tiny/study.yaml", "--dry-run"], ["--confg", "x"]]
+    "args",
+    [
+        ["--help"],
+        ["--config", "configs/tiny/study.yaml", "--dry-run"],
+        ["--config", "configs/qwen3_0.6b/study.yaml", "--dry-run"],
+        ["--confg", "x"],
+    ],
 )
 def test_help_plans_and_refusals_import_nothing_slow(args):
     check = (

@@ -92,6 +92,27 @@ def test_a_task_goes_to_every_stage(lab):
     assert step.inputs == {"given.txt": ""}
 
 
+def test_a_base_goes_to_every_stage_and_the_task_over_it(lab):
+    lab.write("one/base.yaml", "base: {model: own/model, rows: 8}\nsubsets: [x]\n")
+    lab.write("one/study.yaml", "include: ../configs/study.yaml\nbase: base.yaml\n")
+    lab.write("tasks/mine.yaml", "task: {class_path: my.Task}\nsubsets: [y]\n")
+    data = "data: {class_path: x.D, init_args: {m: '${base.model}', n: '${base.layers}', s: '${subsets}'}}"
+    lab.replace("configs/a.yaml", "model:", f"{data}\nmodel:")
+    step = Graph(read_study("one/study.yaml", task="tasks/mine.yaml")).steps["a"]
+    assert command_of(step.stage)[2:8] == [
+        *("--config", "configs/a.yaml", "--config", "one/base.yaml"),
+        *("--config", "tasks/mine.yaml"),
+    ]
+    values = step.config.values
+    assert (values["data.m"], values["data.n"], values["data.s"]) == ("own/model", None, ["y"])
+    lab.write("one/base.yaml", "base: {modle: own/model}\n")
+    with pytest.raises(ValueError, match=r"a has no option base.modle; did you mean 'model'\?"):
+        Graph(read_study("one/study.yaml"))
+    (lab.folder / "one/base.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no base file 'one/base.yaml'"):
+        read_study("one/study.yaml")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [

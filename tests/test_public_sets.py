@@ -1,0 +1,363 @@
+"""The studies of public models, run on random tiny models and on dictionaries laid out as they are published.
+
+Of the shipped files everything is theirs but the hub ids, the source of lines to copy, lengths, and the width
+that Gemma Scope 2's folders say.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+import evaluate
+import train
+from benchmarks.random_dictionaries import fitted_dictionary
+from delta_transcoders.activations.cache import ActivationCache
+from delta_transcoders.activations.capture import boot_bridge, capture
+from delta_transcoders.dictionaries.bases import check_held, load_base
+from delta_transcoders.dictionaries.delta import load_delta
+from delta_transcoders.dictionaries.transcoder import Transcoder
+from delta_transcoders.families.sites import HOOK_SITES
+from delta_transcoders.interventions.intervention import layer_groups
+from delta_transcoders.language_models import load_model, load_tokenizer, target_batch, tokenize
+from delta_transcoders.report import comparisons, html
+from delta_transcoders.report.tables import read_metrics
+from delta_transcoders.study.plan import Graph
+from delta_transcoders.study.running import command_of
+from delta_transcoders.study.study_file import SCRIPTS, Stage, read_study
+from delta_transcoders.tasks.calculator.task import Calculator
+from tests.delta_transcoders.families.conftest import CASES, make_model, make_tokenizer
+
+D_MODEL, L0, K = 32, 64, 128
+
+
+def gemma_scope_2(folder: Path, layer: int, base: Transcoder, model: str) -> None:
+    """Of some layers another size, an affine twin and one in the folder of four depths lie beside it."""
+    t = base.state_dict()
+    tensors = {"w_enc": t["W_enc"], "w_dec": t["W_dec"]}
+    tensors |= {name: t[name] for name in ("b_enc", "b_dec", "threshold")}
+    norm = f"model.layers.{layer}.%s_feedforward_layernorm.output"
+    config = {"hf_hook_point_in": norm % "pre", "hf_hook_point_out": norm % "post", "l0": L0}
+    config |= {"model_name": model, "architecture": "jump_relu", "type": "transcoder"}
+    names = ["transcoder_all/%s_big"]
+    if layer % 8 == 0:
+        names += ["transcoder_all/%s_small", "transcoder_all/%s_big_affine", "transcoder/%s_medium"]
+    for name in names:
+        inside = folder / (name % f"layer_{layer}_width_1k_l0")
+        inside.mkdir(parents=True)
+        skip = {"affine_skip_connection": torch.eye(D_MODEL)} if "affine" in name else {}
+        save_file(tensors | skip, inside / "params.safetensors")
+        described = config | {"width": base.n_features, "affine_connection": bool(skip)}
+        (inside / "config.json").write_text(json.dumps(described))
+
+
+def circuit_tracer(
+    folder: Path, layer: int, base: Transcoder, model: str, hook_in: str, **config: str
+) -> None:
+    """One bfloat16 file a layer, the encoder and the skip the other way round."""
+    folder.mkdir(exist_ok=True)
+    t = base.state_dict()
+    tensors = t | {name: t[name].T for name in ("W_enc", "W_skip") if name in t}
+    stored = {name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}
+    save_file(stored, folder / f"layer_{layer}.safetensors")
+    described = {"model_name": model, "model_kind": "transcoder_set", "feature_input_hook": hook_in}
+    described |= {"feature_output_hook": "mlp.hook_out"} | config
+    (folder / "config.yaml").write_text(yaml.safe_dump(described))
+
+
+@dataclass(frozen=True)
+class Public:
+    """A shipped study, and what its model and its set of dictionaries are like.
+
+    Attributes:
+        family: of the tiny model that stands in for the base.
+        n_layers: of the real model, and of the tiny one.
+        write: one layer in the published layout.
+        files, width, dtype: of the chosen dictionaries, as they are stored.
+    """
+
+    name: str
+    family: str
+    n_layers: int
+    site: str
+    write: Callable[..., None]
+    activation: str
+    files: str
+    width: int = 256
+    dtype: torch.dtype = torch.bfloat16
+    skip: bool = False
+    leading: int = 1
+    licence: str = "Apache-2.0"
+
+    @property
+    def file(self) -> str:
+        return f"configs/{self.name}/study.yaml"
+
+    @property
+    def base(self) -> dict:
+        return yaml.safe_load(Path(f"configs/{self.name}/base.yaml").read_text())["base"]
+
+    @property
+    def layers(self) -> list[int]:
+        return self.base.get("layers", list(range(self.n_layers)))
+
+
+def qwen3(folder: Path, layer: int, base: Transcoder, model: str) -> None:
+    circuit_tracer(folder, layer, base, model, "mlp.hook_in")
+
+
+def llama_3_2(folder: Path, layer: int, base: Transcoder, model: str) -> None:
+    circuit_tracer(folder, layer, base, model, "hook_resid_mid", feature_output_hook="hook_mlp_out")
+
+
+def llama_3_1(folder: Path, layer: int, base: Transcoder, model: str) -> None:
+    """A revision without k."""
+    circuit_tracer(folder, layer, base, model, "mlp.hook_in", activation="topk")
+
+
+GEMMA = {"family": "gemma3", "site": "after_gain", "write": gemma_scope_2, "activation": "jumprelu"}
+GEMMA |= {"files": "transcoder_all/layer_{}_width_1k_l0_big/params.safetensors", "width": 1024}
+GEMMA |= {"dtype": torch.float32, "licence": "Gemma terms"}
+QWEN = {"family": "qwen3", "site": "after_gain", "write": qwen3, "activation": "relu"}
+QWEN |= {"files": "layer_{}.safetensors"}
+STUDIES = [
+    Public("gemma3_270m", n_layers=18, **GEMMA),
+    Public("gemma3_1b", n_layers=26, leading=4, **GEMMA),
+    Public("qwen3_0.6b", n_layers=28, **QWEN),
+    Public("qwen3_4b", n_layers=36, **QWEN),
+    Public(
+        "llama3.2_1b",
+        family="llama3",
+        n_layers=16,
+        site="residual",
+        write=llama_3_2,
+        activation="relu",
+        files="layer_{}.safetensors",
+        skip=True,
+        licence="Llama 3.2 community",
+    ),
+    Public(
+        "llama3.1_8b",
+        family="llama3",
+        n_layers=32,
+        site="after_gain",
+        write=llama_3_1,
+        activation="topk",
+        files="layer_{}.safetensors",
+        licence="NON-COMMERCIAL",
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def in_the_checkout(monkeypatch, pytestconfig):
+    monkeypatch.chdir(pytestconfig.rootpath)
+
+
+@pytest.fixture(params=STUDIES, ids=lambda public: public.name)
+def public(request) -> Public:
+    return request.param
+
+
+# The files
+
+
+def test_a_study_file_says_what_one_must_know(public):
+    text = Path(public.file).read_text()
+    comment = " ".join(line.removeprefix("# ") for line in text.splitlines() if line[0] == "#")
+    for word in (
+        "Licence: ",
+        "Disk: ",
+        "Memory: ",
+        "Computed from sizes, not run.",
+        public.licence,
+    ):
+        assert word in comment, word
+    one_stage = f"python train.py --config configs/public/delta.yaml --config configs/{public.name}/base.yaml"
+    assert one_stage in comment
+    base = yaml.safe_load(Path(f"configs/{public.name}/base.yaml").read_text())
+    assert base["study"] == yaml.safe_load(text)["study"] == f"runs/{public.name}"
+
+
+def test_every_stage_is_of_this_model_and_its_set(public):
+    base, steps = public.base, Graph(read_study(public.file)).steps
+    assert list(steps) == [
+        *("finetune", "behaviour", "activations", "delta", "exp1", "exp2a", "exp2b"),
+        *("comparisons", "report"),
+    ]
+    values = {label: step.config.values for label, step in steps.items()}
+    assert values["finetune"]["model.model"] == values["finetune"]["data.model"] == base["model"]
+    assert values["behaviour"]["model.models.base_model"] == base["model"]
+    assert values["activations"]["model.layers"] == base.get("layers")
+    assert values["activations"]["model.hook_site"] == base.get("hook_site")
+    assert values["activations"]["model.leading"] == base.get("leading")
+    assert values["delta"]["data.base_model"] == base["model"]
+    assert values["delta"]["data.base_transcoders"] == base["transcoders"]
+    assert values["delta"]["data.base_files"] == base.get("files")
+    for experiment in ("exp1", "exp2a", "exp2b"):
+        found = values[experiment]
+        assert found["model.base_model"] == base["model"]
+        assert found["model.base_transcoders"] == base["transcoders"]
+        assert found["model.layers"] == base["groups"]
+        assert found["model.rows_per_pass"] == found["data.batch_size"] == base.get("rows", 32)
+    groups = layer_groups(base["groups"], public.n_layers, public.layers)
+    assert groups[-1] == tuple(public.layers)
+
+
+def test_a_base_is_given_on_the_command_line(public):
+    given = {"all": {"base.model": "here/model", "base.rows": 2}}
+    steps = Graph(read_study(public.file, options=given)).steps
+    assert steps["delta"].config.values["data.base_model"] == "here/model"
+    assert steps["exp2b"].config.values["model.rows_per_pass"] == 2
+    command = command_of(steps["delta"].stage)
+    assert command[2:6] == [
+        *("--config", "configs/public/delta.yaml"),
+        *("--config", f"configs/{public.name}/base.yaml"),
+    ]
+    assert command[-4:] == ["--base.model", "here/model", "--base.rows", "2"]
+    with pytest.raises(ValueError, match=r"no option base.modle; did you mean 'model'"):
+        Graph(read_study(public.file, options={"all": {"base.modle": "x"}}))
+
+
+def test_gemma_scope_2_has_one_dictionary_of_each_layer_that_is_meant(tmp_path):
+    for layer in range(26):
+        names = [
+            f"{folder}layer_{layer}_width_{width}_l0_{size}{affine}"
+            for folder, sizes in (
+                ("transcoder_all/", ("small", "big")),
+                ("transcoder/", ("medium",)),
+            )
+            for size in sizes
+            for width in ("16k", "262k")
+            for affine in ("", "_affine")
+        ]
+        for name in names:
+            (tmp_path / name).mkdir(parents=True)
+            (tmp_path / name / "params.safetensors").touch()
+    for public in STUDIES[:2]:
+        check_held(tmp_path, public.layers, percentile=0.5, files=public.base["files"])
+
+
+# The runs
+
+FEW = {"data.n_per_subset": 1}
+LENGTHS = {
+    "finetune": {
+        "data.n_train": 24,
+        "data.n_validation": 8,
+        "data.n_evaluation": 2,
+        "model.lr": 1e-2,  # a handful of steps must change weights in bfloat16
+        "trainer.max_epochs": 1,
+        "trainer.callbacks.max_new_tokens": 3,
+        "task.copy_source": "synthetic",
+    },
+    "behaviour": {"model.max_new_tokens": 3},
+    "delta": {"data.passes": 10, "data.n_check_examples": 8},  # all training tokens are a batch
+    "exp1": FEW,
+    "exp2a": FEW | {"model.max_new_tokens": 3},
+    "exp2b": FEW | {"model.max_new_tokens": 3},
+}
+QUIET = {"trainer.accelerator": "cpu", "trainer.enable_progress_bar": False}
+
+
+def run_stage(stage: Stage) -> None:
+    if stage.run in SCRIPTS:
+        {"train": train.main, "evaluate": evaluate.main}[stage.run](command_of(stage)[2:])
+    elif stage.name == "comparisons":
+        comparisons.write_comparisons([Path(stage.arguments[0])], Path(stage.writes[0]))
+    else:
+        html.render(Path(stage.arguments[0]))
+
+
+def plant(folder: Path, public: Public, model: str) -> None:
+    """Dictionaries of the layers that are studied, which fit the base model."""
+    bridge = boot_bridge(load_model(model), load_tokenizer(model))
+    examples = Calculator().generate(16, 2, 1, seed=1)["train"]
+    rows = tokenize(bridge.tokenizer, Calculator(), examples)
+    batch = target_batch(rows, bridge.tokenizer.pad_token_id)
+    site = HOOK_SITES[public.site]
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    captured = capture(bridge, ids, mask, public.layers, site)
+    for layer, (x_ND, y_ND) in captured.activations.items():
+        l0 = K if public.activation == "topk" else L0
+        fitted = fitted_dictionary(
+            x_ND, y_ND, public.width, l0, layer, public.activation, skip=public.skip
+        )
+        public.write(folder, layer, fitted, public.base["model"])
+
+
+def formula(base: Transcoder, x_ND: np.ndarray) -> np.ndarray:
+    """In float64, from the tensors alone and token by token where it is TopK."""
+    t = {name: tensor.double().numpy() for name, tensor in base.state_dict().items()}
+    a_NF = x_ND @ t["W_enc"] + t["b_enc"]
+    if "threshold" in t:
+        a_NF = a_NF * (a_NF > t["threshold"])
+    elif base.k:
+        for a_F in a_NF:
+            a_F[np.argsort(a_F)[: -base.k]] = 0
+    else:
+        a_NF = np.maximum(a_NF, 0)
+    return a_NF @ t["W_dec"] + t["b_dec"] + (x_ND @ t["W_skip"] if "W_skip" in t else 0)
+
+
+@pytest.mark.slow
+def test_a_study_runs_to_its_end(public, tmp_path):
+    (case,) = (case for case in CASES if case.name == public.family)
+    tokenizer = make_tokenizer(case)
+    base, model = tmp_path / public.base["transcoders"].split("/")[1], tmp_path / "model"
+    make_model(case, tokenizer, num_hidden_layers=public.n_layers).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    plant(base, public, str(model))
+
+    files = public.base.get("files", "").replace("16k", "1k") or None
+    local = {"base.model": str(model), "base.transcoders": str(base), "base.files": files}
+    given = LENGTHS | {"all": QUIET | local}
+    folder = tmp_path / "study"
+    for stage in read_study(public.file, folder=str(folder), options=given).stages.values():
+        run_stage(stage)
+
+    cache = ActivationCache(folder / "activations")
+    assert cache.meta.layers == tuple(public.layers)
+    assert cache.meta.hook_site.name == public.site
+    first = "token" if public.leading == 1 else f"{public.leading} tokens"
+    assert cache.meta.token_policy.endswith(f"the first {first}")
+    for layer in public.layers:
+        _, config = load_delta(folder / f"delta/layer_{layer}")
+        assert config.base_id == f"{base}/{public.files.format(layer)}"
+        assert (config.d_new, config.hook_site) == (128, public.site)
+        assert math.isfinite(config.measured["fvu_full"])
+        loaded, base_id = load_base(base, layer, files=files)
+        assert base_id.hash == config.base_hash
+        assert {tensor.dtype for tensor in loaded.state_dict().values()} == {public.dtype}
+        assert (base_id.leading, base_id.activation) == (public.leading, public.activation)
+        columns = ["x", "y", f"residual-{base.name}-p0.5"]
+        x, y, residual = cache.load("validation", layer, columns).values()
+        expected = y.double().numpy() - formula(loaded, x.double().numpy())
+        scale = float(np.abs(expected).max())
+        np.testing.assert_allclose(residual.double().numpy(), expected, atol=scale / 128)
+
+    groups = [str(group) for group in public.base["groups"]]
+    of_2a = read_metrics(folder / "exp2a/metrics.csv")
+    conditions = ("no_delta", "full", "base_mlp", "dictionary_error")
+    cells = {(row["layer"], row["condition"]) for row in of_2a}
+    assert cells == {("", "raw"), *itertools.product(groups, conditions)}
+    rows = [*of_2a, *read_metrics(folder / "exp1/metrics.csv")]
+    assert all(math.isfinite(float(row["mean_ce"])) for row in rows)
+    if public.activation == "topk":
+        assert {float(row["l0_base"]) for row in of_2a if row["condition"] == "full"} == {K}
+    keys = ("layer", "subset")
+    found = {(*(row[k] for k in keys), row["condition"]): float(row["mean_ce"]) for row in of_2a}
+    for row in read_metrics(folder / "exp2b/metrics.csv"):
+        same = {"alpha_0.00": "no_delta", "alpha_1.00": "full"}.get(row["condition"])
+        if same:
+            expected = found[(*(row[k] for k in keys), same)]
+            assert float(row["mean_ce"]) == pytest.approx(expected, abs=0.02)
+    assert (folder / "exp2a/comparisons/split.csv").is_file()
