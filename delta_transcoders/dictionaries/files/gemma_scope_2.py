@@ -11,6 +11,8 @@ a text's first four tokens.
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any
 
 from delta_transcoders.dictionaries.files.gemma_scope import width_number
 from delta_transcoders.dictionaries.files.listing import Entry, Files
@@ -33,6 +35,7 @@ _PARAMS = re.compile(
 )
 _NAMES = {"W_enc": "w_enc", "W_dec": "w_dec", "W_skip": "affine_skip_connection"}
 LEADING_OF_INSTRUCT = 4
+ARCHITECTURE = "jump_relu"
 
 
 def find(files: Files) -> list[Entry]:
@@ -61,9 +64,9 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
     hooks = [config.get(f"hf_hook_point_{end}") for end in ("in", "out")]
     site = AFTER_GAIN  # what every published transcoder's configuration says; some repositories hold none
     if config:
-        site = site_of(
-            path.with_name("config.json"), *(hook and re.sub(layer, "", hook) for hook in hooks)
-        )
+        where = path.with_name("config.json")
+        site = site_of(where, *(hook and re.sub(layer, "", str(hook)) for hook in hooks))
+        _check(where, config)
     tensors = load_tensors(path)
     n_features, d_model = vector_lengths(path, tensors, "b_enc", "b_dec")
     affine = config.get("affine_connection", entry.kind.endswith("_affine"))
@@ -85,3 +88,12 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
         leading=LEADING_OF_INSTRUCT if instruct else 1,
         base_model=base_model,
     )
+
+
+def _check(path: Path, config: dict[str, Any]) -> None:
+    if config.get("architecture", ARCHITECTURE) != ARCHITECTURE:
+        raise ValueError(
+            f"{path}: architecture is {config['architecture']!r}, expected {ARCHITECTURE!r}"
+        )
+    if type(config.get("l0", 0)) not in (int, float):
+        raise ValueError(f"{path}: l0 is {config['l0']!r}, expected a number")
