@@ -89,7 +89,7 @@ examples: $(READY)  ## Run the notebooks of examples/ on the tiny study
 # Other tools, each in an environment of its own: their versions of transformers and ours do not go together.
 INTEROP := $(STUDY)/interop
 .venv-saelens/.ready: PACKAGES := sae-lens
-.venv-circuit-tracer/.ready: PACKAGES := circuit-tracer nnsight
+.venv-circuit-tracer/.ready: PACKAGES := circuit-tracer "nnsight<0.8"
 .venv-%/.ready: interop/constraints-%.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $< torch $(PACKAGES)

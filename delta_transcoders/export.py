@@ -35,6 +35,7 @@ from delta_transcoders.report.model_card import model_card, models_of, read_stud
 if TYPE_CHECKING:
     from delta_transcoders.dictionaries.files.exported import ExportCard
     from delta_transcoders.dictionaries.files.fused import FusedDeltas
+    from delta_transcoders.families.family import ModelFamily
 
 CARD = "README.md"
 MARK = "<!-- written by delta_transcoders.export -->"
@@ -56,10 +57,11 @@ def export(
 ) -> Path:
     """Write one format and its model card, replacing an earlier export in that folder.
 
-    `gemma_scope` and `saelens` get the layers that have a delta. `circuit_tracer` wants all layers of the
-    model, equally wide: those without a delta get the base, and padding that never fires; and a copy of
-    the model that its version of transformers reads, in `model/`. Names of local folders are shortened to
-    their last part: they say nothing elsewhere.
+    The layers that have a delta are written; `circuit_tracer` wants all layers of the model, equally wide:
+    those without a delta get the base, and padding that never fires; and a copy of the model that its
+    version of transformers reads, in `model/`. Every dictionary is float32 JumpReLU, a base of ReLU at
+    threshold 0: the same function. Layers are made and written one at a time. Names of local folders are
+    shortened to their last part: they say nothing elsewhere.
 
     Args:
         run: a study's folder; the defaults below are in it.
@@ -69,7 +71,8 @@ def export(
         base_transcoders: folder or hub id; `RUN/base_transcoders`, or else where the deltas' bases were.
         model: the finetuned model; the one that was brought to the study, or `RUN/finetune/merged`. A folder
             for `circuit_tracer`, a name otherwise.
-        base_model: hub id of the model that was finetuned, where the study used a local copy.
+        base_model: hub id of the model that was finetuned, where the study used a local copy. Other tools
+            boot what it names.
         push_to_hub: `USER/NAME` of a model repository to upload the folder to.
         private: the repository must be private, and is made so.
 
@@ -119,7 +122,7 @@ def export(
             bases = base_transcoders and str(base_transcoders)
             fused = FusedDeltas(deltas, bases, alpha, delta_only)
             model = str(model or brought.get("finetuned_model") or run / "finetune" / "merged")
-            exported = _write_dictionaries(folder, format, fused, model)
+            exported = _write_dictionaries(folder, format, fused, study.base_model, model)
         repository = push_to_hub or "THIS_REPOSITORY"
         text = model_card(study, format, repository=repository, exported=exported)
         write_text(folder / CARD, f"{text}\n{MARK}\n")
@@ -151,39 +154,52 @@ def _check(format: str, out: Path, alpha: float, delta_only: bool, chosen: list[
             )
 
 
-def _write_dictionaries(folder: Path, format: str, fused: FusedDeltas, model: str) -> ExportCard:
-    from delta_transcoders.dictionaries.files import circuit_tracer, saelens
+def _write_dictionaries(
+    folder: Path, format: str, fused: FusedDeltas, base_model: str | None, model: str
+) -> ExportCard:
+    from delta_transcoders.dictionaries.files import circuit_tracer, gemma_scope_2, saelens
     from delta_transcoders.dictionaries.files.exported import ExportCard, save_card
     from delta_transcoders.dictionaries.files.gemma_scope import save_base
-    from delta_transcoders.families.sites import GEMMA_SCOPE
+    from delta_transcoders.families.sites import AFTER_GAIN, BEFORE_POST_NORM, GEMMA_SCOPE
 
-    config = fused.config
-    if format == "gemma_scope" and fused.site != GEMMA_SCOPE:
+    config, site = fused.config, fused.site
+    if format == "gemma_scope" and site != GEMMA_SCOPE:
         raise ValueError(
-            f"the deltas are for hook site {config.hook_site!r}, and Gemma Scope's files name none: theirs "
+            f"the deltas are for hook site {site.name!r}, and Gemma Scope's files name none: theirs "
             "is understood; the other formats name it"
         )
+    if format == "gemma_scope_2" and site != AFTER_GAIN:
+        raise ValueError(
+            f"the deltas are for hook site {site.name!r}, and readers of Gemma Scope 2's files feed them "
+            f"what comes after the norm's gain ({AFTER_GAIN.name!r}); saelens and circuit_tracer name a site"
+        )
     layers: Collection[int] = fused.layers
+    n_features = None
     if format == "circuit_tracer":
-        layers = _all_layers(Path(model), config.model_fingerprint)
+        family = _checked_family(Path(model), config.model_fingerprint)
+        layers, n_features = range(family.n_layers), fused.n_features
+        if fused.delta_only:
+            # Its graphs call the error of layer L `0_L_POSITION`, as if it were feature L of layer 0: with
+            # as many features in front that never fire, no feature of the delta has that name.
+            n_features += len(layers)
     name = portable_name(model)
     adds_bos = format != "saelens" or _adds_bos(Path(model))
 
     cards = {}
     for layer in layers:
-        if format == "circuit_tracer":
-            dictionary, card = fused.layer(layer, fused.n_features)
-            path = circuit_tracer.save_layer(folder, layer, dictionary)
+        dictionary, card = fused.layer(layer, n_features)
+        if format == "gemma_scope":
+            path = save_base(folder, layer, dictionary, card.average_l0)
+        elif format == "gemma_scope_2":
+            path = gemma_scope_2.save_layer(folder, layer, dictionary, card.average_l0, base_model)
+        elif format == "saelens":
+            path = saelens.save_layer(folder, layer, dictionary, site, base_model, name, adds_bos)
         else:
-            dictionary, card = fused.layer(layer)
-            if format == "saelens":
-                path = saelens.save_layer(folder, layer, dictionary, fused.site, name, adds_bos)
-            else:
-                path = save_base(folder, layer, dictionary, card.average_l0)
+            path = circuit_tracer.save_layer(folder, layer, dictionary)
         cards[layer] = replace(card, path=path.relative_to(folder).as_posix())
     if format == "circuit_tracer":
-        scan = f"delta-{config.model_fingerprint[:12]}"
-        circuit_tracer.save_config(folder, fused.site, name, scan)
+        post_norm = any(other.hook_out == BEFORE_POST_NORM for other in family.candidates)
+        circuit_tracer.save_config(folder, site, base_model, name, post_norm)
         save_model(folder / circuit_tracer.MODEL_FOLDER, Path(model))
     exported = ExportCard(
         format=format,
@@ -208,8 +224,8 @@ def _adds_bos(model: Path) -> bool:
     return bool(load_tokenizer(str(model))("").input_ids)
 
 
-def _all_layers(model: Path, fingerprint: str) -> range:
-    """The layers of the model in a folder, which must be the one with this fingerprint."""
+def _checked_family(model: Path, fingerprint: str) -> ModelFamily:
+    """The anatomy of the model in a folder, which must be the one with this fingerprint."""
     from delta_transcoders.families import family_of
     from delta_transcoders.fingerprints import check_hash
     from delta_transcoders.language_models import check_model_source
@@ -228,7 +244,7 @@ def _all_layers(model: Path, fingerprint: str) -> range:
         weights = StoredWeights(str(model), dtype)
         found.append(weights.fingerprint())
         if found[-1] == fingerprint:
-            return range(family_of(weights.config).n_layers)
+            return family_of(weights.config)
     check_hash("the deltas were trained on another model", fingerprint, str(model), found[0])
 
 

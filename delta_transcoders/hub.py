@@ -151,7 +151,8 @@ def push_folder(folder: str | Path, repo_id: str, private: bool = False) -> str:
             repo_id=repo_id,
             folder_path=folder,
             commit_message=f"Upload {Path(folder).name}",
-            delete_patterns=["layer_*", "model*"],  # of an earlier upload: readers would mix them
+            # Of an earlier upload: readers would mix them.
+            delete_patterns=["layer_*", "transcoder_all/*", "model*"],
         )
     except (OSError, HTTPError) as error:
         said = str(error).strip().splitlines()

@@ -64,6 +64,14 @@ def check_model_source(source: str) -> None:
             f"the model folder {source!r} has no tokenizer (tokenizer.json); save it there with "
             "`tokenizer.save_pretrained`"
         )
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and not (folder / "model.safetensors").is_file():  # that goes before it
+        for name in sorted(set(read_json(index).get("weight_map", {}).values())):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"the model folder {source!r} has no {name}, which {index.name} names; copy or download "
+                    "that file, too"
+                )
     _check_family(source, read_json(folder / "config.json").get("model_type"))
 
 

@@ -44,6 +44,10 @@ def which() -> str:
     return f"circuit-tracer {said['Version']} ({home})"
 
 
+def read_card(export: Path, layer: int) -> dict:
+    return json.loads((export / "export.json").read_text())["layers"][str(layer)]
+
+
 def load_published(folder: Path) -> TranscoderSet:
     if folder.name in OWN:
         return load_transcoder_from_hub(str(folder), device=CPU)[0]
@@ -59,13 +63,16 @@ def check_dictionaries(out: Path, comparison: Comparison) -> None:
     for case in CASES:
         loaded, config = load_transcoder_from_hub(str(out / "circuit_tracer" / case), device=CPU)
         assert config["feature_input_hook"] == "ln2.hook_normalized"
-        card = json.loads((out / "gemma_scope" / case / "export.json").read_text())
         for layer, x, a, y in comparison.layers(case):
-            path = out / "gemma_scope" / case / card["layers"][str(layer)]["path"]
+            card = read_card(out / "circuit_tracer" / case, layer)
+            ours = torch.zeros(len(x), loaded[layer].d_transcoder)  # the padding never fires
+            ours[:, [*range(*card["base_features"]), *range(*card["delta_features"])]] = a
+            what = f"circuit-tracer, {case}, layer {layer}"
+            comparison.compare(what, loaded[layer].encode(x), loaded[layer](x), ours, y)
+            path = out / "gemma_scope" / case / read_card(out / "gemma_scope" / case, layer)["path"]
             scope = load_gemma_scope_transcoder(str(path), layer, CPU)
-            for name, transcoder in (("circuit-tracer", loaded[layer]), ("Gemma Scope", scope)):
-                what = f"{name}, {case}, layer {layer}"
-                comparison.compare(what, transcoder.encode(x), transcoder(x), a, y)
+            what = f"Gemma Scope, {case}, layer {layer}"
+            comparison.compare(what, scope.encode(x), scope(x), a, y)
     for case in (*OWN, *OTHERS):
         loaded = load_published(out / "published" / case)
         for layer, x, a, y in comparison.layers(case):
@@ -128,12 +135,12 @@ def check_model(
 def check_graph(out: Path, comparison: Comparison) -> None:
     """The replacement model is our model, its active features are ours, and the delta's are in the graph."""
     folder = out / "circuit_tracer" / "full"
-    layers = json.loads((folder / "export.json").read_text())["layers"]
-    ranges = {int(layer): card["delta_features"] for layer, card in layers.items()}
     model = ReplacementModel.from_pretrained(
         str(folder / "model"), str(folder), backend="nnsight", device=CPU
     )
     expected = comparison.expected("graph")
+    n_layers = model.cfg.n_layers
+    ranges = {layer: read_card(folder, layer)["delta_features"] for layer in range(n_layers)}
     delta = {layer: slice(*features) for layer, features in ranges.items()}
     check_model(model, "the finetuned model, delta", comparison, expected, delta)
 

@@ -224,6 +224,8 @@ def _layout(listed: Files) -> tuple[ModuleType, list[Entry]]:
 
 def _why_none(listed: Files) -> str:
     for path in listed.paths:
+        if path.endswith(".safetensors.index.json"):
+            return f"{path} is an index of parts, and a dictionary is read from one file; join them"
         if path.endswith(("hyperparams.json", "checkpoints/final.safetensors")):
             return (
                 f"{path} is of Llama Scope, whose transcoders cut at one threshold for pre-activation times "

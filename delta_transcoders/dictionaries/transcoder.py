@@ -253,4 +253,7 @@ def unscaled(transcoder: Transcoder) -> dict[str, Tensor]:
     """Its tensors in float32, with both scales in the weights."""
     s_in, s_out = transcoder.scale_in, transcoder.scale_out
     factors = {"W_enc": s_in, "W_dec": s_out, "b_dec": s_out, "W_skip": s_in * s_out}
-    return {n: t.float() * factors.get(n, 1.0) for n, t in transcoder.state_dict().items()}
+    return {
+        n: t.float() if factors.get(n, 1) == 1 else t.float() * factors[n]  # no second copy
+        for n, t in transcoder.state_dict().items()
+    }

@@ -39,6 +39,7 @@ LIBRARY: dict[Format, str] = {
 }
 TOOLS = {
     "gemma_scope": "Gemma Scope's files",
+    "gemma_scope_2": "Gemma Scope 2's files",
     "saelens": "SAELens",
     "circuit_tracer": "circuit-tracer",
 }
@@ -75,6 +76,7 @@ class Study:
 
     Attributes:
         base: hub id of the model that was finetuned; None where it is known as a local folder only.
+        base_model: the same, or else the folder's name; None where nothing is known.
         base_name: the same for reading.
         base_config: of the model that was trained in this study; empty where none was.
         base_is_own: the model that was finetuned was trained in this study.
@@ -87,6 +89,7 @@ class Study:
 
     run: Path
     base: str | None
+    base_model: str | None
     base_name: str
     base_config: dict[str, Any]
     base_is_own: bool
@@ -192,6 +195,7 @@ def read_study(run: Path, deltas: Path, base_model: str | None) -> Study:
     return Study(
         run=run,
         base=base,
+        base_model=portable_name(name) if name else None,
         base_name=base_name,
         base_config=base_config,
         base_is_own=base_is_own,

@@ -14,11 +14,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from delta_transcoders.command import run as run_command
+from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.dictionaries.delta import save_delta
 from delta_transcoders.dictionaries.files import TOOL_FORMATS
 from delta_transcoders.dictionaries.files.exported import load_card, load_export
 from delta_transcoders.export import export, main
 from delta_transcoders.fingerprints import model_fingerprint, tokenizer_fingerprint
+from delta_transcoders.hub import push_folder
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.tiny_gemma import build_tiny_gemma
 
@@ -37,7 +39,12 @@ def x() -> torch.Tensor:
 
 @pytest.fixture
 def exported(random_study, tmp_path):
+    """The study's deltas, for Gemma Scope 2's layout as if they were for its site."""
+
     def make(format="circuit_tracer", **options) -> Path:
+        if format == "gemma_scope_2" and "deltas" not in options:
+            folder = tmp_path / "after_gain"
+            options["deltas"] = random_study.variant(folder, hook_site="after_gain")
         return export(
             random_study.folder, format, tmp_path / format, model=random_study.model, **options
         )
@@ -64,7 +71,8 @@ def test_base_plus_alpha_delta_with_its_features_where_the_card_says(
         base_a = base.encode(x)[:, : 0 if delta_only else None]
         torch.testing.assert_close(a[:, slice(*of_layer.base_features)], base_a)
         assert of_layer.average_l0 == (2 if delta_only else 10 + layer)
-        assert of_layer.hook_in == f"blocks.{layer}.ln2.hook_normalized"
+        read_at = "hook_out" if format == "gemma_scope_2" else "hook_normalized"
+        assert of_layer.hook_in == f"blocks.{layer}.ln2.{read_at}"
         assert of_layer.base_hash == random_study.configs[layer].base_hash
 
 
@@ -75,8 +83,10 @@ def test_a_circuit_tracer_set_is_complete(exported, random_study, x, delta_only)
     assert config["model_kind"] == "transcoder_set"
     assert config["feature_input_hook"] == "ln2.hook_normalized"
     assert config["feature_output_hook"] == "hook_mlp_out"
-    assert config["scan"]
-    width, n_padding = (6, (0, 6, 0)) if delta_only else (54, (8, 14, 0))
+    assert "scan" not in config  # it would send the viewer to the network
+    assert (config["model_name"], config["finetuned_model"]) == (None, "tiny_gemma0")
+    # A delta alone has as many silent features in front as the model has layers.
+    width, n_padding = (9, (3, 9, 3)) if delta_only else (54, (8, 14, 0))
     card = load_card(out)
     for layer in range(3):
         tensors = load_file(out / f"layer_{layer}.safetensors")
@@ -88,7 +98,8 @@ def test_a_circuit_tracer_set_is_complete(exported, random_study, x, delta_only)
             "activation_function.threshold": [width],
         }
         start, stop = card.layers[layer].padding_features
-        assert (stop - start, stop) == (n_padding[layer], width)
+        end = n_padding[layer] if delta_only else width
+        assert (stop - start, stop) == (n_padding[layer], end)
         z = 1e6 * x @ tensors["W_enc"].T + tensors["b_enc"]
         assert (z[:, start:stop] <= 0).all()  # silent even where someone forgets the thresholds
         assert (tensors["activation_function.threshold"][start:stop] > 0).all()
@@ -96,6 +107,61 @@ def test_a_circuit_tracer_set_is_complete(exported, random_study, x, delta_only)
     # JumpReLU there lets negative values through where the threshold is negative.
     assert (tensors["activation_function.threshold"] >= 0).all()
     assert (random_study.deltas[2].threshold < 0).any()
+
+
+def test_no_feature_of_a_delta_alone_has_the_name_of_an_error_node(exported, random_study, x):
+    """circuit-tracer calls the error of layer L at position P `0_L_P`."""
+    card, read = load_export(exported(delta_only=True))
+    n_layers = len(card.layers)
+    errors = {f"0_{layer}" for layer in range(n_layers)}
+    for layer, dictionary in read.items():
+        active = dictionary.encode(x).any(0).nonzero()[:, 0].tolist()
+        assert not {f"{layer}_{feature}" for feature in active} & errors
+        delta = card.layers[layer].delta_features
+        assert delta == ((3, 9) if layer in random_study.deltas else (9, 9))
+        assert set(active) <= set(range(*delta)) and (not active) == (layer == 1)
+
+
+def test_gemma_scope_2_s_layout(exported, random_study):
+    out = exported("gemma_scope_2", base_model="google/gemma-3-270m-it")
+    assert sorted(p.name for p in (out / "transcoder_all").iterdir()) == [
+        "layer_0_width_46_l0_small",
+        "layer_2_width_54_l0_small",
+    ]
+    folder = out / "transcoder_all/layer_2_width_54_l0_small"
+    tensors = load_file(folder / "params.safetensors")
+    assert {name: (list(t.shape), t.dtype) for name, t in tensors.items()} == {
+        "w_enc": ([32, 54], torch.float32),
+        "b_enc": ([54], torch.float32),
+        "w_dec": ([54, 32], torch.float32),
+        "b_dec": ([32], torch.float32),
+        "threshold": ([54], torch.float32),
+    }
+    assert json.loads((folder / "config.json").read_text()) == {
+        "hf_hook_point_in": "model.layers.2.pre_feedforward_layernorm.output",
+        "hf_hook_point_out": "model.layers.2.post_feedforward_layernorm.output",
+        "width": 54,
+        "model_name": "google/gemma-3-270m-it",
+        "architecture": "jump_relu",
+        "l0": 12,
+        "affine_connection": False,
+        "type": "transcoder",
+    }
+    base, found = load_base(out, 2)
+    assert (found.hook_site, found.leading, found.average_l0) == ("after_gain", 4, 12)
+    assert torch.equal(base.W_dec[48:], random_study.deltas[2].W_dec)
+
+
+def test_the_base_models_name_is_what_other_tools_boot(exported):
+    out = exported(base_model="google/gemma-2-2b")
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert (config["model_name"], config["finetuned_model"]) == ("google/gemma-2-2b", "tiny_gemma0")
+    out = exported("saelens", base_model="google/gemma-2-2b")
+    metadata = json.loads((out / "layer_0/cfg.json").read_text())["metadata"]
+    assert (metadata["model_name"], metadata["finetuned_model"]) == (
+        "google/gemma-2-2b",
+        "tiny_gemma0",
+    )
 
 
 def test_a_layer_without_a_delta_is_its_base(exported, random_study, x):
@@ -152,6 +218,15 @@ def test_the_gemma_scope_layout_cannot_name_another_site(exported, random_study,
         exported("gemma_scope", deltas=deltas)
 
 
+@pytest.mark.parametrize("site", ["gemma_scope", "original", "residual"])
+def test_gemma_scope_2_s_readers_feed_what_comes_after_the_gain(
+    exported, random_study, tmp_path, site
+):
+    deltas = random_study.variant(tmp_path / "deltas", hook_site=site)
+    with pytest.raises(ValueError, match=f"for hook site '{site}', and readers of Gemma Scope 2's"):
+        exported("gemma_scope_2", deltas=deltas)
+
+
 def test_deltas_on_the_base_models_mlp_go_alone(exported, random_study, tmp_path):
     changes = {"target": "mlp_difference", "base_id": "base_model", "percentile": None}
     deltas = random_study.variant(tmp_path / "deltas", **changes)
@@ -190,7 +265,7 @@ def test_another_model_is_refused(random_study, tokenizer, tmp_path):
         (
             {"format": "neuronpedia"},
             ValueError,
-            "'neuronpedia', expected one of gemma_scope, saelens",
+            "'neuronpedia', expected one of gemma_scope, gemma_scope_2, saelens",
         ),
         ({"alpha": math.nan}, ValueError, "alpha is nan"),
         ({"deltas": "nowhere"}, FileNotFoundError, "no folder 'nowhere'"),
@@ -320,6 +395,33 @@ def test_the_cards_code_opens_the_files_in_the_other_tools(exported, run_card, m
     assert opened == ["layer_0", "nnsight"]
 
 
+def test_the_cards_code_of_gemma_scope_2_s_layout(exported, run_card, capsys):
+    run_card(exported("gemma_scope_2"))
+    assert capsys.readouterr().out == "0 46 (40, 46)\n2 54 (48, 54)\n"
+
+
+def test_a_push_replaces_the_layers_of_an_earlier_one(exported, hub):
+    for alpha, l0 in ((1.0, "small"), (0.5, "big")):
+        folder = exported("gemma_scope_2", alpha=alpha)
+        first = folder / "transcoder_all/layer_0_width_46_l0_small"
+        first.rename(folder / f"transcoder_all/layer_0_width_46_l0_{l0}")
+        push_folder(folder, "user/it")
+    pushed = [p.name for p in (hub.root / "user/it/transcoder_all").iterdir()]
+    assert sorted(pushed) == ["layer_0_width_46_l0_big", "layer_2_width_54_l0_small"]
+
+
+def test_the_card_of_a_circuit_tracer_set_says_how_not_to_lose_it(exported):
+    text = (exported() / "README.md").read_text()
+    for said in (
+        "circuit-tracer attribute -m FOLDER/model -t FOLDER -p PROMPT --backend nnsight",
+        "Never call circuit-tracer's `empty_cache`",
+        '`pip install circuit-tracer "nnsight<0.8"`',
+        "git+https://github.com/decoderesearch/circuit-tracer@v0.5.0",
+        "in layer 0 the base's first 3 features may be meant",
+    ):
+        assert said in text
+
+
 @pytest.mark.parametrize("format", ["saelens", "circuit_tracer"])
 def test_the_card_says_which_features_are_the_deltas(exported, format):
     text = (exported(format, alpha=0.5) / "README.md").read_text()
@@ -336,4 +438,5 @@ def test_the_card_says_which_features_are_the_deltas(exported, format):
     full = (exported(format) / "README.md").read_text()
     assert all(f"{heading}\n" in full for heading in headings)
     assert "hold α·delta(x), α = 1. It is of no use alone" in alone
-    assert f"| 0 | `{path}` | none | 0–5 | none | 2 |" in alone
+    ranges = {"saelens": "0–5 | none", "circuit_tracer": "3–8 | 0–2"}[format]
+    assert f"| 0 | `{path}` | none | {ranges} | 2 |" in alone

@@ -74,3 +74,15 @@ def test_a_damaged_file_has_the_error_of_the_loaded_model(model_folder, tmp_path
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(FileNotFoundError, match=f"{folder}' cannot be loaded"):
         StoredWeights(str(folder))
+
+
+@pytest.mark.parametrize("stored", ["shards"], indirect=True)
+def test_a_shard_that_the_index_names_and_the_folder_lacks_is_named(stored):
+    gone = sorted(Path(stored).glob("model-*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(
+        FileNotFoundError, match=f"has no {gone.name}, which model.safetensors.index"
+    ):
+        StoredWeights(stored)
+    with pytest.raises(FileNotFoundError, match=gone.name):
+        load_model(stored)

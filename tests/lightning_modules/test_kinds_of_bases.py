@@ -144,7 +144,11 @@ def test_a_delta_beside_every_kind(copied, parts, arguments, options, kind, tmp_
     if kind in refused:
         with pytest.raises(ValueError, match=refused[kind]):
             exported("gemma_scope")
-    formats = {"topk": (), "bfloat16": ("gemma_scope", "saelens", "circuit_tracer")}
+    formats = {
+        "topk": (),
+        "bfloat16": ("gemma_scope", "saelens", "circuit_tracer"),
+        "gemma_scope_2": ("gemma_scope_2", "saelens", "circuit_tracer"),
+    }
     for format in formats.get(kind, ("saelens", "circuit_tracer")):
         for layer, fused in exported(format).items():
             x = cache.load("validation", layer, ["x"])["x"].float()

@@ -3,7 +3,7 @@ and the study's own parts (`study_parts`)."""
 
 from typing import Literal, get_args
 
-ToolFormat = Literal["gemma_scope", "saelens", "circuit_tracer"]
+ToolFormat = Literal["gemma_scope", "gemma_scope_2", "saelens", "circuit_tracer"]
 Part = Literal["deltas", "adapter", "merged", "base_model", "base_transcoders"]
 Format = Literal[ToolFormat, Part]
 

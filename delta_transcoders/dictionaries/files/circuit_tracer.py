@@ -8,9 +8,11 @@
     model/                      the language model, as transformers 4.57 reads it (in ours)
 
 Layers run from 0 without a gap and are equally wide. Our configuration lists no paths: they would be
-taken relative to the reader's working directory, and without a list the layers are found by name. A set
-that names no activation is JumpReLU where it has thresholds, else ReLU: so are the public sets of Qwen 3
-and Llama 3.2 1B. `topk` keeps the k largest pre-activations, without ReLU.
+taken relative to the reader's working directory, and without a list the layers are found by name. Nor has
+it `scan`, which would send the viewer to the network for examples: without it the viewer asks the folder
+(only `load_transcoders`, given the parsed configuration, wants that key). A set that names no activation is
+JumpReLU where it has thresholds, else ReLU: so are the public sets of Qwen 3 and Llama 3.2 1B. `topk` keeps
+the k largest pre-activations, without ReLU; from a folder circuit-tracer reads it as ReLU: we write none.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import yaml
 
 from delta_transcoders.dictionaries.files.listing import Entry, Files
 from delta_transcoders.dictionaries.files.tensors import (
+    check_writable,
     dictionary_shapes,
     identify,
     site_of,
@@ -49,32 +52,41 @@ def save_layer(folder: Path, layer: int, dictionary: Transcoder) -> Path:
     """Write one layer's file and return it.
 
     Args:
-        dictionary: float32 JumpReLU, for plain tensors at the site's hook points.
+        dictionary: float32 JumpReLU or ReLU, for plain tensors at the site's hook points.
+
+    Raises:
+        ValueError: these files cannot say it.
     """
+    check_writable(layer, dictionary, "a circuit-tracer set", relu=True)
     tensors = dictionary.state_dict()
-    tensors[THRESHOLD] = tensors.pop("threshold")
+    if "threshold" in tensors:
+        tensors[THRESHOLD] = tensors.pop("threshold")
     transposed = {name: tensors[name].T for name in ("W_enc", "W_skip") if name in tensors}
     path = folder / layer_file(layer)
     save_tensors(path, tensors | transposed)
     return path
 
 
-def save_config(folder: Path, site: HookSite, model: str, scan: str) -> None:
+def save_config(
+    folder: Path, site: HookSite, base_model: str | None, finetuned_model: str, post_norm: bool
+) -> None:
     """Write `config.yaml`.
 
     Args:
-        model: name or folder of the language model.
-        scan: what the reader calls this set of dictionaries.
+        base_model: what is booted where the reader is given no model: a name that it knows.
+        finetuned_model: whose MLPs the set stands for.
+        post_norm: whether a norm follows the MLP, as in Gemma. Elsewhere `mlp.hook_out` is the tensor of
+            `hook_mlp_out`, and of Qwen 3 the reader's nnsight backend knows only that name.
     """
     hook_in, hook_out = (name.removeprefix("blocks.0.") for name in site.hook_points(0))
     # The same tensor after the gain, by the name that published sets have.
     hook_in = hook_in.replace("ln2.hook_out", "mlp.hook_in")
     config = {
-        "model_name": model,
+        "model_name": base_model,
+        "finetuned_model": finetuned_model,
         "model_kind": "transcoder_set",
         "feature_input_hook": hook_in,
-        "feature_output_hook": hook_out,
-        "scan": scan,
+        "feature_output_hook": hook_out if post_norm else "mlp.hook_out",
     }
     write_text(folder / CONFIG_NAME, yaml.safe_dump(config, sort_keys=False))
 

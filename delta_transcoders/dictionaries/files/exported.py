@@ -97,7 +97,9 @@ def load_export(
         ValueError: exported for another model, or a dictionary is not the one that was exported; names
             the layer and both hashes. See the formats' `load_layer` too.
     """
-    folder = local_folder(folder, patterns=[CARD_NAME, "config.yaml", "layer_*"])
+    folder = local_folder(
+        folder, patterns=[CARD_NAME, "config.yaml", "layer_*", "transcoder_all/*"]
+    )
     card = load_card(folder)
     if fingerprint is not None:
         problem = f"{folder} was exported for another model"

@@ -61,31 +61,38 @@ class FusedDeltas:
         """The dictionary of a layer, which may be one without a delta, and what it is made of.
 
         Args:
-            n_features: pad to so many.
+            n_features: pad to so many, a delta alone in front.
         """
         path, delta, config = self._deltas.get(layer, (None, None, None))
         base, base_id = self._base(layer, path, config)
         if base and base.k is not None:
             raise ValueError(
                 f"layer {layer}: {base_id.path} is a TopK dictionary (k {base.k}): a delta joined to it "
-                "would change which of its features are kept; keep them apart (--format deltas), or "
-                "export the delta alone (--delta-only)"
+                "would change which of its features are kept, and circuit-tracer reads TopK from a "
+                "folder as ReLU; keep them apart (--format deltas), or export the delta alone "
+                "(--delta-only)"
             )
         empty = _empty(self.config)
-        joined = concatenate(base or empty, delta or empty, self.alpha)
-        whole = padded(for_other_tools(joined, self.site), n_features or joined.n_features)
-        n_base = base.n_features if base else 0
+        joined = for_other_tools(concatenate(base or empty, delta or empty, self.alpha), self.site)
+        n_base, n_joined = base.n_features if base else 0, joined.n_features
+        whole = padded(joined, n_features or n_joined, in_front=self.delta_only)
+        n_padding = whole.n_features - n_joined
+        first = n_padding if self.delta_only else 0
         hook_in, hook_out = self.site.hook_points(layer)
         base_path = base_id.path if base_id else config and config.base_id
-        l0s = [base_id and base_id.average_l0, config and config.measured.get("l0_delta")]
+        measured = config.measured if config else {}
+        l0s = [
+            base_id and (base_id.average_l0 or measured.get("l0_base")),
+            measured.get("l0_delta"),
+        ]
         return whole, LayerCard(
             path="",
             hash=whole.fingerprint(),
             hook_in=hook_in,
             hook_out=hook_out,
             base_features=(0, n_base),
-            delta_features=(n_base, joined.n_features),
-            padding_features=(joined.n_features, whole.n_features),
+            delta_features=(first + n_base, first + n_joined),
+            padding_features=(0, n_padding) if self.delta_only else (n_joined, whole.n_features),
             base_id=base_path and portable_name(base_path),
             base_hash=base_id.hash if base_id else config and config.base_hash,
             delta_hash=delta and delta.fingerprint(),

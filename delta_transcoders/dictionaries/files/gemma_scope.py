@@ -19,6 +19,7 @@ import torch
 
 from delta_transcoders.dictionaries.files.listing import Entry, Files
 from delta_transcoders.dictionaries.files.tensors import (
+    check_writable,
     dictionary_shapes,
     identify,
     to_transcoder,
@@ -123,12 +124,7 @@ def save_base(folder_root: str | Path, layer: int, transcoder: Transcoder, avera
     Raises:
         ValueError: not JumpReLU alone; this layout can say neither other activations nor skip and scales.
     """
-    plain = (transcoder.W_skip, transcoder.scale_in, transcoder.scale_out) == (None, 1, 1)
-    if transcoder.activation != "jumprelu" or not plain:
-        raise ValueError(
-            f"layer {layer}: Gemma Scope's layout holds JumpReLU transcoders without skip or scales, not "
-            f"{transcoder.activation}{'' if plain else ' with skip or scales'}"
-        )
+    check_writable(layer, transcoder, "Gemma Scope's layout", skip=False)
     path = Path(folder_root) / params_path(layer, transcoder.n_features, average_l0)
     tensors = transcoder.state_dict()
     arrays = {key: tensors[key].float().cpu().contiguous().numpy() for key in KEYS}

@@ -5,7 +5,8 @@ layers, `transcoder/…` at four depths with more widths and `medium`. Tensors, 
 [d_in, n_features], `b_enc` [n_features], `w_dec` [n_features, d_out], `b_dec` [d_out], `threshold`
 [n_features], with `_affine` also `affine_skip_connection` [d_in, d_out]. JumpReLU transcoders from after
 the norm's gain to the MLP's output after the post-norm. Sets of instruction-tuned models were not trained on
-a text's first four tokens.
+a text's first four tokens. `config.json` names the two ends by Gemma's modules in transformers; the size word
+goes by the L0, 10 to 20 for `small` and 60 to 120 for `big` in the sets of all layers.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ import re
 from pathlib import Path
 from typing import Any
 
-from delta_transcoders.dictionaries.files.gemma_scope import width_number
+from delta_transcoders.dictionaries.files.gemma_scope import width_name, width_number
 from delta_transcoders.dictionaries.files.listing import Entry, Files
 from delta_transcoders.dictionaries.files.tensors import (
+    check_writable,
     dictionary_shapes,
     identify,
     site_of,
     to_transcoder,
     vector_lengths,
 )
-from delta_transcoders.dictionaries.identity import BaseId
+from delta_transcoders.dictionaries.identity import L0, BaseId
 from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.families.sites import AFTER_GAIN
-from delta_transcoders.tensor_files import load_tensors
+from delta_transcoders.files import write_json
+from delta_transcoders.tensor_files import load_tensors, save_tensors
 
 # The other folders of its repositories hold autoencoders, under the same names below them.
 _PARAMS = re.compile(
@@ -36,6 +39,50 @@ _PARAMS = re.compile(
 _NAMES = {"W_enc": "w_enc", "W_dec": "w_dec", "W_skip": "affine_skip_connection"}
 LEADING_OF_INSTRUCT = 4
 ARCHITECTURE = "jump_relu"
+BIG_FROM = 40
+
+
+def params_path(layer: int, width: int, average_l0: L0, affine: bool) -> str:
+    """Path of one dictionary below its folder.
+
+    >>> params_path(3, 16384, 12.5, affine=True)
+    'transcoder_all/layer_3_width_16k_l0_small_affine/params.safetensors'
+    """
+    size = "small" if average_l0 < BIG_FROM else "big"
+    name = f"layer_{layer}_width_{width_name(width)}_l0_{size}{'_affine' if affine else ''}"
+    return f"transcoder_all/{name}/params.safetensors"
+
+
+def save_layer(
+    folder: Path, layer: int, dictionary: Transcoder, average_l0: L0, model: str | None
+) -> Path:
+    """Write one layer's two files below `folder`, and return that of the tensors.
+
+    Args:
+        dictionary: float32 JumpReLU from after the norm's gain to the MLP's output.
+        model: that it explains.
+
+    Raises:
+        ValueError: this layout cannot say it.
+    """
+    check_writable(layer, dictionary, "Gemma Scope 2's layout")
+    affine = dictionary.W_skip is not None
+    path = folder / params_path(layer, dictionary.n_features, average_l0, affine)
+    tensors = dictionary.state_dict()
+    save_tensors(path, {_NAMES.get(name, name): tensor for name, tensor in tensors.items()})
+    norm = f"model.layers.{layer}.{{}}_feedforward_layernorm.output"
+    config = {
+        "hf_hook_point_in": norm.format("pre"),
+        "hf_hook_point_out": norm.format("post"),
+        "width": dictionary.n_features,
+        "model_name": model,
+        "architecture": ARCHITECTURE,
+        "l0": average_l0,
+        "affine_connection": affine,
+        "type": "transcoder",
+    }
+    write_json(path.with_name("config.json"), config)
+    return path
 
 
 def find(files: Files) -> list[Entry]:
@@ -95,5 +142,5 @@ def _check(path: Path, config: dict[str, Any]) -> None:
         raise ValueError(
             f"{path}: architecture is {config['architecture']!r}, expected {ARCHITECTURE!r}"
         )
-    if type(config.get("l0", 0)) not in (int, float):
+    if type(config.get("l0")) not in (int, float, type(None)):
         raise ValueError(f"{path}: l0 is {config['l0']!r}, expected a number")

@@ -16,6 +16,7 @@ from typing import Any
 
 from delta_transcoders.dictionaries.files.listing import Entry, Files
 from delta_transcoders.dictionaries.files.tensors import (
+    check_writable,
     dictionary_shapes,
     identify,
     site_of,
@@ -50,16 +51,22 @@ def save_layer(
     layer: int,
     dictionary: Transcoder,
     site: HookSite,
-    model: str,
+    base_model: str | None,
+    finetuned_model: str,
     prepend_bos: bool,
 ) -> Path:
     """Write one layer's folder below `folder`, and return it.
 
     Args:
         dictionary: float32 JumpReLU or ReLU, for plain tensors at the site's hook points.
-        model: name or folder of the language model.
+        base_model: what tools boot by `model_name`: a name that they know, not that of a finetune.
+        finetuned_model: whose MLPs the dictionary stands for.
         prepend_bos: whether its tokenizer puts BOS before a text.
+
+    Raises:
+        ValueError: these files cannot say it.
     """
+    check_writable(layer, dictionary, "SAELens's transcoder folder", relu=True)
     hook_in, hook_out = site.hook_points(layer)
     kind = (dictionary.activation, dictionary.W_skip is not None)
     config = {
@@ -72,7 +79,8 @@ def save_layer(
         "device": "cpu",
         "metadata": {
             "sae_lens_version": VERSION,
-            "model_name": model,
+            "model_name": base_model,
+            "finetuned_model": finetuned_model,
             "hook_name": hook_in,
             "hook_name_out": hook_out,
             "hook_head_index": None,

@@ -138,6 +138,33 @@ def identify(
     )
 
 
+def check_writable(
+    layer: int,
+    dictionary: Transcoder,
+    layout: str,
+    *,
+    relu: bool = False,
+    skip: bool = True,
+) -> None:
+    """Refuse a dictionary that a layout has no words for.
+
+    Args:
+        layout: the files' name, for the message.
+        relu, skip: whether they can say these, beside JumpReLU; none can say TopK and scales.
+
+    Raises:
+        ValueError: names the layer, what the layout holds and what this is.
+    """
+    more = ["skip"] if dictionary.W_skip is not None and not skip else []
+    more += ["scales"] if (dictionary.scale_in, dictionary.scale_out) != (1, 1) else []
+    if dictionary.activation not in ("jumprelu", "relu")[: 1 + relu] or more:
+        raise ValueError(
+            f"layer {layer}: {layout} holds JumpReLU {'and ReLU ' if relu else ''}transcoders without "
+            f"{'scales' if skip else 'skip or scales'}, not {dictionary.activation}"
+            + (f" with {' and '.join(more)}" if more else "")
+        )
+
+
 def for_other_tools(dictionary: Transcoder, site: HookSite) -> Transcoder:
     """The same function in float32, on plain tensors instead of the site's unit, with thresholds >= 0.
 
@@ -147,14 +174,15 @@ def for_other_tools(dictionary: Transcoder, site: HookSite) -> Transcoder:
     """
     t = unscaled(dictionary)
     scale = site.factor(dictionary.d_in)
-    t |= {"W_enc": t["W_enc"] * scale, "W_dec": t["W_dec"] / scale, "b_dec": t["b_dec"] / scale}
+    if scale != 1:  # a copy of a wide dictionary takes as much memory again
+        t |= {"W_enc": t["W_enc"] * scale, "W_dec": t["W_dec"] / scale, "b_dec": t["b_dec"] / scale}
     if "threshold" in t:
         t["threshold"] = t["threshold"].clamp(min=0)
     return Transcoder(**t, activation=dictionary.activation, k=dictionary.k)
 
 
-def padded(dictionary: Transcoder, n_features: int) -> Transcoder:
-    """The dictionary with features added at the end that never fire and write nothing.
+def padded(dictionary: Transcoder, n_features: int, in_front: bool = False) -> Transcoder:
+    """The JumpReLU dictionary with features added, at the end or in front, that never fire and write nothing.
 
     Their pre-activation is −1 whatever the input and their threshold 1: silent under JumpReLU, and under
     plain ReLU too.
@@ -162,12 +190,17 @@ def padded(dictionary: Transcoder, n_features: int) -> Transcoder:
     n_new = n_features - dictionary.n_features
     if n_new < 0:
         raise ValueError(f"{dictionary.n_features} features cannot be padded to {n_features}")
+    if n_new == 0:
+        return dictionary
     t = dictionary.state_dict()
     ones = t["b_enc"].new_ones(n_new)
-    more = {
-        "W_enc": torch.cat([t["W_enc"], t["W_enc"].new_zeros(dictionary.d_in, n_new)], dim=1),
-        "b_enc": torch.cat([t["b_enc"], -ones]),
-        "W_dec": torch.cat([t["W_dec"], t["W_dec"].new_zeros(n_new, dictionary.d_out)]),
-        "threshold": torch.cat([t["threshold"], ones]),
+    new = {
+        "W_enc": t["W_enc"].new_zeros(dictionary.d_in, n_new),
+        "b_enc": -ones,
+        "W_dec": t["W_dec"].new_zeros(n_new, dictionary.d_out),
+        "threshold": ones,
     }
-    return Transcoder(**t | more)
+    for name, added in new.items():
+        parts = [added, t[name]] if in_front else [t[name], added]
+        t[name] = torch.cat(parts, dim=1 if name == "W_enc" else 0)
+    return Transcoder(**t)

@@ -30,11 +30,11 @@ def save(folder: Path, format: str, dictionaries: dict[int, Transcoder]) -> Path
     folder.mkdir(exist_ok=True)
     for layer, dictionary in dictionaries.items():
         if format == "saelens":
-            saelens.save_layer(folder, layer, dictionary, SITE, "tiny", True)
+            saelens.save_layer(folder, layer, dictionary, SITE, "tiny", "finetuned", True)
         else:
             circuit_tracer.save_layer(folder, layer, dictionary)
     if format == "circuit_tracer":
-        circuit_tracer.save_config(folder, SITE, "tiny", "tiny")
+        circuit_tracer.save_config(folder, SITE, "tiny", "finetuned", True)
     return folder
 
 
@@ -83,6 +83,25 @@ def test_every_format_of_an_export_is_the_same_dictionary(random_study, tmp_path
         (path,) = scope.glob("layer_2/*/*/params.npz")
         same = tmp_path / f"{format}_read" / path.relative_to(scope)
         assert same.read_bytes() == path.read_bytes()
+
+
+def test_a_circuit_tracer_set_names_hooks_that_the_tool_knows_for_its_family(tmp_path):
+    """Those of published sets: without a norm after the MLP, both names are one tensor."""
+    found = {}
+    for site in ("gemma_scope", "after_gain", "residual", "original"):
+        for post_norm in (True, False):
+            circuit_tracer.save_config(tmp_path, HOOK_SITES[site], "base", "finetuned", post_norm)
+            config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+            hooks = config["feature_input_hook"], config["feature_output_hook"]
+            found[site, post_norm] = hooks
+    reads = {"gemma_scope": "ln2.hook_normalized", "after_gain": "mlp.hook_in"}
+    assert found == {
+        (site, post_norm): (
+            reads.get(site, "hook_resid_mid"),
+            "hook_mlp_out" if post_norm else "mlp.hook_out",
+        )
+        for site, post_norm in found
+    }
 
 
 def test_half_precision_is_read_exactly(source, format, bases, tmp_path):
@@ -176,6 +195,13 @@ def test_a_negative_threshold_means_another_function_in_circuit_tracer(bases, tm
     edit_tensors(source, "circuit_tracer", lambda t: t[THRESHOLD["circuit_tracer"]].fill_(-1))
     with pytest.raises(ValueError, match="threshold holds negative values, expected none"):
         import_bases("circuit_tracer", source, tmp_path / "out", average_l0=12)
+
+
+def test_a_dictionary_in_parts(tmp_path):
+    (tmp_path / "layer_0").mkdir()
+    (tmp_path / "layer_0/sae_weights.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(ValueError, match=r"weights.safetensors.index.json is an index of parts"):
+        load_base(tmp_path, 0)
 
 
 def test_another_models_d_model(source, format, tmp_path):
@@ -294,7 +320,8 @@ def test_an_export_says_itself_what_foreign_folders_do_not(random_study, format,
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read = import_bases(format, out, tmp_path / "read", layers=layers)
-    assert available_l0s(read, 2, 6) == [2]
+    # With the padding of a set for circuit-tracer.
+    assert available_l0s(read, 2, {"saelens": 6, "circuit_tracer": 9}[format]) == [2]
     path = out / WEIGHTS[format].replace("layer_1", "layer_2")
     tensors = load_file(path)
     tensors["W_dec"] = tensors["W_dec"].flip(0)

@@ -1,6 +1,7 @@
 """Public sets of every layout, which `interop.published_sets` writes without us, and how we read them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -9,8 +10,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from delta_transcoders.dictionaries import files as layouts
 from delta_transcoders.dictionaries.bases import held, load_base
 from delta_transcoders.dictionaries.files import listing
+from delta_transcoders.dictionaries.identity import BaseId
+from delta_transcoders.dictionaries.transcoder import Transcoder
+from delta_transcoders.families.sites import HOOK_SITES
 from delta_transcoders.interventions.sources import DictionarySource
 from interop.published_sets import (
     CASES,
@@ -23,6 +28,7 @@ from interop.published_sets import (
     drawn,
     formula,
     gemma_scope_2,
+    sparsify,
     write_json,
 )
 
@@ -59,6 +65,69 @@ def test_a_set_is_the_function_that_was_published(case, x_ND, tmp_path):
         assert found.hash == base.fingerprint()
         assert found.path == str(tmp_path / found.file)
         assert Path(found.path).is_file()
+
+
+def write_again(folder: Path, base: Transcoder, found: BaseId) -> None:
+    """By our writers, in the layout that it was read from."""
+    layer, model, site = found.layer, found.base_model, HOOK_SITES.get(found.hook_site)
+    if found.file.endswith("params.npz"):
+        layouts.gemma_scope.save_base(folder, layer, base, found.average_l0)
+    elif found.file.endswith("params.safetensors"):
+        layouts.gemma_scope_2.save_layer(folder, layer, base, found.average_l0, model)
+    elif found.file.endswith("sae_weights.safetensors"):
+        layouts.saelens.save_layer(folder, layer, base, site, model, "finetuned", True)
+    else:
+        layouts.circuit_tracer.save_layer(folder, layer, base)
+        layouts.circuit_tracer.save_config(folder, site, model, "finetuned", post_norm=False)
+
+
+def test_what_is_read_and_written_again_holds_the_same(case, tmp_path):
+    """Tensor by tensor in the files, whatever wrote them first, and under the same path."""
+    case.write(tmp_path / "set")
+    read = [load_base(tmp_path / "set", layer) for layer in LAYERS]
+    if "topk" in case.activation:
+        with pytest.raises(ValueError, match=rf"layer 0: .* without scales, not {case.activation}"):
+            write_again(tmp_path, *read[0])
+        return
+    for name in ("again", "twice"):
+        for base, found in read:
+            write_again(tmp_path / name, base, found)
+    for base, found in read:
+        published, again = (tmp_path / name / found.file for name in ("set", "again"))
+        load = np.load if published.suffix == ".npz" else load_file
+        before, after = (dict(load(path).items()) for path in (published, again))
+        assert before.keys() == after.keys()
+        for name, tensor in before.items():
+            np.testing.assert_array_equal(after[name], tensor, strict=True)
+        base_again, found_again = load_base(tmp_path / "again", found.layer)
+        assert base_again.fingerprint() == base.fingerprint()
+        assert found_again == replace(found, source=str(tmp_path / "again"))
+    files = sorted(path for path in (tmp_path / "again").rglob("*") if path.is_file())
+    for path in files:
+        twice = tmp_path / "twice" / path.relative_to(tmp_path / "again")
+        assert twice.read_bytes() == path.read_bytes()
+    if case.write is gemma_scope_2:
+        before, after = (
+            json.loads((tmp_path / name / found.file).with_name("config.json").read_text())
+            for name in ("set", "again")
+        )
+        assert after == before
+
+
+def test_scales_are_not_lost_by_a_writer(tmp_path):
+    sparsify(tmp_path, norms=(2.5, 7.0))
+    base, _ = load_base(tmp_path, 0)
+    scaled = Transcoder(
+        **base.state_dict(), threshold=torch.zeros(F), scale_in=base.scale_in, scale_out=2.0
+    )
+    for save in (
+        lambda: layouts.gemma_scope.save_base(tmp_path, 0, scaled, 5),
+        lambda: layouts.gemma_scope_2.save_layer(tmp_path, 0, scaled, 5, "m"),
+        lambda: layouts.saelens.save_layer(tmp_path, 0, scaled, HOOK_SITES["residual"], "", "", 1),
+        lambda: layouts.circuit_tracer.save_layer(tmp_path, 0, scaled),
+    ):
+        with pytest.raises(ValueError, match=r"scales, not jumprelu with scales"):
+            save()
 
 
 def test_features_are_dropped_and_the_skip_stays(case, x_ND, tmp_path):
