@@ -177,7 +177,7 @@ def _write_dictionaries(
     n_features = None
     if format == "circuit_tracer":
         family = _checked_family(Path(model), config.model_fingerprint)
-        layers, n_features = range(family.n_layers), fused.n_features
+        layers, n_features = range(family.n_layers), fused.widest()
         if fused.delta_only:
             # Its graphs call the error of layer L `0_L_POSITION`, as if it were feature L of layer 0: with
             # as many features in front that never fire, no feature of the delta has that name.
@@ -197,6 +197,7 @@ def _write_dictionaries(
         else:
             path = circuit_tracer.save_layer(folder, layer, dictionary)
         cards[layer] = replace(card, path=path.relative_to(folder).as_posix())
+        del dictionary  # before the next is made: wide ones are gigabytes
     if format == "circuit_tracer":
         post_norm = any(other.hook_out == BEFORE_POST_NORM for other in family.candidates)
         circuit_tracer.save_config(folder, site, base_model, name, post_norm)

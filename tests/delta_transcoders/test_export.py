@@ -12,13 +12,16 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from delta_transcoders.command import run as run_command
 from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.dictionaries.delta import save_delta
-from delta_transcoders.dictionaries.files import TOOL_FORMATS
+from delta_transcoders.dictionaries.files import TOOL_FORMATS, circuit_tracer
 from delta_transcoders.dictionaries.files.exported import load_card, load_export
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.export import export, main
+from delta_transcoders.families.sites import HOOK_SITES
 from delta_transcoders.fingerprints import model_fingerprint, tokenizer_fingerprint
 from delta_transcoders.hub import push_folder
 from delta_transcoders.language_models import load_model, load_tokenizer
@@ -207,6 +210,66 @@ def test_the_originals_scale_goes_into_the_weights(exported, random_study, x, tm
         torch.testing.assert_close(read[layer](x), scaled / scale, rtol=1e-4, atol=1e-4)
         # What the original calls hook_mlp_in, under the name that needs no switch.
         assert card.layers[layer].hook_in == f"blocks.{layer}.hook_resid_mid"
+
+
+@pytest.fixture
+def qwen(random_study, tokenizer, tmp_path) -> dict[str, Path]:
+    """Of a study on a Qwen 3: its model, ReLU bases with skip as circuit-tracer's sets, and deltas."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Qwen3Config(vocab_size=len(tokenizer), max_position_embeddings=128, **sizes, **heads)
+    model = Qwen3ForCausalLM(config)
+    model.save_pretrained(tmp_path / "qwen")
+    tokenizer.save_pretrained(tmp_path / "qwen")
+    after_gain = HOOK_SITES["after_gain"]
+    for layer, base in random_study.bases.items():
+        tensors = {
+            name: t[..., :40] for name, t in base.state_dict().items() if name != "threshold"
+        }
+        tensors |= {"W_dec": base.W_dec[:40], "W_skip": base.W_dec[:32]}
+        relu = Transcoder(**tensors, activation="relu")
+        circuit_tracer.save_layer(tmp_path / "bases", layer, relu)
+    circuit_tracer.save_config(tmp_path / "bases", after_gain, "Qwen/Qwen3-0.6B", "", False)
+    for layer, delta in random_study.deltas.items():
+        _, base_id = load_base(tmp_path / "bases", layer)
+        changes = {"hook_site": "after_gain", "base_id": base_id.path, "base_hash": base_id.hash}
+        changes["model_fingerprint"] = model_fingerprint(load_model(str(tmp_path / "qwen")))
+        save_delta(
+            tmp_path / f"deltas/layer_{layer}",
+            delta,
+            replace(random_study.configs[layer], **changes),
+        )
+    return {
+        "model": tmp_path / "qwen",
+        "base_transcoders": tmp_path / "bases",
+        "deltas": tmp_path / "deltas",
+    }
+
+
+@pytest.mark.parametrize("format", ["gemma_scope_2", "saelens", "circuit_tracer"])
+def test_a_base_of_relu_with_skip_is_joined_exactly(random_study, x, qwen, tmp_path, format):
+    out = export(random_study.folder, format, tmp_path / "out", alpha=0.5, **qwen)
+    card, read = load_export(out)
+    assert list(read) == ([0, 1, 2] if format == "circuit_tracer" else [0, 2])
+    for layer, dictionary in read.items():
+        base, _ = load_base(qwen["base_transcoders"], layer)
+        y, a = base(x), [base.encode(x)]
+        if delta := random_study.deltas.get(layer):
+            y, a = y + 0.5 * delta(x), [*a, delta.encode(x)]
+        torch.testing.assert_close(dictionary(x), y, rtol=1e-5, atol=1e-5)
+        a = torch.cat(a, dim=1)
+        torch.testing.assert_close(dictionary.encode(x)[:, : a.shape[1]], a)
+        assert torch.equal(dictionary.W_skip, base.W_skip)
+        assert card.layers[layer].hook_in == f"blocks.{layer}.ln2.hook_out"
+    if format == "circuit_tracer":
+        config = yaml.safe_load((out / "config.yaml").read_text())
+        # Of Qwen 3 circuit-tracer's nnsight backend knows no other names.
+        assert config["feature_input_hook"] == "mlp.hook_in"
+        assert config["feature_output_hook"] == "mlp.hook_out"
+    if format == "gemma_scope_2":
+        assert card.layers[0].path == (
+            "transcoder_all/layer_0_width_46_l0_small_affine/params.safetensors"
+        )
 
 
 # Refusals

@@ -26,7 +26,6 @@ class FusedDeltas:
     Attributes:
         config: of the first layer; hook site, model, d_new, percentile and target are every layer's.
         layers: those that have a delta.
-        n_features: of the widest layer.
         alpha, delta_only: as given.
 
     Raises:
@@ -37,7 +36,6 @@ class FusedDeltas:
     config: DeltaConfig
     site: HookSite
     layers: list[int]
-    n_features: int
 
     def __init__(
         self, deltas: Path, base_transcoders: str | None, alpha: float, delta_only: bool
@@ -52,10 +50,14 @@ class FusedDeltas:
                 f"{deltas}: the deltas correct the base model's MLP (target {self.config.target!r}), so "
                 "there is no base dictionary to join them with; export them alone (--delta-only)"
             )
-        self.n_features = self.config.d_new
-        if not delta_only:
-            self._source = base_transcoders or split_layer(self.config.base_id)[0]
-            self.n_features += max(self._width(*self._deltas[layer]) for layer in self.layers)
+        self._source = base_transcoders or split_layer(self.config.base_id)[0]
+
+    def widest(self) -> int:
+        """Number of features of the widest layer; reads the bases where no file's name says theirs."""
+        widths = [0]
+        if not self.delta_only:
+            widths = [self._base_width(*delta) for delta in self._deltas.values()]
+        return self.config.d_new + max(widths)
 
     def layer(self, layer: int, n_features: int | None = None) -> tuple[Transcoder, LayerCard]:
         """The dictionary of a layer, which may be one without a delta, and what it is made of.
@@ -114,7 +116,7 @@ class FusedDeltas:
             d_model=self.config.d_in,
         )
 
-    def _width(self, path: Path, delta: Transcoder, config: DeltaConfig) -> int:
+    def _base_width(self, path: Path, delta: Transcoder, config: DeltaConfig) -> int:
         named = entry_of(self._source, config.base_id).width
         return named or load_base_of(path, config, self._source)[1].width
 
