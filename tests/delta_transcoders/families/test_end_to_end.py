@@ -139,3 +139,5 @@ def test_deltas_are_exported(case, finished, tmp_path, format):
         config = yaml.safe_load((out / "config.yaml").read_text())
         names = {"gemma_scope": "ln2.hook_normalized", "after_gain": "mlp.hook_in"}
         assert config["feature_input_hook"] == names[case.family.site.name]
+        post_norm = case.name.startswith("gemma")
+        assert config["feature_output_hook"] == ("hook_mlp_out" if post_norm else "mlp.hook_out")
