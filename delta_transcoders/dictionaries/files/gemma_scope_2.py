@@ -27,7 +27,7 @@ from delta_transcoders.dictionaries.files.tensors import (
 )
 from delta_transcoders.dictionaries.identity import L0, BaseId
 from delta_transcoders.dictionaries.transcoder import Transcoder
-from delta_transcoders.families.sites import AFTER_GAIN
+from delta_transcoders.families.sites import AFTER_GAIN, GEMMA_MODULES
 from delta_transcoders.files import write_json
 from delta_transcoders.tensor_files import load_tensors, save_tensors
 
@@ -70,10 +70,10 @@ def save_layer(
     path = folder / params_path(layer, dictionary.n_features, average_l0, affine)
     tensors = dictionary.state_dict()
     save_tensors(path, {_NAMES.get(name, name): tensor for name, tensor in tensors.items()})
-    norm = f"model.layers.{layer}.{{}}_feedforward_layernorm.output"
+    hook_in, hook_out = (f"model.layers.{layer}.{module}" for module in GEMMA_MODULES)
     config = {
-        "hf_hook_point_in": norm.format("pre"),
-        "hf_hook_point_out": norm.format("post"),
+        "hf_hook_point_in": hook_in,
+        "hf_hook_point_out": hook_out,
         "width": dictionary.n_features,
         "model_name": model,
         "architecture": ARCHITECTURE,
