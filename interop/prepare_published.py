@@ -29,21 +29,33 @@ SIZES = {
     "head_dim": D // 2,
     "max_position_embeddings": 128,
 }
-# The family that each of these sets is published for, and a folder: by such a name circuit-tracer knows that
-# the first four tokens are to be spared.
+LLAMA_ROPE = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0}
+LLAMA_ROPE |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+GEMMA_ROPE = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 100.0, "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
+# The family that each of these sets is published for, its kind of position embeddings, and a folder: by such
+# a name circuit-tracer knows that the first four tokens are to be spared.
 MODELS = {
-    "Qwen 3": (hf.Qwen3Config, "qwen3"),
-    "Llama 3.2 1B": (hf.LlamaConfig, "llama3"),
-    "Gemma Scope 2, affine": (hf.Gemma3TextConfig, "gemma-3-it"),
+    "Qwen 3": (hf.Qwen3Config, {}, "qwen3"),
+    "Llama 3.2 1B": (hf.LlamaConfig, {"rope_parameters": LLAMA_ROPE}, "llama3"),
+    "Gemma Scope 2, affine": (
+        hf.Gemma3TextConfig,
+        {"rope_parameters": GEMMA_ROPE, "layer_types": list(GEMMA_ROPE)},
+        "gemma-3-it",
+    ),
 }
 
 
-def make_model(kind: type[hf.PretrainedConfig], tokenizer: str, folder: Path) -> None:
+def make_model(
+    kind: type[hf.PretrainedConfig], options: dict, tokenizer: str, folder: Path
+) -> None:
     """A model folder for transformers 4.57 too; gains and logits are not flat."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     loaded = load_tokenizer(tokenizer)
     ids = {name: getattr(loaded, name) for name in names}
-    config = kind(**SIZES, **ids, vocab_size=len(loaded), tie_word_embeddings=True)
+    config = kind(**SIZES, **ids, **options, vocab_size=len(loaded), tie_word_embeddings=True)
     torch.manual_seed(0)
     model = hf.AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
@@ -73,9 +85,9 @@ def main(tokenizer: str, out: Path) -> None:
             tensors |= {f"x.{layer}": kept, f"a.{layer}": a[keep], f"y.{layer}": dictionary(kept)}
         save_tensors(out / "expected" / f"{case.name}.safetensors", tensors)
         if case.name in MODELS:
-            kind, name = MODELS[case.name]
+            kind, options, name = MODELS[case.name]
             model = out / "models" / name
-            make_model(kind, tokenizer, model)
+            make_model(kind, options, tokenizer, model)
             site = HOOK_SITES[found.hook_site]
             of_model = expected(str(model), PROMPT, site, dictionaries, leading=found.leading)
             save_tensors(out / "expected" / f"{case.name} in a model.safetensors", of_model)
