@@ -95,7 +95,7 @@ INTEROP := $(STUDY)/interop
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $< torch $(PACKAGES)
 	@touch $@
 
-interop: $(READY) .venv-saelens/.ready .venv-circuit-tracer/.ready  ## Open the tiny study's export in SAELens and circuit-tracer, and compare
+interop: $(READY) .venv-saelens/.ready .venv-circuit-tracer/.ready  ## Open the tiny study's exports and public layouts in SAELens and circuit-tracer, and compare
 	$(RUN)/study.yaml $(ONE) --until delta
 	$(PY) -m interop.prepare $(STUDY) $(INTEROP)
 	HF_HUB_OFFLINE=1 .venv-saelens/bin/python interop/check_saelens.py $(INTEROP)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
@@ -18,7 +19,7 @@ from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.activations.site_check import base_model_fits, require_site
 from delta_transcoders.activations.targets import add_residuals
 from delta_transcoders.console import StudyWarning
-from delta_transcoders.dictionaries.bases import load_base
+from delta_transcoders.dictionaries.bases import check_held, load_base
 from delta_transcoders.dictionaries.identity import BaseId
 from delta_transcoders.families import ModelFamily, family_of
 from delta_transcoders.families.sites import HookSite
@@ -106,20 +107,15 @@ class DeltaData(ActivationData):
     def percentile(self, key: str) -> float:
         return self._percentiles[key]
 
-    def _load_base(self, layer: int, key: str, d_model: int):
+    def _which(self, key: str) -> dict[str, Any]:
         h = self.hparams
-        return load_base(
-            h.base_transcoders,
-            layer,
-            width=h.width,
-            files=h.base_files,
-            percentile=self._percentiles[key],
-            d_model=d_model,
-        )
+        return {"width": h.width, "files": h.base_files, "percentile": self._percentiles[key]}
 
     def prepare_data(self) -> None:
         super().prepare_data()
-        cache, layers = self.cache, self.layers
+        cache, layers, source = self.cache, self.layers, self.hparams.base_transcoders
+        for key in self.base_keys:
+            check_held(source, layers, **self._which(key))
         examples = list(self.task.read(self.hparams.examples).values())
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         # The finetuned model's: their ids are the same, and a base model often has no chat template.
@@ -133,7 +129,9 @@ class DeltaData(ActivationData):
         for number, layer in enumerate(layers, start=1):
             bases, ids = {}, {}
             for key in self.base_keys:
-                base, ids[key] = self._load_base(layer, key, cache.meta.d_in)
+                base, ids[key] = load_base(
+                    source, layer, **self._which(key), d_model=cache.meta.d_in
+                )
                 bases[key] = base.to(device)
             leading = max(family.tokens.leading, *(base_id.leading for base_id in ids.values()))
             self._check_cache(next(iter(ids.values())), family, leading)

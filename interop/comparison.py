@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 CASES = ("full", "half", "delta")
 TOLERANCE = 1e-5
+LOGITS = 1e-4
 
 
 class Comparison:
@@ -19,9 +20,12 @@ class Comparison:
         self.out = out
         self.missed = False
 
+    def expected(self, name: str) -> dict[str, torch.Tensor]:
+        return load_file(self.out / "expected" / f"{name}.safetensors")
+
     def layers(self, case: str):
         """(layer, x [N, d_model], a [N, n_features], y [N, d_model]) of a case."""
-        tensors = load_file(self.out / "expected" / f"{case}.safetensors")
+        tensors = self.expected(case)
         for layer in sorted(int(name[2:]) for name in tensors if name.startswith("x.")):
             yield layer, *(tensors[f"{kind}.{layer}"] for kind in "xay")
 
@@ -47,6 +51,10 @@ class Comparison:
             f"reconstruction differs by {error:.1e} of its norm (worst token {worst:.1e}); "
             f"{(expected_a > 0).sum()} active on {len(a)} tokens, {differing} differ",
         )
+
+    def logits(self, what: str, logits: torch.Tensor, expected: torch.Tensor) -> None:
+        error = (logits - expected).abs().max().item()
+        self.check(what, error <= LOGITS, f"logits differ by at most {error:.1e}")
 
 
 def run_card(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from delta_transcoders.command import run
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.tasks.calculator.examples import make_example, read_jsonl, write_jsonl
 from delta_transcoders.tasks.calculator.grammar import format_tool_call
+from interop.published_sets import circuit_tracer, sparsify
 
 ROOT = Path(__file__).parent.parent
 
@@ -317,6 +318,46 @@ def test_a_base_model_of_another_tokenizer(
     message = call(script, arguments(f"tiny/{config}.yaml", dictionaries, options), capsys)
     assert "has another tokenizer than" in message
     assert f"'{tmp_path / 'other'}'" in message
+    assert files_in(dictionaries) == before
+
+
+BAD_SETS = {
+    "another model's": (circuit_tracer, "W_enc has d_model 8, the model expects 32"),
+    "no k": (lambda f: circuit_tracer(f, activation="topk"), "activation is topk and k is missing"),
+    "unknown hook": (
+        lambda f: circuit_tracer(f, feature_input_hook="hook_z"),
+        "config.yaml: reads at 'hook_z', expected one of",
+    ),
+    "layer missing": (
+        lambda f: circuit_tracer(f, transcoders=["layer_0.safetensors"]),
+        "holds no base dictionary of layer 1; its layers: [0]",
+    ),
+    "pointer": (
+        lambda f: (
+            circuit_tracer(f),
+            (f / "layer_0.safetensors").write_text("version https://git-lfs.github.com/spec/v1"),
+        ),
+        "layer_0.safetensors is not the file but a Git LFS pointer",
+    ),
+    "two layouts": (lambda f: (circuit_tracer(f), sparsify(f)), "dictionaries of several layouts:"),
+    "pickle": (lambda f: (f / "L0.pt").write_bytes(b""), "L0.pt is a pickle, which can run code"),
+    "empty": (lambda f: None, "holds no dictionaries: expected layer_L/width_W"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_SETS)
+def test_a_set_of_dictionaries_that_will_not_do(
+    files_in, dictionaries, arguments, tmp_path, capsys, what
+):
+    write, message = BAD_SETS[what]
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set")
+    before = files_in(dictionaries)
+    options = {"data.base_transcoders": tmp_path / "set", "data.percentiles": "[0.5]"}
+    assert message in call(train, arguments("tiny/delta.yaml", dictionaries, options), capsys)
+    options = {"model.base_transcoders": tmp_path / "set", "model.layers": "[all]"}
+    args = arguments("tiny/base_floor.yaml", dictionaries, options)
+    assert message in call(evaluate, args, capsys)
     assert files_in(dictionaries) == before
 
 

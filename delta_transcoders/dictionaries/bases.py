@@ -29,10 +29,9 @@ LAYOUTS: dict[str, ModuleType] = {
     "SAELens": saelens,
 }
 LAYOUT_FILES = (
-    "layer_L/width_W/average_l0_K/params.npz (Gemma Scope), "
-    "transcoder_all/layer_L_width_W_l0_SIZE/params.safetensors (Gemma Scope 2), config.yaml with "
-    "layer_L.safetensors (circuit-tracer), …layers.L.mlp/sae.safetensors (sparsify), "
-    "layer_L/sae_weights.safetensors (SAELens)"
+    "layer_L/width_W/average_l0_K/params.npz (Gemma Scope), transcoder_all/…/params.safetensors (Gemma "
+    "Scope 2), config.yaml and layer_L.safetensors (circuit-tracer), …layers.L.mlp/sae.safetensors "
+    "(sparsify), …layer_L…/sae_weights.safetensors (SAELens)"
 )
 SIZES = ("small", "medium", "big")
 
@@ -165,6 +164,12 @@ def _choose(
             "files, a pattern of paths"
         )
     by_l0 = {entry.l0: entry for entry in found}
+    for entry in found:
+        if by_l0[entry.l0] is not entry:
+            raise ValueError(
+                f"{listed.source}: layer {layer} is there as {entry.path} and as {by_l0[entry.l0].path}; "
+                "say which by files"
+            )
     if len(by_l0) == 1 and percentile is None and average_l0 is None:
         return found[0]
     return by_l0[choose_l0(list(by_l0), percentile=percentile, average_l0=average_l0)]

@@ -65,6 +65,9 @@ HOOK_SITES: dict[SiteName, HookSite] = {
 }
 
 
+GEMMA_MODULES = ("pre_feedforward_layernorm.output", "post_feedforward_layernorm.output")
+"""`AFTER_GAIN` of a Gemma, as Gemma Scope 2's files name its two ends."""
+
 # What published files call a layer's hook points, after TransformerLens or Hugging Face modules. Outside
 # Gemma `mlp.hook_out` is the tensor of `hook_mlp_out`; of a set for Gemma it would be none of our sites, and
 # the site check says so.
@@ -72,14 +75,14 @@ PUBLISHED_INPUTS = {
     "ln2.hook_normalized": GEMMA_SCOPE,
     "ln2.hook_out": AFTER_GAIN,
     "mlp.hook_in": AFTER_GAIN,
-    "pre_feedforward_layernorm.output": AFTER_GAIN,
+    GEMMA_MODULES[0]: AFTER_GAIN,
     "hook_resid_mid": RESIDUAL,
     "hook_mlp_in": RESIDUAL,
 }
-PUBLISHED_OUTPUTS = ("hook_mlp_out", "mlp.hook_out", "post_feedforward_layernorm.output")
+PUBLISHED_OUTPUTS = ("hook_mlp_out", "mlp.hook_out", GEMMA_MODULES[1])
 
 
-def site_between(hook_in: str | None, hook_out: str | None) -> HookSite:
+def site_between(hook_in: object, hook_out: object) -> HookSite:
     """The site that a published file names by its hook points, without the layer.
 
     >>> site_between("mlp.hook_in", "mlp.hook_out").name
@@ -92,7 +95,7 @@ def site_between(hook_in: str | None, hook_out: str | None) -> HookSite:
         ("reads", hook_in, PUBLISHED_INPUTS),
         ("writes", hook_out, PUBLISHED_OUTPUTS),
     ):
-        if name not in known:
+        if name not in [*known]:  # a file may say anything, a list too
             raise ValueError(f"{does} at {name!r}, expected one of {', '.join(known)}")
     return PUBLISHED_INPUTS[hook_in]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from delta_transcoders.dictionaries.bases import load_base
+from delta_transcoders.dictionaries.bases import check_held, load_base
 from delta_transcoders.dictionaries.corrections import load_corrections
 from delta_transcoders.dictionaries.delta import (
     DeltaConfig,
@@ -90,15 +90,11 @@ def load_base_set(
     Args:
         base_files: which kind, where there are several: `files` of `load_base`.
     """
+    which = {"percentile": percentile, "files": base_files}
+    check_held(base_transcoders, layers, **which)
     sources, site = {}, family.site
     for layer in layers:
-        base, base_id = load_base(
-            base_transcoders,
-            layer,
-            percentile=percentile,
-            files=base_files,
-            d_model=family.d_model,
-        )
+        base, base_id = load_base(base_transcoders, layer, **which, d_model=family.d_model)
         sources[layer] = DictionarySource(base, base_id.leading)
         site = HOOK_SITES[base_id.hook_site] if base_id.hook_site else family.site
     return DictionarySet(

@@ -57,11 +57,50 @@ def gemma_scope_2(folder, tensors, gain):
         (inside / "config.json").write_text(json.dumps(config))
 
 
+def sparsify(folder, tensors, gain):
+    """After the gain too; half of its inputs' unit and a third of its outputs', with a skip."""
+    for layer in LAYERS:
+        t = dict(tensors[layer])
+        t.pop("threshold")
+        t["encoder.weight"] = (2 * t.pop("W_enc") / gain[layer][:, None]).T
+        t["encoder.bias"] = t.pop("b_enc")
+        t |= {"W_dec": 3 * t["W_dec"], "b_dec": 3 * t["b_dec"]}
+        d_model = len(t["b_dec"])
+        t["W_skip"] = 0.01 * torch.eye(d_model)
+        t["in_norm"] = torch.tensor([2 * d_model**0.5])
+        t["out_norm"] = torch.tensor([d_model**0.5 / 3])
+        module = folder / f"model.layers.{layer}.mlp"
+        module.mkdir(parents=True)
+        save_file({n: tensor.contiguous() for n, tensor in t.items()}, module / "sae.safetensors")
+        config = {"k": 16, "transcode": True, "skip_connection": True, "normalize_io": True}
+        (module / "cfg.json").write_text(json.dumps(config))
+
+
+def saelens(folder, tensors, gain):
+    for layer in LAYERS:
+        inside = folder / f"layer_{layer}"
+        inside.mkdir(parents=True)
+        save_file(tensors[layer], inside / "sae_weights.safetensors")
+        n_features, d_model = tensors[layer]["W_dec"].shape
+        config = {"architecture": "jumprelu_transcoder", "apply_b_dec_to_input": False}
+        config |= {"d_in": d_model, "d_sae": n_features, "d_out": d_model}
+        hooks = {"hook_name": "ln2.hook_normalized", "hook_name_out": "hook_mlp_out"}
+        metadata = {name: f"blocks.{layer}.{hook}" for name, hook in hooks.items()}
+        (inside / "cfg.json").write_text(json.dumps(config | {"metadata": metadata}))
+
+
 KINDS = {
     "topk": lambda *args: circuit_tracer(*args, activation="topk", k=16),
     "skip": lambda *args: circuit_tracer(*args, activation="relu"),
     "bfloat16": lambda *args: circuit_tracer(*args, dtype=torch.bfloat16),
     "gemma_scope_2": gemma_scope_2,
+    "sparsify": sparsify,
+    "saelens": saelens,
+}
+# How the activations beside it are captured, where not as the family's.
+CAPTURED = {
+    "gemma_scope_2": {"model.hook_site": "after_gain", "model.leading": 4},
+    "sparsify": {"model.hook_site": "after_gain"},
 }
 
 
@@ -96,9 +135,8 @@ def copied(dictionaries, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_delta_beside_every_kind(copied, parts, arguments, options, kind, tmp_path):
     KINDS[kind](tmp_path / "set", *parts)
-    if kind == "gemma_scope_2":
-        at = {"model.hook_site": "after_gain", "model.leading": 4}
-        evaluate.main(arguments("tiny/activations.yaml", copied, at))
+    if kind in CAPTURED:
+        evaluate.main(arguments("tiny/activations.yaml", copied, CAPTURED[kind]))
     train.main(arguments("tiny/delta.yaml", copied, options))
     cache = ActivationCache(copied / "activations")
     bases, deltas = {}, {}
@@ -128,7 +166,7 @@ def test_a_delta_beside_every_kind(copied, parts, arguments, options, kind, tmp_
     }
     for row in rows:
         l0_base = float(row["l0_base"])
-        assert l0_base == 16 if kind == "topk" else l0_base > 0
+        assert {"topk": l0_base == 16, "sparsify": 0 < l0_base <= 16}.get(kind, l0_base > 0)
 
     def exported(format, **given):
         out = tmp_path / format
@@ -138,14 +176,16 @@ def test_a_delta_beside_every_kind(copied, parts, arguments, options, kind, tmp_
 
     refused = {
         "topk": r"layer_0.safetensors is a TopK dictionary .k 16.: a delta joined to it would change",
+        "sparsify": r"sae.safetensors is a TopK dictionary .k 16.: a delta joined to it would change",
         "skip": r"Gemma Scope's layout holds JumpReLU .*, not jumprelu with skip",
         "gemma_scope_2": r"for hook site 'after_gain', and Gemma Scope's files name none",
     }
     if kind in refused:
         with pytest.raises(ValueError, match=refused[kind]):
-            exported("gemma_scope")
+            exported("saelens" if "TopK" in refused[kind] else "gemma_scope")
     formats = {
         "topk": (),
+        "sparsify": (),
         "bfloat16": ("gemma_scope", "saelens", "circuit_tracer"),
         "gemma_scope_2": ("gemma_scope_2", "saelens", "circuit_tracer"),
     }

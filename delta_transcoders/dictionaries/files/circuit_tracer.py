@@ -97,9 +97,9 @@ def find(files: Files) -> list[Entry]:
     Raises:
         FileNotFoundError, ValueError: no configuration, or not one of a set of transcoders.
     """
-    named = [(path, re.fullmatch(r"layer_(\d+)\.safetensors", path)) for path in files.paths]
-    layers = {int(match[1]): path for path, match in named if match}
-    if not layers and CONFIG_NAME not in files.paths:
+    named = [re.fullmatch(r"layer_(\d+)\.safetensors", path) for path in files.paths]
+    layers = [(int(match[1]), match[0]) for match in named if match]
+    if not layers and not _is_of_a_set(files):
         return []
     listed = _read_config(files).get("transcoders")
     if listed is not None:
@@ -107,13 +107,13 @@ def find(files: Files) -> list[Entry]:
             raise ValueError(
                 f"{files.source}/{CONFIG_NAME}: transcoders is {listed!r}, expected a list of files"
             )
-        layers = dict(enumerate(listed))
-    for path in layers.values():
+        layers = list(enumerate(listed))
+    for _, path in layers:
         if "://" in path:
             raise ValueError(
                 f"{files.source}/{CONFIG_NAME}: transcoders lists {path}; download it and list the file"
             )
-    return [Entry(layer, path, "layer_*") for layer, path in sorted(layers.items())]
+    return [Entry(layer, path, "layer_*") for layer, path in sorted(layers)]
 
 
 def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
@@ -157,7 +157,7 @@ def _activation(
     path = f"{files.source}/{CONFIG_NAME}"
     named = config.get("activation", "jumprelu" if has_threshold else "relu")
     known = {"relu": "relu", "topk": "topk", "jumprelu": "jumprelu", "jump_relu": "jumprelu"}
-    if named not in known:
+    if named not in [*known]:  # it may be anything, a list too
         raise ValueError(f"{path}: activation is {named!r}, expected one of {', '.join(known)}")
     if known[named] != "topk":
         return known[named], None
@@ -170,12 +170,24 @@ def _activation(
     return "topk", k
 
 
+def _is_of_a_set(files: Files) -> bool:
+    """Other tools have files of this name too."""
+    if CONFIG_NAME not in files.paths:
+        return False
+    config = _read_yaml(files.get(CONFIG_NAME))
+    return isinstance(config, dict) and "model_kind" in config
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
 def _read_config(files: Files) -> dict[str, Any]:
     path = files.get(CONFIG_NAME)
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    config = _read_yaml(path)
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds a {type(config).__name__}, expected `key: value` pairs")
     if config.get("model_kind") != "transcoder_set":

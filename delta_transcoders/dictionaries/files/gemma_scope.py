@@ -18,7 +18,13 @@ import numpy as np
 import torch
 
 from delta_transcoders.dictionaries.files.listing import Entry, Files
-from delta_transcoders.dictionaries.files.tensors import check_writable, identify
+from delta_transcoders.dictionaries.files.tensors import (
+    check_writable,
+    dictionary_shapes,
+    identify,
+    to_transcoder,
+    vector_lengths,
+)
 from delta_transcoders.dictionaries.identity import L0, BaseId
 from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.files import partial_file
@@ -86,7 +92,7 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
         raise ValueError(
             f"{path} is not a NumPy .npz archive (it may be a pickle, or cut short); it was not opened"
         )
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     with np.load(path, allow_pickle=False) as archive:
         if set(archive.files) != set(KEYS):
             raise ValueError(
@@ -101,10 +107,14 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
                 ) from error
             if arrays[key].dtype != np.float32:
                 raise ValueError(f"{path}: {key} has dtype {arrays[key].dtype}, expected float32")
-    try:
-        transcoder = Transcoder(**{key: torch.from_numpy(arrays[key]) for key in KEYS})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    n_features, d_model = vector_lengths(path, tensors, "b_enc", "b_dec")
+    transcoder = to_transcoder(
+        path,
+        tensors,
+        dictionary_shapes(d_model, n_features, d_model),
+        "by the lengths of b_enc and b_dec",
+    )
     return transcoder, identify(files, entry, transcoder, None, average_l0=entry.l0)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from delta_transcoders.dictionaries.files.gemma_scope import width_name, width_number
 from delta_transcoders.dictionaries.files.listing import Entry, Files
@@ -26,7 +27,7 @@ from delta_transcoders.dictionaries.files.tensors import (
 )
 from delta_transcoders.dictionaries.identity import L0, BaseId
 from delta_transcoders.dictionaries.transcoder import Transcoder
-from delta_transcoders.families.sites import AFTER_GAIN
+from delta_transcoders.families.sites import AFTER_GAIN, GEMMA_MODULES
 from delta_transcoders.files import write_json
 from delta_transcoders.tensor_files import load_tensors, save_tensors
 
@@ -37,6 +38,7 @@ _PARAMS = re.compile(
 )
 _NAMES = {"W_enc": "w_enc", "W_dec": "w_dec", "W_skip": "affine_skip_connection"}
 LEADING_OF_INSTRUCT = 4
+ARCHITECTURE = "jump_relu"
 BIG_FROM = 40
 
 
@@ -68,13 +70,13 @@ def save_layer(
     path = folder / params_path(layer, dictionary.n_features, average_l0, affine)
     tensors = dictionary.state_dict()
     save_tensors(path, {_NAMES.get(name, name): tensor for name, tensor in tensors.items()})
-    norm = f"model.layers.{layer}.{{}}_feedforward_layernorm.output"
+    hook_in, hook_out = (f"model.layers.{layer}.{module}" for module in GEMMA_MODULES)
     config = {
-        "hf_hook_point_in": norm.format("pre"),
-        "hf_hook_point_out": norm.format("post"),
+        "hf_hook_point_in": hook_in,
+        "hf_hook_point_out": hook_out,
         "width": dictionary.n_features,
         "model_name": model,
-        "architecture": "jump_relu",
+        "architecture": ARCHITECTURE,
         "l0": average_l0,
         "affine_connection": affine,
         "type": "transcoder",
@@ -109,9 +111,9 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
     hooks = [config.get(f"hf_hook_point_{end}") for end in ("in", "out")]
     site = AFTER_GAIN  # what every published transcoder's configuration says; some repositories hold none
     if config:
-        site = site_of(
-            path.with_name("config.json"), *(hook and re.sub(layer, "", hook) for hook in hooks)
-        )
+        where = path.with_name("config.json")
+        site = site_of(where, *(hook and re.sub(layer, "", str(hook)) for hook in hooks))
+        _check(where, config)
     tensors = load_tensors(path)
     n_features, d_model = vector_lengths(path, tensors, "b_enc", "b_dec")
     affine = config.get("affine_connection", entry.kind.endswith("_affine"))
@@ -133,3 +135,12 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
         leading=LEADING_OF_INSTRUCT if instruct else 1,
         base_model=base_model,
     )
+
+
+def _check(path: Path, config: dict[str, Any]) -> None:
+    if config.get("architecture", ARCHITECTURE) != ARCHITECTURE:
+        raise ValueError(
+            f"{path}: architecture is {config['architecture']!r}, expected {ARCHITECTURE!r}"
+        )
+    if type(config.get("l0")) not in (int, float, type(None)):
+        raise ValueError(f"{path}: l0 is {config['l0']!r}, expected a number")

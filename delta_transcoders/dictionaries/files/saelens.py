@@ -122,7 +122,7 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
         metadata.get(f"hf_{name}") or metadata.get(name) for name in ("hook_name", "hook_name_out")
     ]
     layer = rf"^(?:blocks|(?:model\.)?(?:language_model\.)?layers)\.{entry.layer}\."
-    site = site_of(path, *(hook and re.sub(layer, "", hook) for hook in hooks))
+    site = site_of(path, *(hook and re.sub(layer, "", str(hook)) for hook in hooks))
     activation, skip = ARCHITECTURES[config["architecture"]]
     weights = files.get(entry.path)
     transcoder = to_transcoder(
@@ -143,7 +143,7 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
 def _checked(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(config.get("metadata"), dict):
         raise ValueError(f"{path}: expected an object that holds another, `metadata`")
-    if config.get("architecture") not in ARCHITECTURES:
+    if config.get("architecture") not in [*ARCHITECTURES]:  # it may be anything, a list too
         raise ValueError(
             f"{path}: architecture is {config.get('architecture')!r}, expected one of "
             f"{', '.join(ARCHITECTURES)}"

@@ -66,7 +66,7 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
     if config.get("normalize_io"):
         norms = {name: tensors.pop(name, None) for name in ("in_norm", "out_norm")}
         for name, norm in norms.items():
-            if norm is None or norm.numel() != 1 or not norm.float().item() > 0:
+            if norm is None or norm.numel() != 1 or not 0 < norm.float().item() < math.inf:
                 raise ValueError(f"{path}: {name} is missing or not one positive number")
     root = math.sqrt(d_model)
     transcoder = to_transcoder(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 from delta_transcoders.dictionaries.files import Part
 from delta_transcoders.files import read_json, write_json
@@ -81,15 +82,16 @@ def save_model(folder: Path, source: Path) -> None:
     """Copy a model folder that transformers 5 wrote, as readers on 4.57 understand it too.
 
     There a tokenizer class of version 5 is unknown, further special tokens have another name, and
-    `rope_parameters` are silently ignored.
+    `rope_parameters` are silently ignored (`_old_rope`).
     """
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in ("*.json", "*.safetensors", "*.jinja", "tokenizer.model"):
         for path in source.glob(pattern):
             shutil.copyfile(path, folder / path.name)
     config = read_json(folder / "config.json")
-    if "rope_theta" in config.get("rope_parameters", {}):
-        config.setdefault("rope_theta", config["rope_parameters"]["rope_theta"])
+    for part in (config, config.get("text_config", {})):
+        for name, value in _old_rope(part.get("rope_parameters") or {}).items():
+            part.setdefault(name, value)
     write_json(folder / "config.json", config)
     path = folder / "tokenizer_config.json"
     tokenizer = read_json(path)
@@ -98,6 +100,21 @@ def save_model(folder: Path, source: Path) -> None:
     if isinstance(tokenizer.get("extra_special_tokens"), list):
         tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
     write_json(path, tokenizer)
+
+
+def _old_rope(parameters: dict[str, Any]) -> dict[str, Any]:
+    """What version 4.57 calls `rope_parameters`: Gemma 3 has some for either kind of attention.
+
+    >>> _old_rope({"rope_theta": 5e5, "rope_type": "llama3", "factor": 32.0})
+    {'rope_theta': 500000.0, 'rope_scaling': {'rope_type': 'llama3', 'factor': 32.0}}
+    """
+    local = parameters.get("sliding_attention", {})
+    scaling = dict(parameters.get("full_attention", parameters))
+    old = {"rope_theta": scaling.pop("rope_theta", None), "rope_scaling": scaling}
+    old["rope_local_base_freq"] = local.get("rope_theta")
+    if scaling.get("rope_type", "default") == "default":
+        old["rope_scaling"] = None
+    return {name: value for name, value in old.items() if value is not None}
 
 
 def _write_adapter(folder: Path, source: Path, base_model: str | None) -> None:

@@ -10,6 +10,7 @@ from delta_transcoders.activations.site_check import (
     hook_site_check,
     require_site,
 )
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.families.gemma2 import Gemma2
 from delta_transcoders.families.sites import HOOK_SITES
 
@@ -58,3 +59,16 @@ def test_a_poor_fit_only_warns(activations, fitted):
         UserWarning, match=r"FVU 0.90 .*: an average L0 of 6 is small; choose a larger"
     ):
         require_site(poor, site, average_l0=6)
+
+
+@pytest.mark.parametrize("name", ["W_enc", "W_dec"])
+def test_a_transposed_base(activations, fitted, name):
+    """The shape of a square matrix does not tell, its fit does: it is bad at every site."""
+    site = HOOK_SITES["gemma_scope"]
+    base = fitted(*(activations[n] for n in site.hook_points(1)), n_features=32)
+    turned = Transcoder(
+        **base.state_dict() | {name: base.state_dict()[name].T}, activation=base.activation
+    )
+    table = hook_site_check(activations, turned, 1, [site])
+    with pytest.warns(UserWarning, match=r"layer 1: .* does it belong to this model"):
+        require_site(table, site)

@@ -106,8 +106,15 @@ def test_width_may_be_left_out_only_where_there_is_one(tmp_path):
     [
         (lambda a: a.pop("threshold"), "expected .*threshold"),
         (lambda a: a.update(scale=a["b_dec"]), "holds the keys .*scale"),
-        (lambda a: a.update(W_dec=a["W_dec"].T), r"W_dec .* \[4, 6\], expected .* \[6, 6\]"),
-        (lambda a: a.update(b_enc=a["b_enc"][:3]), r"b_enc has shape \[3\], expected .* \[6\]"),
+        (
+            lambda a: a.update(W_dec=a["W_dec"].T),
+            r"W_dec .* \[4, 6\], expected \[6, 4\].*transposed",
+        ),
+        (
+            lambda a: a.update(W_enc=a["W_enc"].T),
+            r"W_enc .* \[6, 4\], expected \[4, 6\].*transposed",
+        ),
+        (lambda a: a.update(b_enc=a["b_enc"][:3]), r"W_enc has shape \[4, 6\], expected \[4, 3\]"),
         (lambda a: a.update(W_enc=a["W_enc"].astype(np.float16)), "W_enc has dtype float16"),
         (lambda a: a.update(W_enc=a["W_enc"].astype(np.float64)), "W_enc has dtype float64"),
         (lambda a: a.update(b_enc=np.zeros(6, dtype=np.int32)), "b_enc has dtype int32"),

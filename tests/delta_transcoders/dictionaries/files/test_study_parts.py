@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers as hf
 from huggingface_hub import metadata_load
 
 from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.dictionaries.delta import load_deltas, save_delta
 from delta_transcoders.dictionaries.files import PARTS
 from delta_transcoders.dictionaries.files.gemma_scope import save_base
-from delta_transcoders.dictionaries.files.study_parts import part_folder
+from delta_transcoders.dictionaries.files.study_parts import part_folder, save_model
 from delta_transcoders.export import export
 from delta_transcoders.fingerprints import model_fingerprint
 from delta_transcoders.interventions.loading import load_control, load_delta_set
@@ -246,3 +247,35 @@ def test_an_absent_source_of_deltas(hub, merged, bases):
     for source in ("runs/none", "./none", "none"):
         with pytest.raises(FileNotFoundError, match=f"no folder '{source}'"):
             load_delta_set(source, bases, merged)
+
+
+LLAMA_ROPE = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0}
+LLAMA_ROPE |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+LINEAR, PLAIN = ({"rope_type": name, "rope_theta": 100.0} for name in ("linear", "default"))
+GEMMA_ROPE = {"full_attention": LINEAR | {"factor": 8.0}, "sliding_attention": PLAIN}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("Llama", {"rope_parameters": LLAMA_ROPE}),
+        ("Gemma3", {"rope_parameters": GEMMA_ROPE, "layer_types": list(GEMMA_ROPE)}),
+    ],
+)
+def test_a_models_positions_are_the_same_after_writing(study, tmp_path, kind, options):
+    """The old names stand beside the new ones, and change nothing for readers of the new ones."""
+    name = {"Gemma3": "Gemma3TextConfig"}.get(kind, f"{kind}Config")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 400}
+    model = hf.AutoModelForCausalLM.from_config(getattr(hf, name)(**sizes, **options))
+    model.save_pretrained(tmp_path / "model")
+    load_tokenizer(str(study / "base_model")).save_pretrained(tmp_path / "model")
+    save_model(tmp_path / "shared", tmp_path / "model")
+    ids = torch.arange(30)[None]
+    found = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "shared")
+    with torch.inference_mode():
+        torch.testing.assert_close(found(ids).logits, model.eval()(ids).logits)
+    config = json.loads((tmp_path / "shared" / "config.json").read_text())
+    assert config["rope_theta"] == 100
+    assert config["rope_scaling"]["factor"] == 8
+    assert config.get("rope_local_base_freq") == {"Gemma3": 100}.get(kind)
