@@ -145,17 +145,28 @@ def check_graph(out: Path, comparison: Comparison) -> None:
     check_model(model, "the finetuned model, delta", comparison, expected, delta)
 
     graph = attribute(expected["ids"], model, max_n_logits=5, max_feature_nodes=2048)
+    found = {tuple(row) for row in graph.active_features.tolist()}
+    ours, ties = set(), set()
+    for layer in range(n_layers):
+        for kind, features in (("a", ours), ("tie", ties)):
+            rows = (expected[f"{kind}.{layer}"] > 0).nonzero().tolist()
+            features |= {(layer, row + 1, feature) for row, feature in rows}  # BOS has no row
+    found, ours = found - ties, ours - ties
+    figures = f"{len(found)} active features over {len(expected['ids'])} tokens, {len(found ^ ours)} differ"
+    comparison.check("the graph", found == ours, figures)
+
     create_graph_files(graph, slug="calculation", output_path=str(out / "graph"))
     nodes = json.loads((out / "graph" / "calculation.json").read_text())["nodes"]
-    found = set()
+    in_files = set()
     for node in nodes:
         if node["feature_type"] == "cross layer transcoder":  # what it calls any feature
             layer, feature, _ = map(int, node["node_id"].split("_"))
             start, stop = ranges[layer]
             if start <= feature < stop:
-                found.add(node["node_id"])
-    figures = f"{len(nodes)} nodes, {len(found)} of them delta features, such as {min(found, default='none')}"
-    comparison.check("the graph's files", bool(found), figures)
+                in_files.add(node["node_id"])
+    example = min(in_files, default="none")
+    figures = f"{len(nodes)} nodes, {len(in_files)} of them delta features, such as {example}"
+    comparison.check("the graph's files", bool(in_files), figures)
 
 
 def check_published_models(out: Path, comparison: Comparison) -> None:
