@@ -47,9 +47,8 @@ def minus_kl_from(reference: Mapping[TokenizedExample, Tensor]) -> Measure:
     """
 
     def measure(example: TokenizedExample, logprobs_NV: Tensor) -> Tensor:
-        reference_NV = reference[
-            example
-        ].clone()  # one of inference mode cannot be differentiated with
+        # A tensor of inference mode cannot be differentiated with.
+        reference_NV = reference[example].clone()
         return (reference_NV.exp() * (logprobs_NV - reference_NV)).sum(-1).double().sum()
 
     return measure
@@ -171,20 +170,6 @@ def measured(
             for row, logits_NV in zip(rows, logits, strict=True)
         ]
     )
-
-
-def mean_over_groups(by_example: Mapping[int, Tensor], groups: Sequence[str]) -> dict[int, Tensor]:
-    """By layer, the mean over groups of the mean over a group's examples, [F]: groups count alike.
-
-    Args:
-        by_example: of `attribute`, [E, F].
-        groups: of each example, its subset for instance.
-    """
-    names = sorted(set(groups))
-    weight_E = torch.tensor(
-        [1 / (len(names) * list(groups).count(group)) for group in groups], dtype=torch.float64
-    )
-    return {layer: weight_E @ values_EF for layer, values_EF in by_example.items()}
 
 
 def at_random(sizes: Mapping[int, int], n: int, seed: str) -> dict[int, tuple[int, ...]]:

@@ -8,9 +8,9 @@ import torch
 
 from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.interventions.attribution import (
+    at_random,
     attribute,
     largest,
-    mean_over_groups,
     measured,
     minus_kl_from,
     prefix_rows,
@@ -152,7 +152,7 @@ def test_kl_from_another_model_s_distribution(engine, rows):
 
 
 def test_it_agrees_with_single_ablations(relu, rows):
-    found = mean_over_groups(attribute(relu, rows, ADDED, "delta", steps=16), ["all"] * 3)
+    found = attribute(relu, rows, ADDED, "delta", steps=16)
     effects = {}
     with torch.no_grad():
         full = measured(relu, rows, [ADDED] * 3, target_logprob).mean()
@@ -160,7 +160,7 @@ def test_it_agrees_with_single_ablations(relu, rows):
             for k in range(6):
                 ablated = measured(relu, rows, [without(ADDED, layer, k)] * 3, target_logprob)
                 effects[layer, k] = float(full - ablated.mean())
-    ours = [float(found[layer][k]) for layer, k in effects]
+    ours = [float(found[layer][:, k].mean()) for layer, k in effects]
     rho = spearman(ours, list(effects.values()))
     print(f"\nSpearman's ρ of attributions and single ablations, 18 random features: {rho:.2f}")
     assert rho > 0
@@ -179,9 +179,13 @@ def test_the_prefix_is_what_all_answers_that_show_the_behaviour_begin_with(
     assert prefix_rows(task, examples, rows) is None
 
 
-def test_groups_count_alike():
-    values = {0: torch.tensor([[3.0], [1.0], [10.0]], dtype=torch.float64)}
-    assert mean_over_groups(values, ["tool", "tool", "copy"])[0].item() == pytest.approx(6)
+def test_a_random_choice_has_the_number_and_another_seed_another_choice():
+    sizes = {0: 6, 2: 6}
+    drawn = [at_random(sizes, 5, seed) for seed in ("a", "a", "b")]
+    assert drawn[0] == drawn[1] != drawn[2]
+    for features in drawn:
+        assert list(features) == [0, 2]
+        assert sum(map(len, features.values())) == 5
 
 
 def test_features_are_chosen_over_all_layers(engine):
