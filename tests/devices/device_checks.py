@@ -133,6 +133,18 @@ STAGES = {
         },
     ),
     "ranking": (evaluate, "ranking", {"data.n_per_subset": 2, "model.layers": "[0]"}),
+    "removal": (
+        evaluate,
+        "removal",
+        PROMPTS | {"model.delta": "{study}/delta", "model.n_draws": 1},
+    ),
+    "feature curve": (
+        evaluate,
+        "feature_curve",
+        {"model.deltas": "['{study}/delta']", "model.student": "dictionary", "model.grid": "[2]"}
+        | {"model.base_transcoders": "{study}/base_transcoders", "model.n_random": 1}
+        | {"model.correct": "{tool: tool_call}", "model.max_new_tokens": 2},
+    ),
 }
 
 
