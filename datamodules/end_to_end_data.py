@@ -45,7 +45,7 @@ class EndToEndData(ResumableData):
         model: folder or hub id of the finetuned model.
         task: reads the examples.
         train: file of them, as a finetune's `data/train.jsonl`.
-        validation: another; on its worst subset training is judged.
+        validation: another, of the same subsets; on its worst one training is judged.
         n_train, n_validation: so many of them, evenly over subsets; all where None.
         own_continuations: what the finetuned model writes itself (greedily) takes the place of the targets.
         max_new_tokens: its longest continuation.
@@ -80,7 +80,13 @@ class EndToEndData(ResumableData):
                 )
             examples = list(numbered.values())
             self.examples[name] = [examples[i] for i in evenly(examples, n)]
-        self.subsets = subsets_of([e for rows in self.examples.values() for e in rows])
+        self.subsets = subsets_of(self.examples["validation"])
+        for subset in subsets_of(self.examples["train"]):
+            if subset not in self.subsets:
+                raise ValueError(
+                    f"{validation} holds no example of {subset!r}, which {train} trains: the worst subset "
+                    "could not be told"
+                )
         self.tokens: dict[str, list[TokenizedExample]] = {}
 
     def setup(self, stage: str) -> None:
