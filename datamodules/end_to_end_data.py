@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from jsonargparse.typing import PositiveInt
@@ -49,6 +50,7 @@ class EndToEndData(ResumableData):
         n_train, n_validation: so many of them, evenly over subsets; all where None.
         own_continuations: what the finetuned model writes itself (greedily) takes the place of the targets.
         max_new_tokens: its longest continuation.
+        dtype: of its weights, while it writes them.
         batch_size: examples per batch and process.
         seed: of their order.
     """
@@ -63,6 +65,7 @@ class EndToEndData(ResumableData):
         n_validation: PositiveInt | None = None,
         own_continuations: bool = False,
         max_new_tokens: PositiveInt = 64,
+        dtype: Literal["float32", "bfloat16"] = "float32",
         batch_size: PositiveInt = 64,
         seed: int = 0,
     ) -> None:
@@ -103,7 +106,7 @@ class EndToEndData(ResumableData):
         """Every process writes all of them: they decide the batches."""
         h = self.hparams
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
-        model = load_model(h.model).to(device)
+        model = load_model(h.model, h.dtype).to(device)
         ends = end_ids(h.model, self.tokenizer)
         for name, examples in self.examples.items():
             reader = AnswerReader(self.tokenizer, self.task, ends, examples)

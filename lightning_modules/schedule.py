@@ -31,15 +31,19 @@ def steps_of_phases(trainer: Trainer, n_phases: int) -> int:
             f"--trainer.max_steps is {total}, and there are {n_phases} phases of equally many steps: give a "
             f"multiple of {n_phases}"
         )
-    every = trainer.val_check_interval
-    batches = total // n_phases * trainer.accumulate_grad_batches
-    counts = isinstance(every, int) and trainer.check_val_every_n_epoch is None
-    if not trainer.fast_dev_run and not (counts and batches % every == 0):
+    if trainer.accumulate_grad_batches > 1:  # an epoch's last step is made of fewer batches
         raise ValueError(
-            f"--trainer.val_check_interval is {every}: a phase has {batches} batches and must end with a "
+            f"--trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: phases count batches, "
+            "so give a larger --data.batch_size (--model.gradient_checkpointing true saves memory)"
+        )
+    steps, every = total // n_phases, trainer.val_check_interval
+    counts = isinstance(every, int) and trainer.check_val_every_n_epoch is None
+    if not trainer.fast_dev_run and not (counts and steps % every == 0):
+        raise ValueError(
+            f"--trainer.val_check_interval is {every}: a phase has {steps} steps and must end with a "
             "validation; give a whole number that divides them, and check_val_every_n_epoch: null"
         )
-    return total // n_phases
+    return steps
 
 
 def warm_up_and_decay(step: int, total: int, warmup_steps: int, decay_fraction: float) -> float:
