@@ -35,7 +35,7 @@ SHAPES = {
 }
 KINDS = ("lora", "kl", "nmse")
 ROWS, PROMPT, TARGET = 64, 25, 15
-STEPS, WARMUP = 8, 2
+STEPS, WARMUP = 5, 1
 
 
 def main() -> int:
