@@ -5,7 +5,12 @@ from pathlib import Path
 import torch
 
 from delta_transcoders.dictionaries.bases import entry_of, load_base
-from delta_transcoders.dictionaries.delta import DeltaConfig, load_base_of, load_deltas
+from delta_transcoders.dictionaries.delta import (
+    ON_DICTIONARIES,
+    DeltaConfig,
+    load_base_of,
+    load_deltas,
+)
 from delta_transcoders.dictionaries.files.exported import LayerCard
 from delta_transcoders.dictionaries.files.tensors import for_other_tools, padded
 from delta_transcoders.dictionaries.identity import BaseId
@@ -24,7 +29,7 @@ class FusedDeltas:
         delta_only: leave the base out.
 
     Attributes:
-        config: of the first layer; hook site, model, d_new, percentile and target are every layer's.
+        config: of the first layer; hook site, model, percentile and target are every layer's.
         layers: those that have a delta.
         alpha, delta_only: as given.
 
@@ -45,7 +50,7 @@ class FusedDeltas:
         self.config = self._deltas[self.layers[0]][2]
         self.site = HOOK_SITES[self.config.hook_site]
         self.alpha, self.delta_only = alpha, delta_only
-        if self.config.target != "residual" and not delta_only:
+        if self.config.target not in ON_DICTIONARIES and not delta_only:
             raise ValueError(
                 f"{deltas}: the deltas correct the base model's MLP (target {self.config.target!r}), so "
                 "there is no base dictionary to join them with; export them alone (--delta-only)"
@@ -54,10 +59,10 @@ class FusedDeltas:
 
     def widest(self) -> int:
         """Number of features of the widest layer; reads the bases where no file's name says theirs."""
-        widths = [0]
-        if not self.delta_only:
-            widths = [self._base_width(*delta) for delta in self._deltas.values()]
-        return self.config.d_new + max(widths)
+        return max(
+            config.d_new + (0 if self.delta_only else self._base_width(path, delta, config))
+            for path, delta, config in self._deltas.values()
+        )
 
     def layer(self, layer: int, n_features: int | None = None) -> tuple[Transcoder, LayerCard]:
         """The dictionary of a layer, which may be one without a delta, and what it is made of.
