@@ -23,6 +23,7 @@ studies:
   planted/none:              # in ${study}/planted/none where it has no `study`
     config: study.yaml       # one file or several
     links: [base_model]      # stages whose folders are the outer study's
+    task: rules.yaml         # optional: in place of the outer study's
     stages: {finetune: {options: {model.lr: 0}}, exp2b: null}
 ```
 
@@ -49,7 +50,7 @@ STAGE_KEYS = (
     *("run", "config", "options", "seed_offset"),
     *("arguments", "reads", "writes", "takes"),
 )
-INNER_KEYS = ("config", "study", "seed", "links", "stages")
+INNER_KEYS = ("config", "study", "seed", "task", "links", "stages")
 OWN_KEYS = frozenset(("base_model", "finetuned_model", "examples", "judge"))
 """Keys of a file that names models of the user's own (docs/YOUR_MODEL.md)."""
 SCRIPTS = ("train", "evaluate")
@@ -186,8 +187,6 @@ def read_study(
     content |= given
     if "study" not in content:
         raise ValueError(f"{file} names no folder: give `study: runs/NAME` there, or --study")
-    if content.get("task") and not Path(find_config(content["task"])).is_file():
-        raise FileNotFoundError(f"no task file {content['task']!r}")
     study = Study(os.path.expanduser(content["study"]))
     study.texts, study.notes = content.get("files", {}), content.get("notes", [])
     _expand(study, content, file, study.folder, "")
@@ -231,8 +230,9 @@ def _load(file: str, chain: Sequence[str] = ()) -> dict[str, Any]:
             stage["config"] = _beside(file, stage["config"])
     for inner in studies.values():
         inner["config"] = [_beside(file, name) for name in _list(inner["config"])]
-    if content.get("task"):
-        content["task"] = _beside(file, content["task"])
+    for told in (content, *studies.values()):
+        if told.get("task"):
+            told["task"] = _beside(file, told["task"])
     whole = _together(included, [*chain, file])
     _lay_over(whole["stages"], stages, file, "stages")
     whole["studies"] |= studies
@@ -282,6 +282,8 @@ def _expand(
         around: the files of the studies that it is within.
     """
     _check_folder(folder)
+    if content.get("task") and not Path(find_config(content["task"])).is_file():
+        raise FileNotFoundError(f"no task file {content['task']!r}")
     seeds = content.get("seeds") or [content.get("seed", 0)]
     names = {"study": folder}
     if "seeds" not in content:
@@ -325,7 +327,8 @@ def _expand(
             inner_name = _fill(name, {"seed": str(seed)})
             inner = _together(spec["config"])
             _lay_over(inner["stages"], spec.get("stages") or {}, file, "studies", name, "stages")
-            inner |= {"seed": spec.get("seed", seed), "task": content.get("task")}
+            task = spec.get("task", content.get("task"))
+            inner |= {"seed": spec.get("seed", seed), "task": task}
             inner["links"] = spec.get("links", [])
             inside = _fill(spec.get("study", f"{folder}/{inner_name}"), names)
             inside = _fill(inside, {"seed": str(seed)})
