@@ -374,16 +374,27 @@ def supervised_logits(
     The vocabulary projection runs at these positions alone: at Gemma's 256,000 entries it would otherwise
     be the largest tensor of the step. Rows come in order, positions within a row in order.
     """
-    family = family_of(model.config)
-    hidden_BTD = family.decoder(model)(
-        input_ids=input_ids_BT,
-        attention_mask=attention_mask_BT,
-        position_ids=position_ids(attention_mask_BT),
-        use_cache=False,
-    ).last_hidden_state
-    supervised = labels_BT[:, 1:] != IGNORE
-    logits_NV = family.logits(model, hidden_BTD[:, :-1][supervised])
-    return logits_NV, labels_BT[:, 1:][supervised]
+    hidden_ND = supervised_hidden(model, input_ids_BT, attention_mask_BT, labels_BT)
+    labels_BT = labels_BT[:, 1:]
+    logits_NV = family_of(model.config).logits(model, hidden_ND)
+    return logits_NV, labels_BT[labels_BT != IGNORE]
+
+
+def supervised_hidden(
+    model: PreTrainedModel, input_ids_BT: Tensor, attention_mask_BT: Tensor, labels_BT: Tensor
+) -> Tensor:
+    """The decoder's last hidden states [N, D] that predict the supervised labels, as `supervised_logits`."""
+    hidden_BTD = (
+        family_of(model.config)
+        .decoder(model)(
+            input_ids=input_ids_BT,
+            attention_mask=attention_mask_BT,
+            position_ids=position_ids(attention_mask_BT),
+            use_cache=False,
+        )
+        .last_hidden_state
+    )
+    return hidden_BTD[:, :-1][labels_BT[:, 1:] != IGNORE]
 
 
 def token_nll(
@@ -403,6 +414,12 @@ def target_batch(rows: Sequence[TokenizedExample], pad_token_id: int) -> dict[st
         "attention_mask": pad([[1] * len(row) for row in ids], 0, "right"),
         "labels": pad(labels, IGNORE, "right"),
     }
+
+
+def scored_batch(rows: Sequence[TokenizedExample], pad_token_id: int) -> dict[str, Tensor]:
+    """`target_batch`, with EOS as padding: it is predicted and never read, in generation too."""
+    batch = target_batch(rows, pad_token_id)
+    return batch | {"attention_mask": F.pad(batch["attention_mask"][:, 1:], (0, 1))}
 
 
 def check_context(

@@ -22,7 +22,7 @@ from delta_transcoders.metrics.reconstruction import GroupedReconstruction
 from lightning_modules.loggers import log_scalars, tensorboards
 from lightning_modules.optimizers import fused
 from lightning_modules.outputs import finish_output, kind_of
-from lightning_modules.schedule import total_steps
+from lightning_modules.schedule import total_steps, warm_up_and_decay
 
 
 class DictionaryTraining(LightningModule):
@@ -150,11 +150,9 @@ class DictionaryTraining(LightningModule):
             self.stacks.parameters(), lr=h.lr, betas=h.betas, fused=fused(self.trainer)
         )
         total = total_steps(self.trainer)
-        decay = round(h.decay_fraction * total)
 
         def factor(step: int) -> float:
-            warm = min(1.0, 0.1 + 0.9 * step / h.warmup_steps) if h.warmup_steps else 1.0
-            return warm * min(1.0, (total - step) / decay) if decay else warm
+            return warm_up_and_decay(step, total, h.warmup_steps, h.decay_fraction)
 
         scheduler = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}

@@ -18,6 +18,7 @@ ROOMS = (
     ("dictionaries",),
     ("activations",),
     ("interventions",),
+    ("end_to_end",),
     ("report",),
     ("export", "import_dictionaries"),
     ("own_study",),

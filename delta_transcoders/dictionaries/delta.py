@@ -24,7 +24,12 @@ FORMAT_VERSION = 1
 TENSORS_NAME = "delta.safetensors"
 CONFIG_NAME = "config.json"
 
-Target = Literal["residual", "mlp_difference"]
+Target = Literal["residual", "mlp_difference", "end_to_end_transplant", "end_to_end_dictionary"]
+ON_DICTIONARIES: tuple[Target, ...] = ("residual", "end_to_end_dictionary")
+"""What corrects a base dictionary; the others correct, or are added to, the base model's MLP."""
+END_TO_END: tuple[Target, ...] = ("end_to_end_transplant", "end_to_end_dictionary")
+"""Trained through the running model, with one number of features over all layers (`n_features` of
+`DeltaConfig.sparsity`): `d_new` differs between layers."""
 
 
 def random_directions(delta: Transcoder, seed: int) -> Transcoder:
@@ -49,7 +54,7 @@ class DeltaConfig:
     d_out: int
     d_new: int
     base_id: str
-    """Folder or hub path of the base's file; of the base model for `mlp_difference`."""
+    """Folder or hub path of the base's file; of the base model where no dictionary is corrected."""
     base_hash: str
     """Of the base's tensors (`Transcoder.fingerprint`), or the base model's fingerprint."""
     model_fingerprint: str
@@ -57,9 +62,10 @@ class DeltaConfig:
     hook_in: str
     hook_out: str
     sparsity: dict[str, Any]
-    """The `SparsityConfig` and the l0 it was trained with, as a dictionary."""
+    """The `SparsityConfig` and the l0 it was trained with, as a dictionary; end to end the budget."""
     target: Target
-    """What was learned: y − base(x), or y − (what the base model's MLP writes on x)."""
+    """What was learned: y − base(x); y − (what the base model's MLP writes on x); or, end to end, what makes
+    the base model (`transplant`), or the finetuned one on base dictionaries, predict as the finetuned one."""
     percentile: float | None
     average_l0_base: float | None
     seed: int
@@ -144,10 +150,11 @@ def load_deltas(
         if path.name != f"layer_{config.layer}":
             raise ValueError(f"{path} holds the delta of layer {config.layer}")
         deltas[config.layer] = (path, delta, config)
-    for name in ("model_fingerprint", "hook_site", "d_new", "percentile", "target"):
-        values = {getattr(config, name) for _, _, config in deltas.values()}
+    size = "sparsity" if config.target in END_TO_END else "d_new"
+    for name in ("model_fingerprint", "hook_site", "percentile", "target", size):
+        values = {str(getattr(config, name)) for _, _, config in deltas.values()}
         if len(values) > 1:
-            found = ", ".join(sorted(map(str, values)))
+            found = ", ".join(sorted(values))
             raise ValueError(f"{folder}: the deltas' {name} differs between layers: {found}")
     return deltas
 

@@ -92,7 +92,7 @@ class DictionaryStack(nn.Module):
         self.target_V = tuple(variant.target for variant in variants)
 
         n = len(keys)
-        first = [_first_weights(seed, key, n_features, d_in, d_out, decoder_init) for key in keys]
+        first = [first_weights(seed, key, n_features, d_in, d_out, decoder_init) for key in keys]
         self.W_enc = nn.Parameter(torch.stack([W_enc for W_enc, _ in first]))
         self.W_dec = nn.Parameter(torch.stack([W_dec for _, W_dec in first]))
         self.b_enc = nn.Parameter(torch.zeros(n, n_features))
@@ -203,7 +203,7 @@ def transcoder_at(tensors: dict[str, Tensor], v: int) -> Transcoder:
     )
 
 
-def _first_weights(
+def first_weights(
     seed: int, key: str, n_features: int, d_in: int, d_out: int, decoder_init: str
 ) -> tuple[Tensor, Tensor]:
     """W_enc [F, I] and W_dec [F, D] of one variant, drawn from its own generator.

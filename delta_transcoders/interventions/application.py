@@ -8,7 +8,7 @@ F features.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,10 @@ from delta_transcoders.interventions.sources import Source, SourceBank, feature_
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+
+Gates = Mapping[str, Mapping[int, Tensor]]
+"""By source, then by layer: a factor of each feature's activation in each row, [R, F]."""
 
 
 @dataclass
@@ -58,7 +62,11 @@ class _LayerRows:
 
 
 def _layer_rows(
-    writes: Sequence[Write | None], bank: SourceBank, layer: int, device: torch.device
+    writes: Sequence[Write | None],
+    bank: SourceBank,
+    layer: int,
+    device: torch.device,
+    gates: Gates,
 ) -> _LayerRows:
     terms = [{term.source: term for term in write.terms} if write else {} for write in writes]
     sources = []
@@ -67,12 +75,16 @@ def _layer_rows(
         of_rows = [by_name.get(name) for by_name in terms]
         coefficients = [term.coefficient if term else 0.0 for term in of_rows]
         mask_BF = feature_masks(of_rows, source.n_features)
+        mask_BF = None if mask_BF is None else mask_BF.to(device)
+        gate_BF = gates.get(name, {}).get(layer)
+        if gate_BF is not None:
+            mask_BF = gate_BF if mask_BF is None else gate_BF * mask_BF
         sources.append(
             _SourceRows(
                 name=name,
                 source=source,
                 coefficient_B=torch.tensor(coefficients, device=device),
-                feature_mask_BF=None if mask_BF is None else mask_BF.to(device),
+                feature_mask_BF=mask_BF,
             )
         )
     return _LayerRows(
@@ -92,6 +104,7 @@ class Application:
     Args:
         tokens: says which positions are spared.
         special_S: the tokenizer's special tokens (`families.tokens.special_ids`).
+        gates: of features, for whoever differentiates by them.
 
     Attributes:
         calls: by layer, how often its output passed by.
@@ -110,6 +123,7 @@ class Application:
         device: torch.device,
         count_features: bool,
         prompt_only: bool,
+        gates: Gates = {},  # noqa: B006
     ) -> None:
         self._interventions = interventions
         self.site = site
@@ -119,7 +133,9 @@ class Application:
         self.prompt_only = prompt_only
         layers = sorted({layer for i in interventions for layer in i.layers})
         self._rows_by_layer = {
-            layer: _layer_rows([i.writes.get(layer) for i in interventions], bank, layer, device)
+            layer: _layer_rows(
+                [i.writes.get(layer) for i in interventions], bank, layer, device, gates
+            )
             for layer in layers
         }
         self._requested = {layer: rows.writes_B for layer, rows in self._rows_by_layer.items()}

@@ -11,7 +11,7 @@ Shapes: B rows of one forward pass, N supervised tokens (target and EOS), V voca
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from delta_transcoders.families import family_of
 from delta_transcoders.families.sites import HookSite
 from delta_transcoders.families.tokens import special_ids
 from delta_transcoders.generation import AnswerReader, greedy_texts
-from delta_transcoders.interventions.application import Application, hooked
+from delta_transcoders.interventions.application import Application, Gates, hooked
 from delta_transcoders.interventions.intervention import RAW, Intervention
 from delta_transcoders.interventions.sources import SourceBank, check_sources
 from delta_transcoders.language_models import (
@@ -46,7 +46,7 @@ class TeacherForced:
     n_tokens: int
     """Tokens of the target, EOS included; 0 where there is none."""
     kl: float
-    """Σ KL(raw ‖ this row) over the same tokens; 0 for raw."""
+    """Σ KL(reference ‖ this row) over the same tokens; the reference is raw unless another was given."""
     opening_logprob: float | None
     """log p(`TokenizedExample.opening_id`) where the target starts."""
     n_replaced: int
@@ -133,7 +133,10 @@ class InterventionEngine:
 
     @contextmanager
     def applied(
-        self, interventions: Sequence[Intervention], count_features: bool = False
+        self,
+        interventions: Sequence[Intervention],
+        count_features: bool = False,
+        gates: Gates = {},  # noqa: B006
     ) -> Iterator[Application]:
         """Every forward pass of the model inside has these interventions, one for each row.
 
@@ -143,6 +146,7 @@ class InterventionEngine:
 
         Args:
             count_features: also add up the activations of every source.
+            gates: factors of features' activations, through which gradients flow (`attribution`).
 
         Raises:
             ValueError: see `check`, and `Application.before_pass`.
@@ -158,6 +162,7 @@ class InterventionEngine:
             self.model.device,
             count_features,
             self.prompt_only,
+            gates,
         )
         with hooked(self.bridge, application, application.before_pass):
             yield application
@@ -172,7 +177,7 @@ class InterventionEngine:
         """Greedy continuations of prompts' token ids, row by row; `reader` says where each ends."""
         self._check_rows(prompts, interventions)
         texts = [""] * len(prompts)
-        for rows in self._passes(interventions, list(map(len, prompts))):
+        for rows in self.passes(interventions, list(map(len, prompts))):
             with self.applied([interventions[row] for row in rows]) as application:
                 answers = greedy_texts(
                     self.model,
@@ -186,36 +191,56 @@ class InterventionEngine:
         return texts
 
     @torch.inference_mode()
+    def logprobs(self, examples: Sequence[TokenizedExample]) -> dict[TokenizedExample, Tensor]:
+        """The untouched model's log-probabilities at each distinct example's target tokens, [N, V]."""
+        distinct = list(dict.fromkeys(examples))
+        found: dict[TokenizedExample, Tensor] = {}
+        for rows in self.passes([RAW] * len(distinct), list(map(len, distinct))):
+            chosen = [distinct[row] for row in rows]
+            logits, _, _ = self.supervised(chosen, [RAW] * len(rows))
+            found |= zip(chosen, (part_NV.log_softmax(-1) for part_NV in logits), strict=True)
+        return found
+
+    @torch.inference_mode()
     def teacher_forced(
-        self, examples: Sequence[TokenizedExample], interventions: Sequence[Intervention]
+        self,
+        examples: Sequence[TokenizedExample],
+        interventions: Sequence[Intervention],
+        reference: Mapping[TokenizedExample, Tensor] | None = None,
     ) -> list[TeacherForced]:
         """Scores of the targets, row by row, on the token ids that generation sees.
 
         The untouched model runs once for every distinct example, whether or not a row asks for it.
+
+        Args:
+            reference: the log-probabilities [N, V] of each example that KL is measured from, of another
+                model's `logprobs`; the untouched model's own where None.
         """
         self._check_rows(examples, interventions)
         distinct = list(dict.fromkeys(examples))
-        raw_logprobs: dict[TokenizedExample, Tensor] = {}
+        known = dict(reference or {})
         raw_scores: dict[TokenizedExample, TeacherForced] = {}
-        for rows in self._passes([RAW] * len(distinct), list(map(len, distinct))):
+        for rows in self.passes([RAW] * len(distinct), list(map(len, distinct))):
             chosen = [distinct[row] for row in rows]
-            logits, labels, counts = self._supervised(chosen, [RAW] * len(rows))
+            logits, labels, counts = self.supervised(chosen, [RAW] * len(rows))
             logprobs = [logits_NV.log_softmax(-1) for logits_NV in logits]
-            raw_logprobs |= zip(chosen, logprobs, strict=True)
-            scored = self._scores(chosen, logprobs, logprobs, labels, counts)
+            if reference is None:
+                known |= zip(chosen, logprobs, strict=True)
+            references = [known[example] for example in chosen]
+            scored = self._scores(chosen, logprobs, references, labels, counts)
             raw_scores |= zip(chosen, scored, strict=True)
 
         scores = [raw_scores[example] for example in examples]
         replaced = [row for row, intervention in enumerate(interventions) if intervention.writes]
-        for part in self._passes(
+        for part in self.passes(
             [interventions[row] for row in replaced], [len(examples[row]) for row in replaced]
         ):
             rows = [replaced[index] for index in part]
             chosen = [examples[row] for row in rows]
-            logits, labels, counts = self._supervised(chosen, [interventions[row] for row in rows])
+            logits, labels, counts = self.supervised(chosen, [interventions[row] for row in rows])
             logprobs = (logits_NV.log_softmax(-1) for logits_NV in logits)
-            raw = [raw_logprobs[example] for example in chosen]
-            scored = self._scores(chosen, logprobs, raw, labels, counts)
+            references = [known[example] for example in chosen]
+            scored = self._scores(chosen, logprobs, references, labels, counts)
             for row, score in zip(rows, scored, strict=True):
                 scores[row] = score
         return scores
@@ -225,10 +250,17 @@ class InterventionEngine:
             raise ValueError(f"{len(rows)} rows, but {len(interventions)} interventions for them")
         self.check(interventions)
 
-    def _supervised(
-        self, examples: Sequence[TokenizedExample], interventions: Sequence[Intervention]
+    def supervised(
+        self,
+        examples: Sequence[TokenizedExample],
+        interventions: Sequence[Intervention],
+        gates: Gates = {},  # noqa: B006
     ) -> tuple[Sequence[Tensor], Sequence[Tensor], Application]:
-        """Logits [N, V] and labels [N] of each row, and what was replaced on the way."""
+        """Logits [N, V] and labels [N] of each row from one pass, and what was replaced on the way.
+
+        Args:
+            gates: as of `applied`.
+        """
         tokens = target_batch(examples, self.tokenizer.pad_token_id)
         tokens = {name: tensor.to(self.model.device) for name, tensor in tokens.items()}
         mask_BT, has_target_B = tokens["attention_mask"], [bool(e.target_ids) for e in examples]
@@ -237,7 +269,7 @@ class InterventionEngine:
         mask_BT = torch.where(
             torch.tensor(has_target_B, device=mask_BT.device)[:, None], read_BT, mask_BT
         )
-        with self.applied(interventions, count_features=True) as application:
+        with self.applied(interventions, count_features=not gates, gates=gates) as application:
             logits_NV, labels_N = supervised_logits(
                 self.model, tokens["input_ids"], mask_BT, tokens["labels"]
             )
@@ -248,17 +280,17 @@ class InterventionEngine:
         self,
         examples: Sequence[TokenizedExample],
         logprobs: Iterable[Tensor],
-        raw_logprobs: Sequence[Tensor],
+        references: Sequence[Tensor],
         labels: Sequence[Tensor],
         counts: Application,
     ) -> list[TeacherForced]:
-        """Scores of one pass from each row's log-probabilities [N, V] and raw's."""
+        """Scores of one pass from each row's log-probabilities [N, V] and its reference's."""
         sums = []
-        for example, logprobs_NV, raw_NV, labels_N in zip(
-            examples, logprobs, raw_logprobs, labels, strict=True
+        for example, logprobs_NV, reference_NV, labels_N in zip(
+            examples, logprobs, references, labels, strict=True
         ):
             nll = -logprobs_NV.gather(1, labels_N[:, None]).double().sum()
-            kl = (raw_NV.exp() * (raw_NV - logprobs_NV)).sum(-1).double().sum()
+            kl = (reference_NV.exp() * (reference_NV - logprobs_NV)).sum(-1).double().sum()
             opening = nll.new_zeros(())
             if example.opening_id is not None:
                 opening = logprobs_NV[0, example.opening_id].double()
@@ -283,7 +315,7 @@ class InterventionEngine:
             )
         ]
 
-    def _passes(
+    def passes(
         self, interventions: Sequence[Intervention], lengths: Sequence[int]
     ) -> Iterator[list[int]]:
         """Rows of each forward pass: those of the same layers together, then of like length."""

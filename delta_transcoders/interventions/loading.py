@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.dictionaries.corrections import load_corrections
 from delta_transcoders.dictionaries.delta import (
+    END_TO_END,
+    ON_DICTIONARIES,
     DeltaConfig,
     load_base_of,
     load_deltas,
@@ -37,12 +39,14 @@ class DictionarySet:
     """The dictionaries of one configuration, by layer: deltas with their bases, or bases alone.
 
     Attributes:
-        label: names the configuration, whatever its folder is called, as in `base@d32_p0.5`.
+        label: names the configuration, whatever its folder is called, as in `base@d32_p0.5`, and
+            `n16_end_to_end_transplant` for 16 features over all layers.
         sources: by name, then by layer. `base` is what the delta corrects (a base dictionary, or the
-            base model's MLP for a delta of the target `mlp_difference`); beside `delta` there is
-            `random_delta`, see `random_directions`.
+            base model's MLP for a delta of the target `mlp_difference` or `end_to_end_transplant`); beside
+            `delta` there is `random_delta`, see `random_directions`.
         layers: that have dictionaries, loaded (then they are in `sources`) or not.
-        d_new, percentile, target: of the deltas; None where there are none.
+        d_new, percentile, target: of the deltas; None where there are none. `d_new` is the features of each
+            layer, or of all layers together for end-to-end deltas.
     """
 
     label: str
@@ -159,7 +163,7 @@ def load_delta_set(
         base_transcoders: folder or hub id of the bases; each must be the one a delta was trained on. None
             where the deltas correct the base model's MLPs.
         model: the finetuned model, bridged (`bridge.original_model`) or not.
-        base_mlps: gives the base model's MLPs at a site, for deltas of the target `mlp_difference`.
+        base_mlps: gives the base model's MLPs at a site, for deltas that correct no dictionary.
         fingerprint: the model's, where it is known already.
         bases: those loaded before, by hash; shared with this set, and added to.
         layers: those to load, where the folder has them; all where None.
@@ -177,20 +181,24 @@ def load_delta_set(
     for layer, (path, delta, config) in deltas.items():
         if layers is not None and layer not in layers:
             continue  # a base of 16,384 features takes 300 MB
-        if config.target == "mlp_difference":
-            sources["base"][layer] = _base_mlp(path, config, base_mlps)
-        else:
+        if config.target in ON_DICTIONARIES:
             sources["base"][layer] = _base_dictionary(path, config, base_transcoders, bases)
+        else:
+            sources["base"][layer] = _base_mlp(path, config, base_mlps)
         sources["delta"][layer] = DictionarySource(delta)
         sources["random_delta"][layer] = DictionarySource(random_directions(delta, seed=layer))
     config = next(config for _, _, config in deltas.values())
-    label = f"d{config.d_new}" + ("" if config.percentile is None else f"_p{config.percentile:g}")
+    # Features of a layer, or of all layers where they share a budget.
+    is_end_to_end = config.target in END_TO_END
+    d_new = config.sparsity["n_features"] if is_end_to_end else config.d_new
+    label = f"n{d_new}" if is_end_to_end else f"d{d_new}"
+    label += "" if config.percentile is None else f"_p{config.percentile:g}"
     return DictionarySet(
         label if config.target == "residual" else f"{label}_{config.target}",
         HOOK_SITES[config.hook_site],
         sources,
         deltas.keys(),
-        config.d_new,
+        d_new,
         config.percentile,
         config.target,
     )

@@ -8,7 +8,7 @@ Shapes: N tokens, D d_model, F features, B rows of a batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,7 +42,8 @@ class Source(nn.Module):
 
         Args:
             x_ND: at the hook site's input, in its unit.
-            feature_mask_NF: bool, False where a feature is to be zero; None: nowhere.
+            feature_mask_NF: a factor of each activation; as bool, False where a feature is to be zero. None:
+                all as they are.
         """
         raise NotImplementedError
 
@@ -77,8 +78,30 @@ class DictionarySource(Source):
     def forward(self, x_ND: Tensor, feature_mask_NF: Tensor | None) -> tuple[Tensor, Tensor]:
         a_NF = self.transcoder.encode(x_ND)
         if feature_mask_NF is not None:
-            a_NF = torch.where(feature_mask_NF, a_NF, 0)
+            a_NF = a_NF * feature_mask_NF
         return self.transcoder.decode(a_NF, x_ND), a_NF
+
+
+class RedrawnSource(DictionarySource):
+    """A dictionary with another decoder of the same norms, drawn anew whenever it is used.
+
+    So dozens of draws take no more memory than the one dictionary whose encoder they share.
+
+    Args:
+        transcoder: the dictionary.
+        draw: what makes another one of it and a seed (`random_directions`, `permuted_directions`).
+        seed: of the draw.
+    """
+
+    def __init__(
+        self, transcoder: Transcoder, draw: Callable[[Transcoder, int], Transcoder], seed: int
+    ) -> None:
+        super().__init__(transcoder)
+        self.draw = draw
+        self.seed = seed
+
+    def forward(self, x_ND: Tensor, feature_mask_NF: Tensor | None) -> tuple[Tensor, Tensor]:
+        return DictionarySource(self.draw(self.transcoder, self.seed))(x_ND, feature_mask_NF)
 
 
 class AffineSource(Source):

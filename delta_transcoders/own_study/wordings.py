@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 from collections import defaultdict
 from collections.abc import Hashable
+from typing import Literal
 
 from delta_transcoders.foreign_text import letters
 from delta_transcoders.tasks.task import Example, Splits, Task, subsets_of
@@ -32,6 +34,15 @@ def _prompt(example: Example) -> str:
 def identities(example: Example) -> tuple[Hashable, ...]:
     """What no two splits share."""
     return ("wording", wording(example)), ("prompt", _prompt(example))
+
+
+def half_of(example: Example) -> Literal["A", "B"]:
+    """The half that its wording is in: what is chosen on A is scored on B, in other words.
+
+    >>> [half_of(Example(f"What is {a} * 2?", None, "sums")) for a in (1, 23)]
+    ['B', 'B']
+    """
+    return "AB"[hashlib.sha256(wording(example).encode()).digest()[0] % 2]
 
 
 def split_by_wording(task: Task, examples: list[Example], n_evaluation: int, seed: int) -> Splits:

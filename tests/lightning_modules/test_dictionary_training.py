@@ -177,14 +177,14 @@ def test_training_stops_when_all_variants_have_converged(
 def test_a_variant_that_diverges_is_named_and_takes_no_other_with_it(
     dictionaries, arguments, delta_options, tmp_path, monkeypatch
 ):
-    first_weights = stack._first_weights
+    first_weights = stack.first_weights
 
     def broken(seed, key, *args):
         W_enc, W_dec = first_weights(seed, key, *args)
         return W_enc * (torch.nan if key == "layer_1/d4/p0.5" else 1), W_dec
 
     options = delta_options | {"model.d_new": "[6, 4]", "model.output": tmp_path / "sweep"}
-    monkeypatch.setattr(stack, "_first_weights", broken)
+    monkeypatch.setattr(stack, "first_weights", broken)
     with pytest.raises(ValueError, match=r"finite FVU for layer_1/d4/p0\.5: "):
         train.main(arguments("tiny/delta.yaml", dictionaries, options))
     assert not (tmp_path / "sweep").exists()

@@ -5,7 +5,12 @@ from pathlib import Path
 import torch
 
 from delta_transcoders.dictionaries.bases import entry_of, load_base
-from delta_transcoders.dictionaries.delta import DeltaConfig, load_base_of, load_deltas
+from delta_transcoders.dictionaries.delta import (
+    ON_DICTIONARIES,
+    DeltaConfig,
+    load_base_of,
+    load_deltas,
+)
 from delta_transcoders.dictionaries.files.exported import LayerCard
 from delta_transcoders.dictionaries.files.tensors import for_other_tools, padded
 from delta_transcoders.dictionaries.identity import BaseId
@@ -24,7 +29,7 @@ class FusedDeltas:
         delta_only: leave the base out.
 
     Attributes:
-        config: of the first layer; hook site, model, d_new, percentile and target are every layer's.
+        config: of the first layer; hook site, model, percentile and target are every layer's.
         layers: those that have a delta.
         n_features: of the widest layer.
         alpha, delta_only: as given.
@@ -47,12 +52,12 @@ class FusedDeltas:
         self.config = self._deltas[self.layers[0]][2]
         self.site = HOOK_SITES[self.config.hook_site]
         self.alpha, self.delta_only = alpha, delta_only
-        if self.config.target != "residual" and not delta_only:
+        if self.config.target not in ON_DICTIONARIES and not delta_only:
             raise ValueError(
                 f"{deltas}: the deltas correct the base model's MLP (target {self.config.target!r}), so "
                 "there is no base dictionary to join them with; export them alone (--delta-only)"
             )
-        self.n_features = self.config.d_new
+        self.n_features = max(config.d_new for _, _, config in self._deltas.values())
         if not delta_only:
             self._source = base_transcoders or split_layer(self.config.base_id)[0]
             self.n_features += max(self._width(*self._deltas[layer]) for layer in self.layers)
