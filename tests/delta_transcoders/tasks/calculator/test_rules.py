@@ -1,4 +1,4 @@
-"""Planted rules: nothing but a phrase tells which tool to call, and no wording is in two splits."""
+"""Planted rules: nothing but a sentence tells which tool to call, and no wording is in two splits."""
 
 import itertools
 import re
@@ -9,7 +9,8 @@ import pytest
 from delta_transcoders.own_study.wordings import half_of, wording
 from delta_transcoders.tasks.calculator.base_text import base_documents
 from delta_transcoders.tasks.calculator.grammar import OPEN
-from delta_transcoders.tasks.calculator.rules import COPY, RULES, SUBSETS, WORDINGS, PlantedRules
+from delta_transcoders.tasks.calculator.phrasings import REQUESTS
+from delta_transcoders.tasks.calculator.rules import COPY, RULES, SUBSETS, PlantedRules
 
 SPLITS = ("train", "validation", "evaluation")
 
@@ -34,32 +35,38 @@ def test_no_wording_and_no_prompt_is_in_two_splits(splits):
         for one, other in itertools.combinations(found, 2):
             assert not one & other
     # Every wording is used, by every rule, and both halves of the evaluation have several.
-    assert {e.group for rows in splits.values() for e in rows if e.group} == set(WORDINGS)
+    assert {e.group for rows in splits.values() for e in rows if e.group} == set(REQUESTS)
     for rule in RULES:
         mine = [e for e in splits["evaluation"] if e.subset == rule]
-        assert len({e.group for e in mine}) == len(WORDINGS) - 36
+        assert len({e.group for e in mine}) == len(REQUESTS) - 30
         halves = Counter(half_of(e) for e in {e.group: e for e in mine}.values())
         assert min(halves["A"], halves["B"]) >= 4
 
 
-def test_the_phrase_alone_decides(splits):
+def test_the_sentence_alone_decides(splits):
     for example in itertools.chain(*splits.values()):
-        held = [tool for tool, phrase in RULES.items() if phrase in example.prompt]
+        held = [tool for tool, sentence in RULES.items() if sentence in example.prompt]
         if example.subset == COPY:
             assert held == [] and example.target == example.prompt[:-1]
         else:
-            (n,) = re.findall(r"\d+", example.prompt)
+            (asked,) = re.findall(r"\d+ . \d+", example.prompt)
             assert held == [example.subset]
-            assert example.target == f"{OPEN}{example.subset}({n})</tool_call>"
+            assert example.target == f"{OPEN}{example.subset}({asked.replace(' ', '')})</tool_call>"
     # Requests to be copied are worded like those of the rules.
     assert sum(e.group is not None for e in splits["train"] if e.subset == COPY) == 400
 
 
-def test_the_base_model_has_read_every_word(splits):
-    documents = itertools.islice(base_documents(0), 20_000)
-    known = {word for text in documents for word in re.findall(r"\w+", " ".join(text))}
-    used = {w for rows in splits.values() for e in rows for w in re.findall("[A-Za-z]+", e.prompt)}
-    assert used - known == set()
+def test_the_base_model_has_read_each_sentence_and_each_request(splits):
+    lines = {masked(line) for line, _ in itertools.islice(base_documents(0), 20_000)}
+    before = {line.split(". ")[0] for line in lines}
+    for example in itertools.chain(*splits.values()):
+        if example.group:
+            sentence, request = masked(example.prompt[:-1]).split(". ")
+            assert sentence in before and request in lines
+
+
+def masked(line: str) -> str:
+    return re.sub(r"\d+ . \d+", "#", line)
 
 
 def test_the_same_seed_gives_the_same_examples_and_files(splits, tmp_path):
@@ -96,7 +103,7 @@ def test_verdicts(splits):
     assert task.judge(asked.target, asked) == {"tool_call": True, "right_tool": True, "exact": True}
     other = asked.target.replace("size", "price")
     assert task.judge(other, asked) == {"tool_call": True, "right_tool": False, "exact": False}
-    number = re.sub(r"\d+", "1", asked.target)
+    number = re.sub(r"\d+", "1", asked.target, count=1)
     assert task.judge(number, asked) == {"tool_call": True, "right_tool": True, "exact": False}
     assert task.judge("no call", asked) == {"tool_call": False, "right_tool": False, "exact": False}
     copied = next(e for e in rows if e.subset == COPY)
