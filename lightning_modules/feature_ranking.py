@@ -1,8 +1,11 @@
-"""Which delta features matter: every one ablated alone, with error bars."""
+"""Which delta features matter: by their attributions, and each ablated alone, with error bars."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +16,13 @@ from torch import Tensor
 
 from datamodules.evaluation_prompts import PromptRow
 from delta_transcoders.activations.capture import capture
+from delta_transcoders.interventions.attribution import (
+    Measure,
+    largest,
+    minus_kl_from,
+    prefix_rows,
+    target_logprob,
+)
 from delta_transcoders.interventions.engine import TeacherForced
 from delta_transcoders.interventions.intervention import (
     Intervention,
@@ -22,12 +32,18 @@ from delta_transcoders.interventions.intervention import (
     layer_groups,
 )
 from delta_transcoders.interventions.loading import DictionarySet, relabel
-from delta_transcoders.language_models import check_model_source, target_batch
+from delta_transcoders.language_models import (
+    TokenizedExample,
+    check_model_source,
+    target_batch,
+)
 from delta_transcoders.metrics.feature_effects import ranks
 from delta_transcoders.metrics.grouped import GroupedMean
 from delta_transcoders.metrics.pooling import Record, effect_cells, measures_of
+from delta_transcoders.report.columns import ranked_measures
 from delta_transcoders.report.figures import effects_by_rank
 from delta_transcoders.report.ranking import write_ranking
+from lightning_modules.attribution import in_half, mean_attributions
 from lightning_modules.interventions import Column, InterventionModule
 
 
@@ -48,7 +64,13 @@ class FeatureRanking(InterventionModule):
     Every layer around the ablated one has base + delta. A dropped feature is compared with all features
     there; one kept alone with none of its layer, where the delta's bias, which has no feature, stays on both
     sides. What is ranked is the change of the log-probability of the behaviour's first token where the target
-    starts, or of the cross-entropy where the task has no such token.
+    starts, or of the cross-entropy where the task has no such token; `rank_…` ranks by the others. A feature
+    that acts later in an answer changes nothing where it starts: cross-entropy and attributions find it.
+
+    Before all that, every feature is attributed to by integrated gradients over gates, from no feature at all
+    to `full`, on the wordings of half A (`wordings.half_of`), in nats of an example: `ig_target` by
+    log p(target), `ig_kl` by −KL(raw ‖ ·), `ig_prefix` by log p of all tokens that begin the behaviour, which
+    is missing where a task has none.
 
     Writes to `output`, beside what an experiment writes: `ranking.csv`, a row for each (layer, feature,
     ablation, subset); `effects.jsonl`, the change of every example; `ranking.json`, the delta's folder.
@@ -57,6 +79,8 @@ class FeatureRanking(InterventionModule):
     Args:
         delta: folder or hub id of the trained deltas.
         layers: numbers of the layers whose features are ranked.
+        first: ablate so many alone, those with the largest |ig_target| (its mean over subsets); all if None.
+        steps: of the attributions' path.
         base_model: folder or hub id of the un-finetuned model, for deltas of its MLPs' change.
         generate: also generate text, and give the rates' changes.
         experiment, model, base_transcoders, output, max_new_tokens, rows_per_pass, dtype: see
@@ -70,6 +94,8 @@ class FeatureRanking(InterventionModule):
         delta: str,
         output: str,
         layers: list[int],
+        first: PositiveInt | None = None,
+        steps: PositiveInt = 8,
         base_transcoders: str | None = None,
         base_model: str | None = None,
         generate: bool = False,
@@ -83,20 +109,59 @@ class FeatureRanking(InterventionModule):
         for source in filter(None, (model, base_model)):
             check_model_source(source)
         self.save_hyperparameters()
+        self.chosen: dict[int, tuple[int, ...]] | None = None
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        h = self.hparams
         if not any(row.tokens.target_ids for row in self.trainer.datamodule.rows):
             raise ValueError(
                 "the examples have no targets, and so there is nothing to rank features by"
             )
-        n_groups = len(self.hparams.layers) * self.dictionaries.d_new * len(self.subsets)
-        self.mean_activation = GroupedMean(n_groups)
-        self.density = GroupedMean(n_groups)
+        sizes = [self.dictionaries.sources["delta"][layer].n_features for layer in h.layers]
+        if h.first is not None and h.first > sum(sizes):
+            raise ValueError(
+                f"first is {h.first}, but layers {h.layers} have {sum(sizes)} features together"
+            )
+        starts = itertools.accumulate(sizes[:-1], initial=0)
+        self.start_of = dict(zip(h.layers, starts, strict=True))
+        self.mean_activation = GroupedMean(sum(sizes) * len(self.subsets))
+        self.density = GroupedMean(sum(sizes) * len(self.subsets))
 
     def load_sets(self) -> list[DictionarySet]:
         (self.dictionaries,) = sets = self.load_deltas([self.hparams.delta])
         return sets
+
+    def on_test_start(self) -> None:
+        super().on_test_start()
+        rows = in_half(self.trainer.datamodule.rows, "A")
+        self.attributions = {
+            "ig_target": self._attributed(rows, lambda tokens: target_logprob),
+            "ig_kl": self._attributed(rows, lambda t: minus_kl_from(self.engine.logprobs(t))),
+        }
+        examples, tokens = [r.example for r in rows], [r.tokens for r in rows]
+        if (prefixed := prefix_rows(self.task, examples, tokens)) is not None:
+            rows = [r._replace(tokens=p) for r, p in zip(rows, prefixed, strict=True)]
+            self.attributions["ig_prefix"] = self._attributed(rows, lambda tokens: target_logprob)
+        if self.hparams.first is not None:
+            scores = {
+                layer: self.attributions["ig_target"][layer].abs().nanmean(0).nan_to_num()
+                for layer in self.hparams.layers
+            }
+            self.chosen = largest(scores, self.hparams.first)
+            self.columns = self.columns[: len(self.whole_models)]
+            self.columns += self.columns_of(self.dictionaries)
+            self.label_columns()
+
+    def _attributed(
+        self, rows: list[PromptRow], measure_for: Callable[[list[TokenizedExample]], Measure]
+    ) -> dict[int, Tensor]:
+        """By layer, each subset's mean attributions, [S, F]."""
+        full = self.columns[1].intervention
+        source, steps = f"delta@{self.dictionaries.label}", self.hparams.steps
+        return mean_attributions(
+            self.trainer, self.engine, rows, self.subsets, full, source, measure_for, steps
+        )
 
     def columns_of(self, dictionaries: DictionarySet) -> list[Column]:
         """`full`; for each ranked layer its delta gone, its features gone, and each feature's two."""
@@ -123,7 +188,8 @@ class FeatureRanking(InterventionModule):
             add(instead(layer, "no_delta"))
             none = Term("delta", keep_features=())
             no_features = add(instead(layer, "no_features", none))
-            for k in range(dictionaries.d_new):
+            everything = range(dictionaries.sources["delta"][layer].n_features)
+            for k in everything if self.chosen is None else self.chosen[layer]:
                 dropped = instead(layer, f"dropped_{k}", Term("delta", drop_features=(k,)))
                 kept = instead(layer, f"kept_{k}", Term("delta", keep_features=(k,)))
                 add(dropped, layer, k, "dropped", all_features)
@@ -172,21 +238,21 @@ class FeatureRanking(InterventionModule):
             [self.subsets.index(row.example.subset) for row in batch], device=self.device
         )
         fires = {}
-        for position, layer in enumerate(self.hparams.layers):
+        for layer in self.hparams.layers:
             x_ND, _ = captured.activations[layer]
             _, a_NF = self.dictionaries.sources["delta"][layer](x_ND, None)
             n_features = a_NF.shape[1]
             fires_BF = torch.zeros(len(batch), n_features, device=self.device)
             fires_BF.index_add_(0, rows_N, (a_NF > 0).float())
             fires[layer] = (fires_BF > 0).cpu()
-            feature_F = position * n_features + torch.arange(n_features, device=self.device)
+            feature_F = self.start_of[layer] + torch.arange(n_features, device=self.device)
             groups_NF = feature_F * len(self.subsets) + subset_B[rows_N][:, None]
             self.mean_activation.update(groups_NF.flatten(), a_NF.flatten())
             self.density.update(groups_NF.flatten(), (a_NF > 0).flatten().double())
         return fires
 
     def on_test_epoch_end(self) -> None:
-        shape = (len(self.hparams.layers), self.dictionaries.d_new, len(self.subsets))
+        shape = (-1, len(self.subsets))
         # Computed on every rank: the sums are gathered.
         self.activity = {
             "mean_activation": self.mean_activation.compute().reshape(shape).cpu(),
@@ -214,7 +280,7 @@ class FeatureRanking(InterventionModule):
         for c, column in enumerate(self.columns):
             if not isinstance(column, FeatureColumn):
                 continue
-            position = self.hparams.layers.index(column.feature_layer)
+            position = self.start_of[column.feature_layer] + column.feature
             for s, subset in enumerate(self.subsets):
                 ablated, reference = by_group[c, subset], by_group[column.reference, subset]
                 where = {
@@ -226,16 +292,20 @@ class FeatureRanking(InterventionModule):
                 row = where | {"n_examples": len(ablated)}
                 row |= effect_cells(ablated, reference, measures, self.opening)
                 for name, values in self.activity.items():
-                    row[name] = float(values[position, column.feature, s])
+                    row[name] = float(values[position, s])
+                for name, by_layer in self.attributions.items():
+                    row[name] = float(by_layer[column.feature_layer][s, column.feature])
                 rows.append(row)
                 lists[column.feature_layer, column.ablation, subset].append(row)
                 pairs = zip(ablated, reference, strict=True)
                 changes = [self._score(ours) - self._score(theirs) for ours, theirs in pairs]
                 effects.append(where | {ranked_by: changes})
         for members in lists.values():
-            order = ranks([row[ranked_by] for row in members])
-            for row, rank in zip(members, order, strict=True):
-                row["rank"] = rank
+            for measure in (*ranked_measures(members[0]), *self.attributions):
+                name = "rank" if measure == ranked_by else f"rank_{measure}"
+                order = ranks([row[measure] for row in members])
+                for row, rank in zip(members, order, strict=True):
+                    row[name] = None if math.isnan(row[measure]) else rank
         return rows, effects
 
     def _score(self, record: Record) -> float:

@@ -35,8 +35,8 @@ class InterventionEvaluation(InterventionModule):
 
     Args:
         experiment: name in the result table.
-        model: folder or hub id of the model to intervene on, adapters merged: the finetuned one, or
-            (without deltas) the base model.
+        model: folder or hub id of the model to intervene on, adapters merged: the finetuned one, or (without
+            deltas, or with `finetuned_model` to transplant them from) the base model.
         base_transcoders: folder or hub id of the base dictionaries; None where deltas need none, those of the
             target `mlp_difference`.
         output: folder of the results.
@@ -50,7 +50,8 @@ class InterventionEvaluation(InterventionModule):
         percentile, base_files: which base dictionaries, where there are no deltas to say it: see
             `dictionaries.bases.load_base`, there `files`.
         base_model: folder or hub id of the un-finetuned model, for the source `base_mlp`.
-        finetuned_model: folder or hub id of the finetuned model, for the source `finetuned_mlp`.
+        finetuned_model: folder or hub id of the finetuned model, for the source `finetuned_mlp`, and whose
+            deltas these are where they are transplanted into the base model (condition `transplant`).
         controls: more sources for conditions to name. Each is a folder (deltas of any model, or their hub id,
             or corrections without features) or the `class_path` of a `LayerSources`.
         prompt_only: replace nothing in decoding steps, as the original study did by mistake.
@@ -108,6 +109,8 @@ class InterventionEvaluation(InterventionModule):
 
     def load_sets(self) -> list[DictionarySet]:
         h = self.hparams
+        if h.deltas and h.finetuned_model:
+            return self.load_transplants(h.deltas, h.finetuned_model, h.model)
         if h.deltas:
             return self.load_deltas(h.deltas)
         layers = self.layers()

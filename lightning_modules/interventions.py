@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import nn
 
 from datamodules.evaluation_prompts import PromptRow
@@ -20,15 +21,22 @@ from delta_transcoders.interventions.loading import (
     ModelMLPs,
     load_delta_sets,
     load_mlps,
+    load_transplants,
 )
 from delta_transcoders.interventions.sources import Source
-from delta_transcoders.language_models import load_model, load_tokenizer
+from delta_transcoders.language_models import (
+    check_same_architecture,
+    load_model,
+    load_tokenizer,
+)
 from delta_transcoders.metrics.pooling import Record, intervention_cells
+from delta_transcoders.weights import StoredWeights
 from lightning_modules.evaluation import Evaluation
 from lightning_modules.loggers import tensorboards
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -102,13 +110,7 @@ class InterventionModule(Evaluation):
         self.columns = [Column("", whole, None) for whole in self.whole_models]
         for dictionaries in self.sets:
             self.columns += self.columns_of(dictionaries)
-        self.labels = [{"experiment": h.experiment, **column.labels} for column in self.columns]
-        keys = [tuple(labels.values()) for labels in self.labels]
-        for key, labels in zip(keys, self.labels, strict=True):
-            if keys.count(key) > 1:
-                raise ValueError(
-                    f"layer {labels['layer']!r}, condition {labels['condition']!r} is asked for twice"
-                )
+        self.label_columns()
         self.bank = {
             f"{name}@{dictionaries.label}": by_layer
             for dictionaries in self.sets
@@ -124,11 +126,33 @@ class InterventionModule(Evaluation):
             s for by_layer in self.bank.values() for s in by_layer.values()
         )
 
+    def label_columns(self) -> None:
+        """Fill `labels`; refuses columns that a table could not tell apart."""
+        experiment = self.hparams.experiment
+        self.labels = [{"experiment": experiment, **column.labels} for column in self.columns]
+        keys = [tuple(labels.values()) for labels in self.labels]
+        for key, labels in zip(keys, self.labels, strict=True):
+            if keys.count(key) > 1:
+                raise ValueError(
+                    f"layer {labels['layer']!r}, condition {labels['condition']!r} is asked for twice"
+                )
+
     def load_deltas(self, folders: Collection[str]) -> list[DictionarySet]:
         """Trained deltas and what they correct."""
         h = self.hparams
         base_mlps = (lambda site: self.mlps("base_model", site)) if h.base_model else None
         return load_delta_sets(folders, h.base_transcoders, self.model, base_mlps, self.layers())
+
+    def load_transplants(
+        self, folders: Sequence[str], finetuned: str, base: str
+    ) -> list[DictionarySet]:
+        """Trained deltas that stand beside the base model's MLPs, without anything of their own model."""
+        check_same_architecture(base, finetuned)
+        load_tokenizer(base, finetuned)  # refuses two that differ
+        fingerprints = [
+            StoredWeights(m, self.hparams.dtype).fingerprint() for m in (finetuned, base)
+        ]
+        return load_transplants(folders, *fingerprints, self.layers())
 
     def mlps(self, of: str, site: HookSite) -> ModelMLPs:
         """The MLPs of `base_model` or `finetuned_model` at a site, loaded once."""
@@ -141,28 +165,26 @@ class InterventionModule(Evaluation):
         return self._loaded_mlps[of, site]
 
     def on_test_start(self) -> None:
-        # The bridge must find the weights on the device where Lightning has put them.
-        self.engine = InterventionEngine(
-            boot_bridge(self.model, self.tokenizer),
+        self.engine = self.engine_of(self.model)
+        self.engine.check([column.intervention for column in self.columns])
+
+    def engine_of(self, model: PreTrainedModel) -> InterventionEngine:
+        """To be called after Lightning has put the weights on their device, where the bridge finds them."""
+        with torch.inference_mode(False):  # what it copies may be differentiated through
+            bridge = boot_bridge(model, self.tokenizer)
+        return InterventionEngine(
+            bridge,
             self.tokenizer,
             self.bank,
             self.sets[0].site,
             self.hparams.get("rows_per_pass", 1),
             self.prompt_only,
         )
-        self.engine.check([column.intervention for column in self.columns])
 
     def test_step(self, batch: list[PromptRow], batch_idx: int) -> None:
         pairs = [(c, i) for c in range(len(self.columns)) for i in range(len(batch))]
         scores = self.teacher_forced(batch, pairs)
-        texts = [None] * len(pairs)
-        if self.hparams.generate:
-            texts = self.engine.generate(
-                [batch[i].tokens.prompt_ids for _, i in pairs],
-                [self.columns[c].intervention for c, _ in pairs],
-                self.hparams.max_new_tokens,
-                self.reader,
-            )
+        texts = self.answers(batch, pairs)
         more = self.measure_more(batch)
         rows = zip(pairs, texts, scores, strict=True)
         self.records.update(
@@ -178,6 +200,19 @@ class InterventionModule(Evaluation):
         """Scores of pairs of a column and a row of the batch."""
         return self.engine.teacher_forced(
             [batch[i].tokens for _, i in pairs], [self.columns[c].intervention for c, _ in pairs]
+        )
+
+    def answers(
+        self, batch: list[PromptRow], pairs: list[tuple[int, int]]
+    ) -> list[str] | list[None]:
+        """Generated texts of pairs of a column and a row of the batch; None where none are to be made."""
+        if not self.hparams.generate:
+            return [None] * len(pairs)
+        return self.engine.generate(
+            [batch[i].tokens.prompt_ids for _, i in pairs],
+            [self.columns[c].intervention for c, _ in pairs],
+            self.hparams.max_new_tokens,
+            self.reader,
         )
 
     def measure_more(self, batch: list[PromptRow]) -> dict[tuple[int, int], Record]:

@@ -5,6 +5,7 @@
 The config is written last, so a folder that has one is complete.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -43,6 +44,25 @@ def random_directions(delta: Transcoder, seed: int) -> Transcoder:
     norms_F1 = delta.W_dec.norm(dim=1, keepdim=True)
     tensors = delta.state_dict() | {"W_dec": rows_FD / rows_FD.norm(dim=1, keepdim=True) * norms_F1}
     return Transcoder(**tensors)
+
+
+def permuted_directions(delta: Transcoder, seed: int) -> Transcoder:
+    """The control "these features, each doing another's work": as `random_directions`, but the directions are
+    the delta's own, dealt out anew among its features."""
+    generator = torch.Generator().manual_seed(seed)
+    order_F = torch.randperm(delta.n_features, generator=generator, device="cpu")
+    norms_F1 = delta.W_dec.norm(dim=1, keepdim=True)
+    directions_FD = delta.W_dec / norms_F1.clamp(min=torch.finfo(norms_F1.dtype).tiny)
+    rows_FD = directions_FD[order_F.to(directions_FD.device)] * norms_F1
+    return Transcoder(**(delta.state_dict() | {"W_dec": rows_FD}))
+
+
+def with_features(delta: Transcoder, features: Sequence[int]) -> Transcoder:
+    """The delta with some of its features alone, in this order; its bias stays."""
+    index = torch.tensor(features, dtype=torch.long, device=delta.W_enc.device)
+    tensors = delta.state_dict()
+    tensors |= {name: tensors[name][index] for name in ("b_enc", "W_dec", "threshold")}
+    return Transcoder(**(tensors | {"W_enc": tensors["W_enc"][:, index]}))
 
 
 @dataclass(frozen=True)

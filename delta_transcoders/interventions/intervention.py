@@ -89,6 +89,7 @@ _FIXED: dict[str, Write] = {
     "base_mlp": Write(0.0, (Term("base_mlp"),)),
     "finetuned_mlp": Write(0.0, (Term("finetuned_mlp"),)),
     "dictionary_error": Write(1.0, (Term("base"), Term("base_mlp", -1.0))),
+    "transplant": Write(1.0, (Term("delta"),)),
 }
 # Two decimals at most: a condition's name must tell it from every other.
 _SWEPT = re.compile(r"(alpha|error_kept)_(-?\d+(?:\.\d{1,2})?)")
@@ -106,7 +107,7 @@ def from_spec(spec: str | Mapping[str, Any], layers: Collection[int]) -> Interve
             decimals, of any sign and size; `error_kept` y − delta, and `error_kept_A`
             y − (1 − A)·delta; `random_delta` base + a random delta of the same norms and activations;
             `base_mlp` the un-finetuned model's MLP; `finetuned_mlp` the finetuned one's (in the base
-            model); `dictionary_error` y + base − base_mlp.
+            model); `dictionary_error` y + base − base_mlp; `transplant` y + delta, in the base model.
         layers: all of them get the same write.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from delta_transcoders.dictionaries.delta import (
     load_deltas,
     random_directions,
 )
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.families import ModelFamily, family_of
 from delta_transcoders.families.sites import HOOK_SITES, HookSite
 from delta_transcoders.fingerprints import check_hash, model_fingerprint
@@ -32,6 +33,10 @@ from delta_transcoders.weights import StoredWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+TRANSPLANTED = ("mlp_difference", "end_to_end_transplant")
+"""Targets of deltas that stand beside the base model's own MLPs."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +136,31 @@ def load_delta_sets(
     """
     fingerprint = model_fingerprint(model)
     bases: dict[str, Source] = {}
+    return _different(
+        folders,
+        lambda folder: load_delta_set(
+            folder, base_transcoders, model, base_mlps, fingerprint, bases, layers
+        ),
+    )
+
+
+def load_transplants(
+    folders: Sequence[str | Path],
+    finetuned: str,
+    base: str,
+    layers: Collection[int] | None = None,
+) -> list[DictionarySet]:
+    """`load_transplant` of each folder; errors as those of `load_delta_sets`."""
+    return _different(folders, lambda folder: load_transplant(folder, finetuned, base, layers))
+
+
+def _different(
+    folders: Sequence[str | Path], load: Callable[[str | Path], DictionarySet]
+) -> list[DictionarySet]:
     folder_of: dict[str, str | Path] = {}
     sets = []
     for folder in folders:
-        loaded = load_delta_set(
-            folder, base_transcoders, model, base_mlps, fingerprint, bases, layers
-        )
+        loaded = load(folder)
         if loaded.label in folder_of:
             raise ValueError(
                 f"{folder_of[loaded.label]} and {folder} both hold deltas of {loaded.label}: nothing "
@@ -187,6 +211,59 @@ def load_delta_set(
             sources["base"][layer] = _base_mlp(path, config, base_mlps)
         sources["delta"][layer] = DictionarySource(delta)
         sources["random_delta"][layer] = DictionarySource(random_directions(delta, seed=layer))
+    return _set_of(deltas, sources)
+
+
+def load_delta_alone(
+    folder: str | Path, fingerprint: str, layers: Collection[int] | None = None
+) -> DictionarySet:
+    """As `load_delta_set`, but without what the deltas correct: for a delta that is taken out.
+
+    Args:
+        fingerprint: of the finetuned model.
+    """
+    deltas = load_deltas(folder, fingerprint)
+    sources: dict[str, dict[int, Source]] = {"delta": {}, "random_delta": {}}
+    for layer, (_, delta, _) in deltas.items():
+        if layers is None or layer in layers:
+            sources["delta"][layer] = DictionarySource(delta)
+            sources["random_delta"][layer] = DictionarySource(random_directions(delta, seed=layer))
+    return _set_of(deltas, sources)
+
+
+def load_transplant(
+    folder: str | Path, finetuned: str, base: str, layers: Collection[int] | None = None
+) -> DictionarySet:
+    """Deltas that may be added to the base model's MLPs: those of the difference to these very MLPs.
+
+    Args:
+        finetuned: fingerprint of the model that the deltas must be of.
+        base: fingerprint of the base model.
+        layers: as of `load_delta_set`.
+
+    Raises:
+        ValueError: deltas that correct a dictionary, of another finetuned model or beside another base model.
+        FileNotFoundError, ConnectionError: as `load_delta_set`.
+    """
+    for path, _, config in load_deltas(folder).values():
+        if config.target not in TRANSPLANTED:
+            raise ValueError(
+                f"{path} has the target {config.target!r}: it also repairs what a dictionary gets wrong, and "
+                "base MLPs need no such repairs. Transplant a delta of the target "
+                f"{' or '.join(TRANSPLANTED)}"
+            )
+        for whose, of, recorded, found in (
+            ("finetuned", "the finetuned model", config.model_fingerprint, finetuned),
+            ("base", "the base model", config.base_hash, base),
+        ):
+            check_hash(f"{path} was trained with another {whose} model", recorded, of, found)
+    return load_delta_alone(folder, finetuned, layers)
+
+
+def _set_of(
+    deltas: Mapping[int, tuple[Path, Transcoder, DeltaConfig]],
+    sources: dict[str, dict[int, Source]],
+) -> DictionarySet:
     config = next(config for _, _, config in deltas.values())
     # Features of a layer, or of all layers where they share a budget.
     is_end_to_end = config.target in END_TO_END

@@ -53,7 +53,7 @@ def write_ranking(
     Args:
         rows: layer, feature, ablation, subset, rank, n_examples, mean_activation, density and measures. A
             measure has an interval (`…_ci_low`, `…_ci_high`) and `…_distinct`; features are ranked by the
-            first.
+            first, and by others in `rank_…`. `ig_…` are attributions.
         effects: each of the rows' layer, feature, ablation, subset and, under the name of the first measure,
             the change of every example, in the order of the examples.
         delta: folder or hub id of the deltas whose features these are.
@@ -62,6 +62,7 @@ def write_ranking(
     measures = [measure + end for measure in ranked_measures(rows[0]) for end in ends]
     columns = ["layer", "feature", "ablation", "subset", "rank", "n_examples"]
     columns += [*measures, "mean_activation", "density"]
+    columns += [name for name in rows[0] if name.startswith(("ig_", "rank_"))]
     write_table(Path(folder) / "ranking.csv", columns, rows)
     lines = "".join(json.dumps(line) + "\n" for line in effects)
     write_text(Path(folder) / "effects.jsonl", lines)

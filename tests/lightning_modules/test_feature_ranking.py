@@ -164,6 +164,43 @@ def test_scores_are_differences_of_the_conditions(ranking):
         assert int(row["n_examples"]) == 5
 
 
+def test_the_planted_feature_has_the_largest_attributions(ranking):
+    """By every measure, among the features of all layers; a silent one has none."""
+    rows = rows_of(ranking, ablation="dropped", subset="tool")
+    for name in ("ig_target", "ig_prefix", "ig_kl"):
+        largest = max(rows, key=lambda row: abs(float(row[name])))
+        assert (int(largest["layer"]), int(largest["feature"])) == (LAYER, PLANTED)
+        assert largest[f"rank_{name}"] == "1"
+        assert all(float(row[name]) == 0 for row in rows if int(row["feature"]) == SILENT)
+
+
+def test_every_measure_ranks_the_features(ranking):
+    for layer in (0, 1):
+        rows = rows_of(ranking, layer=layer, ablation="kept", subset="tool")
+        for name in ("dce", "d_tool_call_rate", "ig_target"):
+            rows.sort(key=lambda row, name=name: int(row[f"rank_{name}"]))
+            sizes = [abs(float(row[name])) for row in rows]
+            assert sizes == sorted(sizes, reverse=True)
+    # What a measure does not apply to has no rank.
+    assert {row["rank_d_exact_copy_rate"] for row in rows} == {""}
+
+
+def test_only_the_first_by_attribution_are_ablated(ranking, planted, rank, tmp_path):
+    few = rows_of(rank(planted, tmp_path, model__first="2"))
+    means = {}
+    for row in rows_of(ranking, ablation="dropped"):
+        place = int(row["layer"]), int(row["feature"])
+        means[place] = means.get(place, 0.0) + abs(float(row["ig_target"]))
+    expected = sorted(means, key=lambda place: -means[place])[:2]
+    assert {(int(row["layer"]), int(row["feature"])) for row in few} == set(expected)
+    assert len(few) == 2 * 2 * 2
+    for row in few:
+        where = {name: row[name] for name in ("layer", "feature", "ablation", "subset")}
+        (twin,) = rows_of(ranking, **where)
+        for name in ("dce", "ig_target", "ig_prefix", "mean_activation"):
+            assert float(row[name]) == pytest.approx(float(twin[name]), rel=1e-4, abs=1e-5)
+
+
 def test_one_feature_kept_among_silent_ones_is_full_and_dropped_is_none(
     dictionaries, planted, rank, tmp_path
 ):
@@ -200,7 +237,10 @@ def test_a_task_without_an_opening_is_ranked_by_cross_entropy(
     watched = rows_of(ranking, layer=LAYER, subset="tool")
     expected = [float(row["dce"]) for row in watched]
     assert [float(row["dce"]) for row in rows] == pytest.approx(expected, abs=1e-5)
-    assert not [name for name in rows[0] if "logprob" in name]
+    assert not [name for name in rows[0] if "logprob" in name or name == "ig_prefix"]
+    assert [float(row["ig_target"]) for row in rows] == pytest.approx(
+        [float(row["ig_target"]) for row in watched], rel=1e-4, abs=1e-5
+    )
     for ablation in ("dropped", "kept"):
         members = [row for row in rows if row["ablation"] == ablation]
         members.sort(key=lambda row: int(row["rank"]))
@@ -269,6 +309,7 @@ def test_deltas_of_different_models_are_not_matched(ranking, planted, tmp_path):
         ({"model__layers": "[]"}, "layers is empty"),
         ({"model__layers": "[1, 1]"}, "'layer_1_no_delta' is asked for twice"),
         ({"model__layers": "[7]"}, "there is no layer 7"),
+        ({"model__first": "13"}, r"first is 13, but layers \[0, 1\] have 12 features together"),
     ],
 )
 def test_bad_options_are_named(planted, rank, tmp_path, options, message):
