@@ -93,10 +93,12 @@ class DeletionMatrix(Evaluation):
                     f"subset {subset!r} has {len(found)} examples, all in one half of the wordings: give "
                     "more wordings"
                 )
-        example = data.examples[0]
-        measures = self.task.verdicts(example.target, example)
-        if h.measure not in measures:
-            raise ValueError(f"measure is {h.measure!r}, the judge gives {', '.join(measures)}")
+        for rule in h.rules:
+            example = next(e for e in data.examples if e.subset == rule)
+            verdicts = self.task.verdicts(example.target or "", example)
+            if verdicts.get(h.measure) is None:
+                known = ", ".join(name for name, verdict in verdicts.items() if verdict is not None)
+                raise ValueError(f"measure is {h.measure!r}; of {rule} the judge gives {known}")
         data.warn_of_impossible_answers(h.max_new_tokens)
 
     def on_test_start(self) -> None:

@@ -118,7 +118,11 @@ def test_deletions_that_always_take_one_rule_too(rules_file, model_folder, tmp_p
     [
         ({"rules": ["size"]}, "expected at least two different ones"),
         ({"rules": ["size", "volume"]}, "no subset 'volume'; there are price, size"),
-        ({"measure": "right"}, "measure is 'right', the judge gives tool_call, right_tool, exact"),
+        ({"measure": "x"}, "measure is 'x'; of price the judge gives tool_call, right_tool, exact"),
+        (
+            {"rules": ["size", "copy"], "measure": "right_tool"},
+            "measure is 'right_tool'; of copy the judge gives tool_call, exact",
+        ),
         ({"n_deleted": 13}, "n_deleted is 13, there are 12 units in all"),
         ({"n_random": 3}, "n_random is 3, expected one for each of 4 rules"),
     ],
