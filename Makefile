@@ -23,7 +23,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DELETE_ON_ERROR:
-.PHONY: help demo real-quick gpu seeds controls planted faults sweep sweep-summary ranking findings examples interop
+.PHONY: help demo real-quick gpu seeds controls planted faults sweep sweep-summary ranking features findings examples interop
 .PHONY: full-shape wide-bases signals study-kills test test-slow lint clean
 
 help:  ## Show this list
@@ -77,6 +77,9 @@ sweep-summary: $(READY)  ## Experiment 1 over the sweep, summed up per configura
 
 ranking: $(READY)  ## Rank delta features by what dropping or keeping each alone does, for two deltas' seeds
 	$(RUN)/study_ranking.yaml $(ONE)
+
+features: $(READY)  ## How few features carry the finetune, also into the base model, and what goes with them
+	$(RUN)/study_features.yaml $(ONE)
 
 findings: $(READY)  ## All of docs/FINDINGS.md from nothing: everything above on SEEDS
 	$(RUN)/study_findings.yaml --seeds $(SEEDS) $(OPTIONS)

@@ -22,6 +22,7 @@ MODULES = {
     "report": "delta_transcoders.report.html",
     "comparisons": "delta_transcoders.report.comparisons",
     "ranking": "delta_transcoders.report.ranking",
+    "feature-curve": "delta_transcoders.report.feature_curve",
     "sweep-summary": "delta_transcoders.report.sweep_summary",
 }
 """Commands that `python -m` runs under another name."""
@@ -37,6 +38,7 @@ OVERVIEW = f"""usage: {PROGRAM} COMMAND [OPTIONS]    ({PROGRAM} COMMAND --help e
   report         write a study's page of results
   comparisons    compare an experiment's conditions, paired over examples and seeds
   ranking        print which features of a delta matter
+  feature-curve  print how few of them are enough
   sweep-summary  sum up a sweep's Experiment 1
 
 Configurations named configs/... are the package's own where there is no such file."""

@@ -14,6 +14,7 @@ Shapes: E examples, F features of a layer, N target tokens of an example (EOS in
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -184,6 +185,17 @@ def mean_over_groups(by_example: Mapping[int, Tensor], groups: Sequence[str]) ->
         [1 / (len(names) * list(groups).count(group)) for group in groups], dtype=torch.float64
     )
     return {layer: weight_E @ values_EF for layer, values_EF in by_example.items()}
+
+
+def at_random(sizes: Mapping[int, int], n: int, seed: str) -> dict[int, tuple[int, ...]]:
+    """n features drawn from those of all layers: the control for `largest`.
+
+    Args:
+        sizes: number of features by layer.
+    """
+    everything = [(layer, feature) for layer, size in sizes.items() for feature in range(size)]
+    drawn = random.Random(seed).sample(everything, n)
+    return {layer: tuple(sorted(f for of, f in drawn if of == layer)) for layer in sizes}
 
 
 def largest(scores: Scores, n: int) -> dict[int, tuple[int, ...]]:

@@ -77,13 +77,13 @@ def intervention_cells(
         active = [(r["active"][kind], r["n_replaced"]) for r in records if kind in r["active"]]
         cells[f"mean_abs_{kind}_acts"] = ratio((size, n) for (size, _), n in active)
         cells[f"l0_{kind}"] = ratio((number, n) for (_, number), n in active)
-    cells |= _interval("dce", _dce(records, raw))
+    cells |= interval("dce", _dce(records, raw))
     # Σ of what a delta writes along finetuning's change, and along the whole residual, by example.
     repairs = [record["repair"] for record in records if "repair" in record]
     if not repairs:
         return cells | {"finetune_share": NAN}
     share = bootstrap_sums(np.transpose(repairs), lambda sums: sums[0] / sums[1])
-    return cells | _interval("finetune_share", share)
+    return cells | interval("finetune_share", share)
 
 
 def effect_cells(
@@ -117,7 +117,7 @@ def effect_cells(
         estimates[f"d_{measure}_rate"] = paired_bootstrap(*verdicts)
     cells: dict[str, float | bool] = {}
     for name, estimate in estimates.items():
-        cells |= _interval(name, estimate)
+        cells |= interval(name, estimate)
         cells[f"{name}_distinct"] = estimate[1] > 0 or estimate[2] < 0
     return cells
 
@@ -127,5 +127,6 @@ def _dce(records: Sequence[Record], reference: Sequence[Record]) -> tuple[float,
     return paired_bootstrap_ratio(*sides)
 
 
-def _interval(name: str, estimate: tuple[float, float, float]) -> dict[str, float]:
+def interval(name: str, estimate: tuple[float, float, float]) -> dict[str, float]:
+    """The cells of an estimate and the ends of its interval."""
     return dict(zip((name, f"{name}_ci_low", f"{name}_ci_high"), estimate, strict=True))

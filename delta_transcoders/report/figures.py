@@ -122,6 +122,42 @@ def effects_by_rank(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def feature_curve(rows: Sequence[Row], fidelity: Sequence[Row]) -> Figure:
+    """Correct answers, side subsets and fidelity against the number of features, a line per delta.
+
+    Small points are sets of features drawn at random.
+
+    Args:
+        rows, fidelity: of `report.feature_curve.write_curve`.
+    """
+    panels = [
+        (subset, column)
+        for column in ("share_of_finetuned", "side_change")
+        for subset in _ordered([row["subset"] for row in rows if column in row])
+    ]
+    figure, ((*axes_of, last),) = _new(1, len(panels) + 1)
+    for delta in _ordered([row["delta"] for row in rows]):
+        ours = [row for row in rows if row["delta"] == delta and row["n"]]
+        for (subset, column), axes in zip(panels, axes_of, strict=True):
+            of_subset = [row for row in ours if row["subset"] == subset]
+            drawn = [row for row in of_subset if row["draw"] is not None]
+            axes.plot([r["n"] for r in drawn], [r[column] for r in drawn], ".", color="gray", ms=3)
+            chosen = [row for row in of_subset if row["draw"] is None]
+            _with_intervals(axes, [row["n"] for row in chosen], chosen, column, str(delta))
+            axes.set_title(f"{subset}: {title(column)}", fontsize=9)
+        layers = [row for row in fidelity if row["delta"] == delta and row["norm_ratio"] > 0]
+        sizes = sorted({row["n"] for row in layers} - {0})
+        cosines = [[row["cos"] for row in layers if row["n"] == n] for n in sizes]
+        means = [sum(of_n) / len(of_n) for of_n in cosines]
+        last.plot(sizes, means, marker="o", ms=3, lw=1, label=str(delta))
+    last.set_title("cosine with finetuning's change, mean over layers", fontsize=9)
+    for axes in (*axes_of, last):
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("features in all layers", fontsize=8)
+    last.legend(fontsize=7)
+    return figure
+
+
 def heat_map(rows: Sequence[Row], column: str, heading: str) -> Figure:
     """A column over d_new × percentile, for the summary of a sweep; nan where there is no row."""
     import pandas

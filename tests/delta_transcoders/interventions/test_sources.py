@@ -1,8 +1,14 @@
 import pytest
 import torch
 
+from delta_transcoders.dictionaries.delta import (
+    permuted_directions,
+    random_directions,
+    with_features,
+)
 from delta_transcoders.interventions.intervention import Intervention, Term, Write, from_spec
-from delta_transcoders.interventions.sources import check_sources, feature_masks
+from delta_transcoders.interventions.sources import RedrawnSource, check_sources, feature_masks
+from delta_transcoders.metrics.feature_effects import match_rows
 
 
 def test_a_dictionary_without_some_features_is_the_sum_of_the_others(bank):
@@ -78,3 +84,42 @@ def test_what_the_bank_cannot_serve(bank, intervention, message):
     del bank["delta"][2]
     with pytest.raises(ValueError, match=message):
         check_sources(bank, [from_spec("raw", []), intervention])
+
+
+@pytest.mark.parametrize("draw", [random_directions, permuted_directions])
+def test_a_redrawn_dictionary_is_active_where_it_was_and_writes_elsewhere(bank, draw):
+    transcoder = bank["delta"][0].transcoder
+    x = torch.randn(7, 32, generator=torch.Generator().manual_seed(0))
+    source = RedrawnSource(transcoder, draw, seed=3)
+    out, a = source(x, None)
+    torch.testing.assert_close(a, transcoder.encode(x))
+    torch.testing.assert_close(out, draw(transcoder, 3)(x))
+    assert torch.equal(out, source(x, None)[0])
+    others = [RedrawnSource(transcoder, draw, seed)(x, None)[0] for seed in (4, 5)]
+    for other in (*others, transcoder(x)):
+        assert not torch.allclose(out, other)
+    assert source.transcoder.W_enc.data_ptr() == transcoder.W_enc.data_ptr()
+
+
+def test_permuted_directions_are_the_delta_s_own(bank):
+    delta = bank["delta"][1].transcoder
+    dealt = permuted_directions(delta, seed=0)
+    torch.testing.assert_close(dealt.W_dec.norm(dim=1), delta.W_dec.norm(dim=1))
+    index, other, cosines = match_rows(dealt.W_dec, delta.W_dec)
+    assert cosines == pytest.approx(1, abs=1e-6)
+    assert index.tolist() != other.tolist()
+    for name in ("W_enc", "b_enc", "b_dec", "threshold"):
+        assert torch.equal(getattr(dealt, name), getattr(delta, name))
+
+
+def test_some_features_of_a_delta_are_the_same_as_all_others_dropped(bank):
+    source = bank["delta"][0]
+    x = torch.randn(7, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(7, 6, dtype=torch.bool)
+    mask[:, [4, 1]] = True
+    torch.testing.assert_close(
+        with_features(source.transcoder, (4, 1))(x), source(x, mask)[0], atol=1e-6, rtol=1e-5
+    )
+    assert torch.equal(
+        with_features(source.transcoder, ())(x), source.transcoder.b_dec.expand(7, -1)
+    )

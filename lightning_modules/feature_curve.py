@@ -1,0 +1,343 @@
+"""How few features of a delta carry the finetune, and whether they still are the finetune."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
+
+from datamodules.evaluation_prompts import PromptRow
+from delta_transcoders.activations.capture import capture
+from delta_transcoders.files import write_json
+from delta_transcoders.interventions.attribution import at_random, largest, minus_kl_from
+from delta_transcoders.interventions.engine import TeacherForced
+from delta_transcoders.interventions.intervention import RAW, Intervention, Term, Write
+from delta_transcoders.interventions.loading import TRANSPLANTED, DictionarySet, relabel
+from delta_transcoders.interventions.sources import Source
+from delta_transcoders.language_models import check_model_source, load_model, target_batch
+from delta_transcoders.metrics.fidelity import Fidelity
+from delta_transcoders.metrics.pooling import Record
+from delta_transcoders.metrics.sufficiency import sufficiency_cells
+from delta_transcoders.own_study.wordings import wording
+from delta_transcoders.report.feature_curve import n90_rows, write_curve
+from delta_transcoders.report.figures import feature_curve
+from lightning_modules.attribution import in_half, mean_attributions
+from lightning_modules.interventions import Column, InterventionModule
+
+Features = Mapping[int, tuple[int, ...]]
+"""By layer."""
+Student = Literal["transplant", "base_mlp", "dictionary"]
+WRITES: dict[str, Write] = {
+    "transplant": Write(1.0, (Term("delta"),)),
+    "base_mlp": Write(0.0, (Term("base_mlp"), Term("delta"))),
+    "dictionary": Write(0.0, (Term("base"), Term("delta"))),
+}
+
+
+@dataclass(frozen=True)
+class CurveColumn(Column):
+    """A student with some of the delta's features."""
+
+    n: int
+    """How many, in all layers."""
+    draw: int | None
+    """Of features drawn at random; None: those with the largest attributions."""
+
+
+class FeatureCurve(InterventionModule):
+    """Correct answers and fidelity against the number of features, and the N90 of each delta.
+
+    Features of all layers compete. From all of them on, the largest N of the grid are kept by their
+    attribution (`interventions.attribution`; the measure is −KL(finetuned ‖ student), the mean over subsets
+    counts), attributed anew, cut to the next N, and so on. They are chosen on the wordings of half A
+    (`wordings.half_of`) and scored on those of half B, beside as many features drawn at random. A delta's
+    bias has no feature and always stays: N = 0 shows what it does.
+
+    N90 is the smallest N, of the grid or all features, with at least `enough` of the finetuned model's
+    correct answers in each subset of `correct`, and each subset of `side` intact: the lower end of the
+    interval of the change of its rate is not below −`margin`.
+
+    Writes to `output`, beside what an experiment writes (mean_kl is KL(finetuned ‖ condition)): `curve.csv`,
+    a row for every delta, N, set of features and subset; `fidelity.csv`, for every delta, N and layer, on
+    half B: how like the change of the MLP on the finetuned model's own inputs the delta is
+    (`metrics.fidelity`); `n90.csv`; `features.json`, the features that were kept.
+
+    Args:
+        model: folder or hub id of the finetuned model.
+        base_model: folder or hub id of the un-finetuned model.
+        deltas: folders or hub ids of trained deltas.
+        student: what the features are added to: `transplant`, the base model; `base_mlp`, the base model's
+            MLPs in the finetuned model; `dictionary`, the base dictionaries there.
+        output: folder of the results.
+        grid: numbers of features.
+        correct: by subset that the finetune is about, the measure of a correct answer.
+        side: by subset that should stay as it is, the measure that says so.
+        enough: share of the finetuned model's correct answers.
+        margin: see above.
+        n_random: sets of features drawn for each N.
+        steps: of the attributions' path.
+        base_transcoders: folder or hub id of the base dictionaries, for the student `dictionary`.
+        experiment, max_new_tokens, rows_per_pass, dtype: see `InterventionEvaluation`.
+
+    Raises:
+        ValueError: a grid with more features than a delta has; a delta that the student does not go with.
+    """
+
+    def __init__(
+        self,
+        experiment: str,
+        model: str,
+        base_model: str,
+        deltas: list[str],
+        student: Student,
+        output: str,
+        grid: list[PositiveInt],
+        correct: dict[str, str],
+        side: dict[str, str],
+        enough: NonNegativeFloat = 0.9,
+        margin: NonNegativeFloat = 0.05,
+        n_random: PositiveInt = 20,
+        steps: PositiveInt = 8,
+        base_transcoders: str | None = None,
+        max_new_tokens: PositiveInt = 64,
+        rows_per_pass: PositiveInt = 256,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
+        super().__init__()
+        for source in (model, base_model):
+            check_model_source(source)
+        for name, value in (("deltas", deltas), ("grid", grid), ("correct", correct)):
+            if not value:
+                raise ValueError(f"{name} is empty, expected at least one")
+        if len(set(grid)) < len(grid):
+            raise ValueError(f"grid names a number twice: {grid}")
+        if (student == "dictionary") != (base_transcoders is not None):
+            raise ValueError(
+                f"student is {student!r} and base_transcoders {base_transcoders!r}: the student 'dictionary' "
+                "needs them, the others use none"
+            )
+        self.save_hyperparameters()
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        h, rows = self.hparams, self.trainer.datamodule.rows
+        self.trainer.datamodule.warn_of_impossible_answers(h.max_new_tokens)
+        self._check_measures()
+        for half, does in (("A", "choose features on"), ("B", "score them on")):
+            if missing := set(h.correct) - {row.example.subset for row in in_half(rows, half)}:
+                raise ValueError(
+                    f"subset {min(missing)!r} has no example in half {half} of the wordings to {does}: give "
+                    "more wordings"
+                )
+        self.all_features = {}
+        for dictionaries in self.sets:
+            by_layer = dictionaries.sources["delta"]
+            sizes = {layer: by_layer[layer].n_features for layer in sorted(by_layer)}
+            if max(h.grid) > sum(sizes.values()):
+                raise ValueError(
+                    f"grid asks for {max(h.grid)} features, the delta {dictionaries.label} has "
+                    f"{sum(sizes.values())} in all layers"
+                )
+            everything = {layer: tuple(range(size)) for layer, size in sizes.items()}
+            self.all_features[dictionaries.label] = everything
+        self.base = load_model(h.base_model, h.dtype) if h.student == "transplant" else None
+
+    def _check_measures(self) -> None:
+        """Refuse what the task does not have, which would come to light when everything has run."""
+        for option in ("correct", "side"):
+            for subset, measure in self.hparams[option].items():
+                examples = (e for e in self.trainer.datamodule.examples if e.subset == subset)
+                if (example := next(examples, None)) is None:
+                    raise ValueError(
+                        f"{option}: there is no subset {subset!r} among {self.subsets}"
+                    )
+                known = self.task.verdicts(example.target or "", example)
+                if known.get(measure) is None:
+                    applies = [name for name, verdict in known.items() if verdict is not None]
+                    raise ValueError(
+                        f"{option}: the subset {subset!r} has no measure {measure!r}, but "
+                        f"{', '.join(applies)}"
+                    )
+
+    def load_sets(self) -> list[DictionarySet]:
+        h = self.hparams
+        if h.student != "dictionary":
+            return self.load_transplants(h.deltas, h.model, h.base_model)
+        sets = self.load_deltas(h.deltas)
+        for folder, dictionaries in zip(h.deltas, sets, strict=True):
+            if dictionaries.target in TRANSPLANTED:
+                raise ValueError(
+                    f"{folder} has the target {dictionaries.target!r}, which no dictionary has a part in: "
+                    "its students are 'transplant' and 'base_mlp'"
+                )
+        return sets
+
+    def more_sources(self) -> Mapping[str, Mapping[int, Source]]:
+        return {"base_mlp": self.mlps("base_model", self.sets[0].site).sources}
+
+    def columns_of(self, dictionaries: DictionarySet) -> list[Column]:
+        return []  # not known before features have been chosen
+
+    def on_test_start(self) -> None:
+        super().on_test_start()
+        self.finetuned = self.engine
+        if self.base is not None:
+            self.engine = self.engine_of(self.base)
+        self.chosen = {s.label: self._choose(s) for s in self.sets}
+        for dictionaries in self.sets:
+            self.columns += self._columns(dictionaries)
+        self.label_columns()
+        self.engine.check([column.intervention for column in self.columns])
+        # Label of the delta, number of features and layer: what fidelity is measured for.
+        self.groups = [
+            (label, n, layer)
+            for label, by_n in self.chosen.items()
+            for n in sorted(by_n)
+            for layer in by_n[n]
+        ]
+        self.fidelity = Fidelity(len(self.groups)).to(self.device)
+
+    def _student(self, dictionaries: DictionarySet, name: str, features: Features) -> Intervention:
+        """The student with these features alone."""
+        write = WRITES[self.hparams.student]
+        *others, delta = write.terms
+        writes = {
+            layer: Write(
+                write.keep,
+                (*others, Term(delta.source, keep_features=tuple(features[layer]))),
+            )
+            for layer in self.all_features[dictionaries.label]
+        }
+        intervention = Intervention(name, writes)
+        return relabel(intervention, dictionaries.label, set(dictionaries.sources))
+
+    def _choose(self, dictionaries: DictionarySet) -> dict[int, Features]:
+        """The features of each number, descending, 0 and all of them too."""
+        kept = self.all_features[dictionaries.label]
+        total = sum(map(len, kept.values()))
+        chosen = {total: kept}
+        for n in sorted({*self.hparams.grid} - {total}, reverse=True):
+            means = mean_attributions(
+                self.trainer,
+                self.engine,
+                in_half(self.trainer.datamodule.rows, "A"),
+                self.subsets,
+                self._student(dictionaries, "attributed", kept),
+                f"delta@{dictionaries.label}",
+                lambda tokens: minus_kl_from(self.finetuned.logprobs(tokens)),
+                self.hparams.steps,
+            )
+            scores = {}
+            for layer, means_SF in means.items():
+                scores_F = means_SF.nanmean(0)
+                gone = [f for f in range(len(scores_F)) if f not in kept[layer]]
+                scores_F[gone] = -torch.inf
+                scores[layer] = scores_F
+            chosen[n] = kept = largest(scores, n)
+        return chosen | {0: dict.fromkeys(kept, ())}
+
+    def _columns(self, dictionaries: DictionarySet) -> list[Column]:
+        sizes = {layer: len(f) for layer, f in self.all_features[dictionaries.label].items()}
+        columns: list[Column] = []
+
+        def add(name: str, features: Features, n: int, draw: int | None) -> None:
+            intervention = self._student(dictionaries, name, features)
+            label = intervention.layer_label(self.family.n_layers)
+            columns.append(CurveColumn(label, intervention, dictionaries, n, draw))
+
+        for n, features in sorted(self.chosen[dictionaries.label].items()):
+            add(f"n{n}", features, n, None)
+            for draw in range(self.hparams.n_random if 0 < n < sum(sizes.values()) else 0):
+                add(f"n{n}_random_{draw:02d}", at_random(sizes, n, f"{n} {draw}"), n, draw)
+        return columns
+
+    def test_step(self, batch: list[PromptRow], batch_idx: int) -> None:
+        if batch := in_half(batch, "B"):
+            super().test_step(batch, batch_idx)
+            self._measure_fidelity(batch)
+
+    def teacher_forced(
+        self, batch: list[PromptRow], pairs: list[tuple[int, int]]
+    ) -> list[TeacherForced]:
+        """The first column is the finetuned model, whose distribution KL is measured from."""
+        tokens = [row.tokens for row in batch]
+        raw = self.finetuned.teacher_forced(tokens, [RAW] * len(batch))
+        others = pairs[len(batch) :]
+        return raw + self.engine.teacher_forced(
+            [batch[i].tokens for _, i in others],
+            [self.columns[c].intervention for c, _ in others],
+            self.finetuned.logprobs(tokens),
+        )
+
+    def answers(self, batch: list[PromptRow], pairs: list[tuple[int, int]]) -> list[str]:
+        parts = ((self.finetuned, pairs[: len(batch)]), (self.engine, pairs[len(batch) :]))
+        return [
+            text
+            for engine, part in parts
+            for text in engine.generate(
+                [batch[i].tokens.prompt_ids for _, i in part],
+                [self.columns[c].intervention for c, _ in part],
+                self.hparams.max_new_tokens,
+                self.reader,
+            )
+        ]
+
+    @torch.inference_mode()
+    def _measure_fidelity(self, batch: list[PromptRow]) -> None:
+        tokens = target_batch([row.tokens for row in batch], self.tokenizer.pad_token_id)
+        layers = sorted({layer for _, _, layer in self.groups})
+        captured = capture(
+            self.finetuned.bridge,
+            tokens["input_ids"],
+            tokens["attention_mask"],
+            layers,
+            self.finetuned.site,
+            self.finetuned.tokens.leading,
+        )
+        for group, (label, n, layer) in enumerate(self.groups):
+            x_ND, y_ND = captured.activations[layer]
+            change_ND = y_ND - self.bank["base_mlp"][layer](x_ND, None)[0]
+            source = self.bank[f"delta@{label}"][layer]
+            mask_F = torch.zeros(source.n_features, dtype=torch.bool, device=x_ND.device)
+            mask_F[list(self.chosen[label][n][layer])] = True
+            delta_ND, _ = source(x_ND, mask_F.expand(len(x_ND), -1))
+            self.fidelity.update(group, delta_ND, change_ND)
+
+    def on_test_epoch_end(self) -> None:
+        measured = self.fidelity.compute()  # on every rank: the sums are gathered
+        self._fidelity = [
+            {"delta": label, "n": n, "layer": layer}
+            | {name: float(values[group]) for name, values in measured.items()}
+            for group, (label, n, layer) in enumerate(self.groups)
+        ]
+        super().on_test_epoch_end()
+
+    def log_cells(self, column: int, subset: str, cells: Mapping[str, Any]) -> None:
+        # One point of a curve for each draw would bury the others.
+        if getattr(self.columns[column], "draw", None) is None:
+            super().log_cells(column, subset, cells)
+
+    def write(self, folder: Path, table: list[dict], records: list[Record]) -> None:
+        super().write(folder, table, records)
+        h, by_group = self.hparams, self.by_group(records)
+        examples = self.trainer.datamodule.examples
+        places = itertools.product(range(len(self.columns)), self.subsets)
+        cells = dict(zip(places, table, strict=True))
+        rows = []
+        for c, column in enumerate(self.columns):
+            for subset in self.subsets if isinstance(column, CurveColumn) else ():
+                ours, theirs = by_group[c, subset], by_group[0, subset]
+                wordings = [wording(examples[record["example"]]) for record in theirs]
+                where = {"delta": column.dictionaries.label, "student": h.student}
+                where |= {"n": column.n, "draw": column.draw}
+                measures = h.correct.get(subset), h.side.get(subset)
+                sufficiency = sufficiency_cells(ours, theirs, wordings, *measures, h.margin)
+                rows.append(where | cells[c, subset] | sufficiency)
+        write_curve(folder, rows, self._fidelity, n90_rows(rows, self._fidelity, h.enough))
+        write_json(folder / "features.json", self.chosen)
+        self.write_figures(folder, {"feature_curve": feature_curve(rows, self._fidelity)})
