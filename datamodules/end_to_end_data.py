@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from jsonargparse.typing import PositiveInt
@@ -45,10 +46,11 @@ class EndToEndData(ResumableData):
         model: folder or hub id of the finetuned model.
         task: reads the examples.
         train: file of them, as a finetune's `data/train.jsonl`.
-        validation: another; on its worst subset training is judged.
+        validation: another, of the same subsets; on its worst one training is judged.
         n_train, n_validation: so many of them, evenly over subsets; all where None.
         own_continuations: what the finetuned model writes itself (greedily) takes the place of the targets.
         max_new_tokens: its longest continuation.
+        dtype: of its weights, while it writes them.
         batch_size: examples per batch and process.
         seed: of their order.
     """
@@ -63,6 +65,7 @@ class EndToEndData(ResumableData):
         n_validation: PositiveInt | None = None,
         own_continuations: bool = False,
         max_new_tokens: PositiveInt = 64,
+        dtype: Literal["float32", "bfloat16"] = "float32",
         batch_size: PositiveInt = 64,
         seed: int = 0,
     ) -> None:
@@ -80,7 +83,13 @@ class EndToEndData(ResumableData):
                 )
             examples = list(numbered.values())
             self.examples[name] = [examples[i] for i in evenly(examples, n)]
-        self.subsets = subsets_of([e for rows in self.examples.values() for e in rows])
+        self.subsets = subsets_of(self.examples["validation"])
+        for subset in subsets_of(self.examples["train"]):
+            if subset not in self.subsets:
+                raise ValueError(
+                    f"{validation} holds no example of {subset!r}, which {train} trains: the worst subset "
+                    "could not be told"
+                )
         self.tokens: dict[str, list[TokenizedExample]] = {}
 
     def setup(self, stage: str) -> None:
@@ -97,7 +106,7 @@ class EndToEndData(ResumableData):
         """Every process writes all of them: they decide the batches."""
         h = self.hparams
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
-        model = load_model(h.model).to(device)
+        model = load_model(h.model, h.dtype).to(device)
         ends = end_ids(h.model, self.tokenizer)
         for name, examples in self.examples.items():
             reader = AnswerReader(self.tokenizer, self.task, ends, examples)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from delta_transcoders.end_to_end.budget import attribution_sums, choose
 from delta_transcoders.end_to_end.losses import nmse
+from delta_transcoders.end_to_end.measures import StudentMeasures
 from delta_transcoders.end_to_end.starting import Corrected, start_of
 from delta_transcoders.end_to_end.student import Kind, Student
 from delta_transcoders.end_to_end.trained import TrainedTranscoder
@@ -30,13 +30,11 @@ from delta_transcoders.language_models import (
     load_model,
     load_tokenizer,
 )
-from delta_transcoders.metrics.grouped import GroupedMean
 from delta_transcoders.processes import rank_and_world_size
-from delta_transcoders.tasks.task import subsets_of
 from lightning_modules.loggers import log_scalars
 from lightning_modules.optimizers import fused
 from lightning_modules.outputs import check_trained, stage_output
-from lightning_modules.schedule import total_steps, warm_up_and_decay
+from lightning_modules.schedule import steps_of_phases, warm_up_and_decay
 
 
 class EndToEndDelta(LightningModule):
@@ -160,9 +158,8 @@ class EndToEndDelta(LightningModule):
         self.phases = [sum(sizes), *(n for n in h.budgets if n < sum(sizes))]
         if self.trainer.fast_dev_run:
             self.phases = self.phases[:1]
-        self.val_kl = GroupedMean(len(data.subsets))
-        self.val_nmse = GroupedMean(self.family.n_layers)
-        self.density = GroupedMean(sum(sizes))
+        sources = {int(layer): source for layer, source in self.deltas.items()}
+        self.measures = StudentMeasures(data.subsets, self.family.n_layers, sources)
 
     @property
     def transcoders(self) -> dict[int, TrainedTranscoder]:
@@ -181,23 +178,6 @@ class EndToEndDelta(LightningModule):
             self.start.site,
             h.gradient_checkpointing,
         )
-
-    def _steps_of_a_phase(self) -> int:
-        trainer, n = self.trainer, len(self.phases)
-        steps, rest = divmod(total_steps(trainer), n)
-        if rest:
-            raise ValueError(
-                f"--trainer.max_steps is {total_steps(trainer)}, and there are {n} phases (all features, "
-                f"then {', '.join(map(str, self.phases[1:]))}) of equally many steps: give a multiple of {n}"
-            )
-        every, batches = trainer.val_check_interval, steps * trainer.accumulate_grad_batches
-        counts = isinstance(every, int) and trainer.check_val_every_n_epoch is None
-        if not trainer.fast_dev_run and not (counts and batches % every == 0):
-            raise ValueError(
-                f"--trainer.val_check_interval is {every}: a phase has {batches} batches and must end with a "
-                "validation; give a whole number that divides them, and check_val_every_n_epoch: null"
-            )
-        return steps
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         phase = min(self.global_step // self.phase_steps, len(self.phases) - 1)
@@ -254,7 +234,7 @@ class EndToEndDelta(LightningModule):
         h = self.hparams
         parameters = [p for p in self.deltas.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(parameters, lr=h.lr, betas=h.betas, fused=fused(self.trainer))
-        self.phase_steps = total = self._steps_of_a_phase()
+        self.phase_steps = total = steps_of_phases(self.trainer, len(self.phases))
 
         def factor(step: int) -> float:
             return warm_up_and_decay(step % total, total, h.warmup_steps, h.decay_fraction)
@@ -263,77 +243,32 @@ class EndToEndDelta(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_validation_epoch_start(self) -> None:
-        for metric in (self.val_kl, self.val_nmse, self.density):
-            metric.reset()
+        self.measures.reset()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         reference = self.student.reference(batch, with_streams=self.student.base is not None)
-        with self.student.applied(len(batch["input_ids"])), self._counted():
+        with self.student.applied(len(batch["input_ids"])), self.measures.counting():
             losses = self.student.losses(batch, reference)
         row_N = (batch["labels"][:, 1:] != IGNORE).nonzero()[:, 0]
-        self.val_kl.update(batch["subset"][row_N], losses.kl_N)
-        if losses.error_L is not None:
-            layer_L = torch.arange(self.family.n_layers, device=self.device)
-            self.val_nmse.update(layer_L, losses.error_L, reference.change_L)
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Inside, it is counted where each feature is active."""
-        handles, first = [], 0
-        for source in self.deltas.values():
-
-            def count(module: nn.Module, args: tuple, written: tuple, first: int = first) -> None:
-                fired_F = (written[1] > 0).sum(0).double()
-                feature_F = torch.arange(len(fired_F), device=fired_F.device) + first
-                n_F = torch.full_like(fired_F, len(written[1]))
-                self.density.update(feature_F, fired_F, n_F)
-
-            handles.append(source.register_forward_hook(count))
-            first += source.n_features
-        yield
-        for handle in handles:
-            handle.remove()
+        self.measures.update(batch["subset"][row_N], losses, reference)
 
     def on_validation_epoch_end(self) -> None:
-        kl_S, nmse_L = self.val_kl.compute().reshape(-1), self.val_nmse.compute().reshape(-1)
-        density_F = self.density.compute().reshape(-1)
+        kl, layers, n_active = self.measures.compute()
         if self.trainer.sanity_checking:
             return
-        data = self.trainer.datamodule
-        here = subsets_of(data.examples["validation"])
-        by_subset = {f"kl_{s}": float(kl_S[data.subsets.index(s)]) for s in here}
-        is_finite = all(map(math.isfinite, by_subset.values()))
-        worst = max(by_subset.values()) if is_finite else math.inf
-        sizes = [source.n_features for source in self.deltas.values()]
-        measured = {"worst_kl": worst, **by_subset}
-        layers = [
-            {"l0_delta": float(part_F.sum()), "dead_fraction": self._dead(layer, part_F)}
-            for layer, part_F in zip(self.transcoders, density_F.split(sizes), strict=True)
-        ]
-        if self.student.base is not None:
-            for of_layer, layer in zip(layers, self.transcoders, strict=True):
-                of_layer["nmse"] = float(nmse_L[layer])
-        self.log("val/worst_kl", worst, prog_bar=True, rank_zero_only=True)
-        scalars = {f"val/{name}": value for name, value in measured.items()}
-        scalars |= {f"val/nmse/layer_{i}": v for i, v in enumerate(nmse_L.tolist()) if v == v}
-        scalars |= {
-            "val/budget": self.phases[self.phase],
-            "val/live_features": int((density_F > 0).sum()),
-        }
+        self.log("val/worst_kl", kl["worst_kl"], prog_bar=True, rank_zero_only=True)
+        scalars = {f"val/{name}": value for name, value in kl.items() if name != "worst_kl"}
+        for layer, measured in layers.items():
+            scalars |= {f"val/{name}/layer_{layer}": value for name, value in measured.items()}
+        scalars |= {"val/budget": self.phases[self.phase], "val/active_features": n_active}
         log_scalars(self.trainer, scalars)
-        if worst < self._worst_so_far():
+        best = self.best[self.phase]["worst_kl"] if self.phase < len(self.best) else math.inf
+        if kl["worst_kl"] < best:
             weights = {n: t.detach().cpu().clone() for n, t in self.deltas.state_dict().items()}
-            entry = {"worst_kl": worst, "weights": weights}
-            entry["measured"] = [measured | of_layer for of_layer in layers]
-            self.best[self.phase :] = [entry]
-
-    def _worst_so_far(self) -> float:
-        return self.best[self.phase]["worst_kl"] if self.phase < len(self.best) else math.inf
-
-    def _dead(self, layer: int, density_F: Tensor) -> float:
-        """Share of the features left that are never active."""
-        alive_F = self.transcoders[layer].alive
-        return float((density_F[alive_F] == 0).double().mean()) if alive_F.any() else 0.0
+            measured = {layer: kl | of_layer for layer, of_layer in layers.items()}
+            self.best[self.phase :] = [
+                {"worst_kl": kl["worst_kl"], "measured": measured, "weights": weights}
+            ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["phases"] = {"phase": self.phase, "best": self.best}
@@ -348,17 +283,17 @@ class EndToEndDelta(LightningModule):
         self.phase, self.best = checkpoint["phases"]["phase"], checkpoint["phases"]["best"]
 
     def on_fit_end(self) -> None:
+        phases = {n: self._best_of(phase) for phase, n in enumerate(self.phases)}
         if self.trainer.is_global_zero:
             check_trained(self.trainer, self.deltas)
             with stage_output(self) as folder:
-                for phase, n_features in enumerate(self.phases):
-                    best = self._best_of(phase)
+                for n_features, best in phases.items():
                     write_deltas(
                         folder / f"n{n_features}",
                         self.hparams.student,
                         self.start,
                         best["weights"],
-                        dict(zip(self.start.deltas, best["measured"], strict=True)),
+                        best["measured"],
                         n_features=n_features,
                         nmse_weight=self.hparams.nmse_weight,
                         model_fingerprint=self.fingerprint,

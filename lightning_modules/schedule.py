@@ -19,6 +19,33 @@ def total_steps(trainer: Trainer) -> int:
     return trainer.estimated_stepping_batches
 
 
+def steps_of_phases(trainer: Trainer, n_phases: int) -> int:
+    """Optimiser steps of each phase of a training that has equally long ones and judges each at its end.
+
+    Raises:
+        ValueError: the steps cannot be shared out equally, or a phase does not end with a validation.
+    """
+    total = total_steps(trainer)
+    if total % n_phases:
+        raise ValueError(
+            f"--trainer.max_steps is {total}, and there are {n_phases} phases of equally many steps: give a "
+            f"multiple of {n_phases}"
+        )
+    if trainer.accumulate_grad_batches > 1:  # an epoch's last step is made of fewer batches
+        raise ValueError(
+            f"--trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: phases count batches, "
+            "so give a larger --data.batch_size (--model.gradient_checkpointing true saves memory)"
+        )
+    steps, every = total // n_phases, trainer.val_check_interval
+    counts = isinstance(every, int) and trainer.check_val_every_n_epoch is None
+    if not trainer.fast_dev_run and not (counts and steps % every == 0):
+        raise ValueError(
+            f"--trainer.val_check_interval is {every}: a phase has {steps} steps and must end with a "
+            "validation; give a whole number that divides them, and check_val_every_n_epoch: null"
+        )
+    return steps
+
+
 def warm_up_and_decay(step: int, total: int, warmup_steps: int, decay_fraction: float) -> float:
     """Share of the peak rate: up linearly from a tenth, and down to zero over the last share of the steps.
 

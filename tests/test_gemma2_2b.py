@@ -50,6 +50,7 @@ REPLACED = {
     # Lengths.
     *("data.n_train", "data.n_validation", "data.n_evaluation", "data.n_check_examples"),
     *("data.n_per_subset", "data.passes", "trainer.max_epochs"),
+    *("trainer.max_steps", "trainer.val_check_interval"),
     "model.max_new_tokens",
     # Lines to copy come from a file, not from the web.
     "data.task",
@@ -90,6 +91,7 @@ def stages(study: Path, base: str) -> list[tuple[str, str, dict]]:
         ("evaluate", "exp1_sweep", FEW),
         ("train", "mlp_difference", TRAIN),
         ("evaluate", "targets", TEXTS | FEW),
+        ("train", "delta_end_to_end", {"trainer.max_steps": 5, "trainer.val_check_interval": 1}),
         ("train", "corrections", {"data.width": WIDTH, "data.n_check_examples": 12}),
         (
             "train",

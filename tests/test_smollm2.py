@@ -81,9 +81,11 @@ def test_the_whole_study(arguments, pytestconfig, tmp_path, base_model):
     run(evaluate.main, "behaviour")
     run(evaluate.main, "activations")
     run(train.main, "delta", {"trainer.val_check_interval": 2})
+    run(train.main, "delta_end_to_end", {"trainer.max_steps": 5, "trainer.val_check_interval": 1})
     run(evaluate.main, "exp2a")
     run(evaluate.main, "exp2b")
-    assert len(list((study / "delta").glob("layer_*/delta.safetensors"))) == N_LAYERS
+    for name in ("delta", "delta_end_to_end/n960", "delta_end_to_end/n32"):
+        assert len(list((study / name).glob("layer_*/delta.safetensors"))) == N_LAYERS
 
     rows = read_metrics(study / "behaviour" / "metrics.csv")
     assert {row["condition"] for row in rows} == {"raw", "base_model"} and len(rows) == 2 * 4

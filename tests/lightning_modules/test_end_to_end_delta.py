@@ -15,6 +15,7 @@ import train
 from callbacks.rng_state import RngState
 from datamodules.end_to_end_data import EndToEndData
 from delta_transcoders.dictionaries.delta import load_deltas
+from delta_transcoders.dictionaries.files.exported import load_export
 from delta_transcoders.export import export
 from delta_transcoders.interventions.loading import load_delta_set, load_mlps
 from delta_transcoders.language_models import load_model, supervised_logits
@@ -204,6 +205,18 @@ def test_without_training_a_warm_start_is_written_as_it_was(dictionaries, argume
         assert config.target == "end_to_end_dictionary"
         assert config.base_hash == local[layer][2].base_hash
         assert config.percentile == 0.5
+    # Joined with the dictionaries that they correct, as residual deltas are.
+    few = tmp_path / "deltas" / "n5"
+    out = export(dictionaries, "gemma_scope", tmp_path / "joined", deltas=few)
+    card, joined = load_export(out)
+    model = load_model(str(dictionaries / "finetune/merged"))
+    sources = load_delta_set(few, str(dictionaries / "base_transcoders"), model).sources
+    x_ND = torch.randn(30, joined[0].d_in)
+    for layer, whole in joined.items():
+        ours_ND = sum(sources[name][layer](x_ND, None)[0] for name in ("base", "delta"))
+        torch.testing.assert_close(whole(x_ND), ours_ND, rtol=1e-4, atol=1e-4)
+        first, end = card.layers[layer].delta_features
+        assert end - first == sources["delta"][layer].n_features
 
 
 def test_two_processes_choose_the_same_features_as_one(
@@ -256,7 +269,8 @@ def test_two_processes_choose_the_same_features_as_one(
         ({"model.student": "dictionary"}, "student: dictionary needs base_transcoders"),
         ({"model.bridging": "true"}, "bridging needs student: dictionary"),
         ({"trainer.max_steps": 13}, "max_steps is 13, and there are 3 phases"),
-        ({"trainer.val_check_interval": 3}, "val_check_interval is 3: a phase has 4 batches"),
+        ({"trainer.val_check_interval": 3}, "val_check_interval is 3: a phase has 4 steps"),
+        ({"trainer.accumulate_grad_batches": 2}, "phases count batches, so give a larger"),
     ],
 )
 def test_bad_input_is_refused_before_the_first_step(study, arguments, tmp_path, options, message):

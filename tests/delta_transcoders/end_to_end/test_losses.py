@@ -26,12 +26,18 @@ def test_kl_is_the_textbook_s(heads):
 def test_chunks_change_neither_the_kl_nor_its_gradient(heads, monkeypatch):
     h_ND, g_ND = torch.randn(2, 7, 6)
     g_ND.requires_grad_()
-    found = []
+    weight_N = torch.rand(7)
+    p, q = heads[0](h_ND).log_softmax(-1), heads[1](g_ND).log_softmax(-1)
+    plain_N = (p.exp() * (p - q)).sum(-1)
+    found = [(plain_N, torch.autograd.grad((weight_N * plain_N).sum(), g_ND)[0])]
     for entries in (2**24, 33):  # all at once, then three positions
         monkeypatch.setattr(losses, "CHUNK_ENTRIES", entries)
         kl_N = losses.kl_of_tokens(heads[0], h_ND, heads[1], g_ND, 11)
-        found.append((kl_N, torch.autograd.grad(kl_N.sum(), g_ND)[0]))
+        found.append((kl_N, torch.autograd.grad((weight_N * kl_N).sum(), g_ND)[0]))
+        with torch.no_grad():
+            assert torch.equal(losses.kl_of_tokens(heads[0], h_ND, heads[1], g_ND, 11), kl_N)
     torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])
 
 
 def test_nmse_is_a_share_of_finetuning_s_change():
