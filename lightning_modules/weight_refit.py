@@ -43,6 +43,7 @@ class WeightRefit(LightningModule):
     components of the finetune's change that take no more numbers than N features of a delta, as the start.
     Each has a loss, gradient, clipping and optimiser state of its own, and takes the path that it would take
     alone. Kept are the weights with the least KL on the *worst* validation subset.
+    The model's head is not trained: where the finetune changed it, its components stay as they start.
 
     Fed by `EndToEndData`. Writes `output/{bias,svd_nN}/{patch.safetensors,config.json}`.
 
