@@ -8,12 +8,12 @@ from functools import partial
 from typing import Literal
 
 import torch
-from delta_transcoders.end_to_end.losses import kl_of_tokens
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from delta_transcoders.end_to_end.losses import kl_of_tokens
 from delta_transcoders.families import family_of
 from delta_transcoders.fingerprints import model_fingerprint
 from delta_transcoders.language_models import (
