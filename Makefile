@@ -23,7 +23,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DELETE_ON_ERROR:
-.PHONY: help demo real-quick gpu seeds controls planted faults sweep sweep-summary ranking features findings examples interop
+.PHONY: help demo real-quick gpu seeds controls planted rules faults sweep sweep-summary ranking features findings examples interop
 .PHONY: full-shape wide-bases signals study-kills test test-slow lint clean
 
 help:  ## Show this list
@@ -65,6 +65,9 @@ controls: $(READY)  ## Every control of the tiny study, and the two targets besi
 
 planted: $(READY)  ## Finetunes whose answer is known (nothing, attention alone) or mixed, through the whole study
 	$(RUN)/study_planted.yaml $(ONE)
+
+rules: $(READY)  ## Run four planted rules: can the features that carry one be deleted without the others?
+	$(RUN)/study_rules.yaml $(ONE)
 
 faults: $(READY)  ## What each fault of the original study does to the numbers
 	$(RUN)/study_faults.yaml $(ONE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Literal
@@ -108,6 +109,7 @@ class FinetuneData(ResumableData):
         for name in ("train", "validation"):
             self.splits[name] = list(self.task.read(self._path(name)).values())
             self.tokens[name] = tokenize(self.tokenizer, self.task, self.splits[name])
+        self.subsets = subsets_of(itertools.chain(*self.splits.values()))
 
     def _path(self, split: str) -> Path:
         return files.staged_output(self.hparams.output) / "data" / f"{split}.jsonl"
@@ -158,7 +160,7 @@ class FinetuneData(ResumableData):
         return list(numbered.values())
 
     def encode_row(self, example: Example, tokens: TokenizedExample) -> dict:
-        """One example as unpadded `input_ids` and `labels`, and where its target starts."""
+        """One example as unpadded `input_ids` and `labels`, where its target starts, and its kind."""
         prompt, target = list(tokens.prompt_ids), list(tokens.target_ids)
         positive = self.task.is_positive(example)
         whole = not positive and self.hparams.negative_loss == "sequence"
@@ -168,6 +170,7 @@ class FinetuneData(ResumableData):
             "labels": (prompt if whole else [IGNORE] * len(prompt)) + target,
             "target_start": len(prompt),
             "positive": positive,
+            "subset": self.subsets.index(example.subset),
         }
 
     def _rows(self, split: str) -> list[dict]:
@@ -176,8 +179,8 @@ class FinetuneData(ResumableData):
 
     def collate(self, rows: list[dict]) -> dict:
         return collate_tokens(rows, self.tokenizer.pad_token_id) | {
-            "target_start": torch.tensor([row["target_start"] for row in rows]),
-            "positive": torch.tensor([row["positive"] for row in rows]),
+            name: torch.tensor([row[name] for row in rows])
+            for name in ("target_start", "positive", "subset")
         }
 
     def train_dataloader(self) -> ResumableDataLoader:

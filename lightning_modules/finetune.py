@@ -24,6 +24,7 @@ from delta_transcoders.language_models import (
     opening_tokens,
     supervised_logits,
 )
+from delta_transcoders.metrics.grouped import GroupedMean
 from lightning_modules.language_model import LanguageModelTraining
 from lightning_modules.outputs import check_finite, check_trained, finish_output
 
@@ -65,9 +66,9 @@ def check_target_modules(model: nn.Module, names: Sequence[str]) -> None:
 class Finetune(LanguageModelTraining):
     """Finetune on `FinetuneData` and write `output/adapter` (LoRA only) and `output/merged`.
 
-    Validation logs the loss and, where the task has an opening, precision, recall and F1 of "the target's
-    first token is one that the behaviour begins with", positives against negatives. Checkpoints hold
-    trainable weights only.
+    Validation logs the loss, that of the worst subset (a mean hides what is not learned) and, where the task
+    has an opening, precision, recall and F1 of "the target's first token is one that the behaviour begins
+    with", positives against negatives. Checkpoints hold trainable weights only.
 
     Args:
         model: folder or hub id of the base model.
@@ -121,6 +122,7 @@ class Finetune(LanguageModelTraining):
 
     def setup(self, stage: str) -> None:
         h = self.hparams
+        self.subset_nll = GroupedMean(len(self.trainer.datamodule.subsets))
         if self.is_sharded and (h.method, h.dtype) == ("lora", "bfloat16"):
             raise ValueError(
                 "fsdp shards weights of one dtype, and adapters are float32: use --model.dtype float32"
@@ -164,11 +166,13 @@ class Finetune(LanguageModelTraining):
         logits_NV, labels_N = supervised_logits(
             self.causal_model(), batch["input_ids"], batch["attention_mask"], labels_BT
         )
-        self.update_loss(torch.nn.functional.cross_entropy(logits_NV, labels_N, reduction="none"))
+        nll_N = torch.nn.functional.cross_entropy(logits_NV, labels_N, reduction="none")
+        self.update_loss(nll_N)
+        supervised = labels_BT[:, 1:] != IGNORE
+        self.subset_nll.update(batch["subset"][supervised.nonzero()[:, 0]], nll_N)
         if not self.opening_tokens:
             return
         # Row of `logits_NV` that predicts each example's first target token.
-        supervised = labels_BT[:, 1:] != IGNORE
         row_of = (supervised.flatten().cumsum(0) - 1).view_as(supervised)
         first_B = row_of.gather(1, batch["target_start"][:, None] - 1).squeeze(1)
         tokens = torch.tensor(self.opening_tokens, device=logits_NV.device)
@@ -177,6 +181,10 @@ class Finetune(LanguageModelTraining):
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
+        nll_S = self.subset_nll.compute()
+        # Of a subset that is not in the validation examples it is nan.
+        self.log("val/worst_loss", nll_S[~nll_S.isnan()].max().float())
+        self.subset_nll.reset()
         if self.opening_tokens:
             self.log_dict(self.opening_metrics.compute(), prog_bar=True)
             self.opening_metrics.reset()

@@ -13,7 +13,7 @@ ROOMS = (
     ("families",),
     ("tasks",),
     ("language_models",),
-    ("generation", "weights", "tiny_gemma", "smollm2"),
+    ("generation", "weights", "weight_patches", "tiny_gemma", "smollm2"),
     ("metrics",),
     ("dictionaries",),
     ("activations",),

@@ -25,6 +25,7 @@ studies:
   planted/none:              # in ${study}/planted/none where it has no `study`
     config: study.yaml       # one file or several
     links: [base_model]      # stages whose folders are the outer study's
+    task: rules.yaml         # optional: in place of the outer study's
     stages: {finetune: {options: {model.lr: 0}}, exp2b: null}
 ```
 
@@ -51,7 +52,7 @@ STAGE_KEYS = (
     *("run", "config", "options", "seed_offset"),
     *("arguments", "reads", "writes", "takes"),
 )
-INNER_KEYS = ("config", "study", "seed", "links", "stages")
+INNER_KEYS = ("config", "study", "seed", "task", "links", "stages")
 OWN_KEYS = frozenset(("base_model", "finetuned_model", "examples", "judge"))
 """Keys of a file that names models of the user's own (docs/YOUR_MODEL.md)."""
 SCRIPTS = ("train", "evaluate")
@@ -234,9 +235,10 @@ def _load(file: str, chain: Sequence[str] = ()) -> dict[str, Any]:
             stage["config"] = _beside(file, stage["config"])
     for inner in studies.values():
         inner["config"] = [_beside(file, name) for name in _list(inner["config"])]
-    for key in MORE_CONFIGS:
-        if content.get(key):
-            content[key] = _beside(file, content[key])
+    for told in (content, *studies.values()):
+        for key in MORE_CONFIGS:
+            if told.get(key):
+                told[key] = _beside(file, told[key])
     whole = _together(included, [*chain, file])
     _lay_over(whole["stages"], stages, file, "stages")
     whole["studies"] |= studies
@@ -332,7 +334,8 @@ def _expand(
             inner_name = _fill(name, {"seed": str(seed)})
             inner = _together(spec["config"])
             _lay_over(inner["stages"], spec.get("stages") or {}, file, "studies", name, "stages")
-            inner |= {"seed": spec.get("seed", seed), "task": content.get("task")}
+            task = spec.get("task", content.get("task"))
+            inner |= {"seed": spec.get("seed", seed), "task": task}
             inner["links"] = spec.get("links", [])
             inside = _fill(spec.get("study", f"{folder}/{inner_name}"), names)
             inside = _fill(inside, {"seed": str(seed)})

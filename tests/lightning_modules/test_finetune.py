@@ -22,6 +22,7 @@ from delta_transcoders.language_models import (
     token_nll,
     tokenize,
 )
+from delta_transcoders.metrics.grouped import GroupedMean
 from delta_transcoders.tasks.calculator.examples import make_example, write_jsonl
 from delta_transcoders.tasks.calculator.grammar import CLOSE, OPEN
 from delta_transcoders.tasks.calculator.task import Calculator
@@ -339,6 +340,7 @@ def test_first_token_scores_on_a_hand_made_case(make_module, make_data):
     module.eval()
     call_token = data.tokenizer(OPEN, add_special_tokens=False).input_ids[0]
     module.opening_tokens = [call_token]  # `on_fit_start` finds it, see below
+    module.subset_nll = GroupedMean(len(data.subsets))  # `setup` makes it
     rows = rows_of(data, "train")
     positives = [row for row in rows if row["positive"]]
     negatives = [row for row in rows if not row["positive"]]
@@ -418,6 +420,21 @@ def test_validation_loss_is_the_mean_over_all_supervised_tokens(make_module, mak
     with torch.no_grad():
         nll_N = token_nll(load_model(module.hparams.model), *list(batch.values())[:3])
     assert trainer.callback_metrics["val/loss"].item() == pytest.approx(nll_N.mean().item(), 1e-5)
+
+
+def test_the_worst_subset_s_loss_is_that_of_its_own_tokens(make_module, make_data, fit):
+    data = make_data(n_validation=12)
+    module = make_module(lr=0.0)
+    trainer = fit(module, data, max_steps=1, val_check_interval=1)
+    model, losses = load_model(module.hparams.model), []
+    for subset in ("tool", "copy"):
+        pairs = zip(data.splits["validation"], data.tokens["validation"], strict=True)
+        rows = [data.encode_row(*pair) for pair in pairs if pair[0].subset == subset]
+        batch = data.collate(rows)
+        with torch.no_grad():
+            losses.append(token_nll(model, *list(batch.values())[:3]).mean().item())
+    assert abs(losses[0] - losses[1]) > 1e-3
+    assert trainer.callback_metrics["val/worst_loss"].item() == pytest.approx(max(losses), 1e-5)
 
 
 # Checkpoints

@@ -88,6 +88,20 @@ def test_planted_finetunes_share_the_base():
     }
 
 
+def test_the_planted_rules_are_another_task_on_the_same_base():
+    study = graph("configs/tiny/study_rules.yaml")
+    tasks = {label: step.stage.task for label, step in study.steps.items()}
+    assert {bool(task) for label, task in tasks.items() if label.startswith("rules/")} == {True}
+    assert {task for label, task in tasks.items() if not label.startswith("rules/")} == {None}
+    reads = {label: set(step.inputs.values()) for label, step in study.steps.items()}
+    assert reads["rules/finetune"] == {"base_model"}
+    assert "rules/delta" in reads["rules/deletion_local"]
+    assert reads["rules/deletion_kl"] == {"base_model", "rules/delta_kl", "rules/finetune"}
+    assert reads["rules/deletion_components"] == {"base_model", "rules/finetune"}
+    assert "rules/weight_refit" in reads["rules/deletion_refit"]
+    assert "rules/weight_refit" in reads["rules/weight_baselines"]
+
+
 def test_findings_read_all_of_every_seed():
     findings = graph("configs/tiny/study_findings.yaml", seeds=[4, 7])
     inner = {label for label in findings.steps if label[0] in "47"}

@@ -54,6 +54,20 @@ def test_studies_within_a_study_share_what_is_linked(lab, study):
         study("--study", "runs/x/y", "--b.model.lr", "2")
 
 
+def test_a_study_within_a_study_may_have_its_own_task(lab, study):
+    lab.write("tasks/mine.yaml", "subsets: null\n")
+    lab.write("tasks/outer.yaml", "subsets: null\n")
+    content = "include: study.yaml\nstudies:\n  y: {config: study.yaml}\n"
+    content += "  x: {config: study.yaml, task: %s}\n"
+    lab.write("configs/inner.yaml", content % "../tasks/mine.yaml")
+    stages = read_study("configs/inner.yaml", task="tasks/outer.yaml").stages
+    found = {label: stages[label].task for label in ("b", "x/b", "y/b")}
+    assert found == {"b": "tasks/outer.yaml", "x/b": "tasks/mine.yaml", "y/b": "tasks/outer.yaml"}
+    lab.write("configs/inner.yaml", content % "none.yaml")
+    with pytest.raises(FileNotFoundError, match=r"no task file 'configs/none\.yaml'"):
+        read_study("configs/inner.yaml")
+
+
 def test_what_holds_the_seed_is_there_for_each(lab, study):
     lab.write(
         "configs/seeds.yaml",

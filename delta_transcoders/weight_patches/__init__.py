@@ -1,0 +1,1 @@
+"""Baselines for a delta that change a model's weights."""
