@@ -13,11 +13,12 @@ from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
 from datamodules.evaluation_prompts import PromptRow
 from delta_transcoders.activations.capture import capture
+from delta_transcoders.dictionaries.delta import ON_DICTIONARIES
 from delta_transcoders.files import write_json
 from delta_transcoders.interventions.attribution import at_random, largest, minus_kl_from
 from delta_transcoders.interventions.engine import TeacherForced
 from delta_transcoders.interventions.intervention import RAW, Intervention, Term, Write
-from delta_transcoders.interventions.loading import TRANSPLANTED, DictionarySet, relabel
+from delta_transcoders.interventions.loading import DictionarySet, relabel
 from delta_transcoders.interventions.sources import Source
 from delta_transcoders.language_models import check_model_source, load_model, target_batch
 from delta_transcoders.metrics.fidelity import Fidelity
@@ -170,7 +171,7 @@ class FeatureCurve(InterventionModule):
             return self.load_transplants(h.deltas, h.model, h.base_model)
         sets = self.load_deltas(h.deltas)
         for folder, dictionaries in zip(h.deltas, sets, strict=True):
-            if dictionaries.target in TRANSPLANTED:
+            if dictionaries.target not in ON_DICTIONARIES:
                 raise ValueError(
                     f"{folder} has the target {dictionaries.target!r}, which no dictionary has a part in: "
                     "its students are 'transplant' and 'base_mlp'"

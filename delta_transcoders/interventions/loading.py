@@ -35,10 +35,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-TRANSPLANTED = ("mlp_difference", "end_to_end_transplant")
-"""Targets of deltas that stand beside the base model's own MLPs."""
-
-
 @dataclass(frozen=True)
 class DictionarySet:
     """The dictionaries of one configuration, by layer: deltas with their bases, or bases alone.
@@ -242,11 +238,11 @@ def load_transplant(
         FileNotFoundError, ConnectionError: as `load_delta_set`.
     """
     for path, _, config in load_deltas(folder).values():
-        if config.target not in TRANSPLANTED:
+        if config.target in ON_DICTIONARIES:
             raise ValueError(
                 f"{path} has the target {config.target!r}: it also repairs what a dictionary gets wrong, and "
-                "base MLPs need no such repairs. Transplant a delta of the target "
-                f"{' or '.join(TRANSPLANTED)}"
+                "base MLPs need no such repairs. Transplant a delta of the target mlp_difference or "
+                "end_to_end_transplant"
             )
         for whose, of, recorded, found in (
             ("finetuned", "the finetuned model", config.model_fingerprint, finetuned),
