@@ -90,9 +90,9 @@ def test_planted_finetunes_share_the_base():
 
 def test_the_planted_rules_are_another_task_on_the_same_base():
     study = graph("configs/tiny/study_rules.yaml")
-    tasks = {label: step.stage.task for label, step in study.steps.items()}
-    assert {bool(task) for label, task in tasks.items() if label.startswith("rules/")} == {True}
-    assert {task for label, task in tasks.items() if not label.startswith("rules/")} == {None}
+    tasks = {label: list(step.stage.more_configs) for label, step in study.steps.items()}
+    for label, files in tasks.items():
+        assert files == (["configs/tasks/rules.yaml"] if label.startswith("rules/") else []), label
     reads = {label: set(step.inputs.values()) for label, step in study.steps.items()}
     assert reads["rules/finetune"] == {"base_model"}
     assert "rules/delta" in reads["rules/deletion_local"]
