@@ -37,7 +37,9 @@ _PARAMS = re.compile(
     r"/params\.safetensors"
 )
 _NAMES = {"W_enc": "w_enc", "W_dec": "w_dec", "W_skip": "affine_skip_connection"}
-LEADING_OF_INSTRUCT = 4
+# Size and kind of a model, as in configurations (some say v3), and in the names of repositories.
+_MODEL = re.compile(r"(?:google/)?gemma-v?3-(\d+[mb](?:-pt|-it)?)")
+_REPOSITORY = re.compile(r"gemma-scope-2-(\d+[mb]-(?:pt|it))(?:/|$)")
 ARCHITECTURE = "jump_relu"
 BIG_FROM = 40
 
@@ -54,13 +56,13 @@ def params_path(layer: int, width: int, average_l0: L0, affine: bool) -> str:
 
 
 def save_layer(
-    folder: Path, layer: int, dictionary: Transcoder, average_l0: L0, model: str | None
+    folder: Path, layer: int, dictionary: Transcoder, average_l0: L0, model: str
 ) -> Path:
     """Write one layer's two files below `folder`, and return that of the tensors.
 
     Args:
         dictionary: float32 JumpReLU from after the norm's gain to the MLP's output.
-        model: that it explains.
+        model: that it explains; SAELens reads no file without.
 
     Raises:
         ValueError: this layout cannot say it.
@@ -124,17 +126,23 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
         "by the lengths of b_enc and b_dec",
         names=_NAMES,
     )
-    base_model = config.get("model_name")
-    instruct = re.search(r"-it\b", f"{base_model} {files.source}")
     return transcoder, identify(
         files,
         entry,
         transcoder,
         site,
         average_l0=config.get("l0"),
-        leading=LEADING_OF_INSTRUCT if instruct else 1,
-        base_model=base_model,
+        base_model=_model_of(config.get("model_name"), files.source),
     )
+
+
+def _model_of(named: Any, source: str) -> Any:
+    """The hub id of a set's model where its configuration names one, or else its repository's name does."""
+    if named:
+        match = _MODEL.fullmatch(str(named))
+        return f"google/gemma-3-{match[1]}" if match else named
+    kinds = _REPOSITORY.findall(str(Path(source).absolute()))
+    return f"google/gemma-3-{kinds[-1]}" if kinds else None
 
 
 def _check(path: Path, config: dict[str, Any]) -> None:

@@ -138,6 +138,7 @@ def test_another_models_set_and_a_layer_that_is_missing(layout, tmp_path):
         ({"activation": "topk", "k": 0}, "k is 0, expected a whole number from 1 to 12"),
         ({"activation": "topk", "k": "3"}, "k is '3', expected a whole number"),
         ({"activation": "topk", "k": 3.0}, r"k is 3\.0, expected a whole number"),
+        ({"k": 3}, "k is 3, and activation 'relu' has none"),
         ({"activation": ["topk"]}, r"activation is \['topk'\], expected one of"),
         ({"feature_input_hook": ["mlp.hook_in"]}, r"reads at \['mlp.hook_in'\], expected one of"),
         ({"feature_output_hook": None}, "writes at None, expected one of"),
