@@ -35,6 +35,20 @@ def split_hub_id(source: str) -> tuple[str, str] | None:
     return found[1], f"{found[2]}/" if found[2] else ""
 
 
+def are_two_models(one: str | None, other: str | None) -> bool:
+    """Whether both are hub ids, and of different models: owners and a `-pt` at the end say nothing.
+
+    >>> are_two_models("meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B")
+    True
+    >>> are_two_models("google/gemma-3-270m-pt", "mirror/gemma-3-270m"), are_two_models("a/b", "./c")
+    (False, False)
+    """
+    if not all(source and is_hub_id(source) for source in (one, other)):
+        return False
+    names = [source.split("/")[1].lower().removesuffix("-pt") for source in (one, other)]
+    return names[0] != names[1]
+
+
 def split_layer(path: str) -> tuple[str, str]:
     """The set that a dictionary belongs to, and the dictionary's own path in it.
 
