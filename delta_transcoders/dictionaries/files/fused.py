@@ -1,10 +1,12 @@
 """One dictionary per layer out of a folder of deltas and the bases they were trained on."""
 
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from delta_transcoders.dictionaries.bases import entry_of, load_base
+from delta_transcoders.dictionaries.bases import SIZES, choose_l0, entry_of, held, load_base
 from delta_transcoders.dictionaries.delta import DeltaConfig, load_base_of, load_deltas
 from delta_transcoders.dictionaries.files.exported import LayerCard
 from delta_transcoders.dictionaries.files.tensors import for_other_tools, padded
@@ -31,6 +33,7 @@ class FusedDeltas:
     Raises:
         FileNotFoundError: no delta in the folder.
         ValueError: several configurations in it, or deltas that correct no dictionary but another model.
+            From `layer` too: nothing tells the base of a layer without a delta.
     """
 
     config: DeltaConfig
@@ -108,13 +111,32 @@ class FusedDeltas:
             return None, None
         if config is not None:
             return load_base_of(path, config, self._source)
-        return load_base(
-            self._source,
-            layer,
-            files=entry_of(self._source, self.config.base_id).kind,
-            percentile=self.config.percentile,
-            d_model=self.config.d_in,
-        )
+        return load_base(self._source, layer, **self._which, d_model=self.config.d_in)
+
+    @cached_property
+    def _which(self) -> dict[str, Any]:
+        """Arguments of `load_base` for layers without a delta: those that give the deltas their bases.
+
+        Deltas record the percentile, and not which files it was to choose among.
+        """
+        bases = [entry_of(self._source, config.base_id) for _, _, config in self._deltas.values()]
+        kind, size, percentile = bases[0].kind, bases[0].l0, self.config.percentile
+        if size in SIZES and all(base.l0 == size for base in bases):
+            return {"files": kind, "average_l0": size}
+        there = held(self._source)
+        for base in bases:
+            l0s = [
+                entry.l0 for entry in there if (entry.layer, entry.kind) == (base.layer, base.kind)
+            ]
+            chosen = choose_l0(l0s, percentile=percentile)
+            if chosen != base.l0:
+                raise ValueError(
+                    f"{self._source}: the base of layer {base.layer}'s delta is {base.path}, and percentile "
+                    f"{percentile} would be average L0 {chosen}: nothing says which base a layer without a "
+                    "delta is to have; give a folder with none but those that are meant "
+                    "(--base-transcoders)"
+                )
+        return {"files": kind, "percentile": percentile}
 
     def _base_width(self, path: Path, delta: Transcoder, config: DeltaConfig) -> int:
         named = entry_of(self._source, config.base_id).width
