@@ -42,7 +42,7 @@ class DeltaData(ActivationData):
 
     Before anything is trained, the base dictionaries are tried on the *base* model at every candidate
     hook site: if another than the cache's fits better, this stops and names it. (A cache of a site
-    that is wrong on purpose, neither the family's nor the one the dictionaries' files name, only warns.)
+    that is wrong on purpose, not the family's, only warns where the dictionaries' files name none.)
 
     Args:
         cache: folder that `ActivationWriter` wrote.
@@ -174,7 +174,7 @@ class DeltaData(ActivationData):
     def _check_cache(self, base_id: BaseId, family: ModelFamily, leading: int) -> None:
         """Refuse a cache that was made for other dictionaries."""
         meta, cache = self.cache.meta, self.hparams.cache
-        if base_id.hook_site not in (None, meta.hook_site.name) and meta.hook_site == family.site:
+        if base_id.hook_site not in (None, meta.hook_site.name):
             raise ValueError(
                 f"{base_id.path} is for hook site {base_id.hook_site!r}, the cache {cache} was captured at "
                 f"{meta.hook_site.name!r}: capture it with --model.hook_site {base_id.hook_site}"

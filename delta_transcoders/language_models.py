@@ -22,6 +22,7 @@ from delta_transcoders.files import read_json
 from delta_transcoders.fingerprints import read_alike
 from delta_transcoders.hub import check_hub_id
 from delta_transcoders.tasks.task import Example, Task
+from delta_transcoders.tensor_files import check_no_pointer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -46,8 +47,8 @@ def check_model_source(source: str) -> None:
 
     Raises:
         FileNotFoundError: names the folder and what is missing from it. A hub id passes.
-        ValueError: a model of a family that is not supported, one with an adapter beside it, or a damaged
-            index of its weights; names what it is.
+        ValueError: a model of a family that is not supported, one with an adapter beside it, a damaged index
+            of its weights, or Git LFS pointers in their place; names what it is.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -65,8 +66,11 @@ def check_model_source(source: str) -> None:
             f"the model folder {source!r} has no tokenizer (tokenizer.json); save it there with "
             "`tokenizer.save_pretrained`"
         )
-    for name in shards(folder):
-        if not (folder / name).is_file():
+    listed = shards(folder)
+    for name in listed or ["model.safetensors"]:
+        if (folder / name).is_file():
+            check_no_pointer(folder / name)
+        elif listed:
             raise FileNotFoundError(
                 f"the model folder {source!r} has no {name}, which {INDEX_NAME} names; copy or download "
                 "that file, too"

@@ -4,12 +4,16 @@ import shutil
 import warnings
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from datamodules import delta_targets
 from datamodules.delta_targets import DeltaData
 from delta_transcoders.console import StudyWarning
+from delta_transcoders.dictionaries.bases import load_base
+from delta_transcoders.families.gemma2 import Gemma2
+from delta_transcoders.families.sites import HOOK_SITES
 from delta_transcoders.tasks.calculator.task import Calculator
 
 
@@ -82,3 +86,17 @@ def test_a_set_of_another_model_is_told_once(dictionaries, tmp_path, monkeypatch
         with warnings.catch_warnings():
             warnings.simplefilter("error", StudyWarning)
             data.prepare_data()
+
+
+@pytest.mark.parametrize("site", ["residual", "original", "gemma_scope"])
+def test_a_set_that_names_its_site_is_used_there_alone(dictionaries, site):
+    """Also where the cache is not of the family's own site."""
+    meta = SimpleNamespace(hook_site=HOOK_SITES[site], token_policy=Gemma2.tokens.name)
+    data = SimpleNamespace(cache=SimpleNamespace(meta=meta), hparams=SimpleNamespace(cache="cache"))
+    _, base_id = load_base(dictionaries / "base_transcoders", 0, percentile=0.5)
+    assert base_id.hook_site is None
+    for named in (None, site):
+        DeltaData._check_cache(data, replace(base_id, hook_site=named), Gemma2, 1)
+    said = f"is for hook site 'after_gain', the cache cache was captured at '{site}'"
+    with pytest.raises(ValueError, match=said):
+        DeltaData._check_cache(data, replace(base_id, hook_site="after_gain"), Gemma2, 1)

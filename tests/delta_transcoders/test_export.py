@@ -383,6 +383,11 @@ def test_another_base_is_refused_and_nothing_is_left(exported, random_study, tmp
     assert [p.name for p in tmp_path.iterdir()] == ["deltas"]
 
 
+def test_an_alpha_that_float32_cannot_hold_is_refused(exported):
+    with pytest.raises(ValueError, match=r"layer 0, alpha 1e\+39: \w+ .*holds NaN or infinite"):
+        exported("saelens", alpha=1e39)
+
+
 def test_deltas_of_two_models_are_refused(exported, random_study, tmp_path):
     deltas = random_study.variant(tmp_path / "deltas")
     other = replace(random_study.configs[2], model_fingerprint="0" * 64)

@@ -290,6 +290,15 @@ def test_a_folder_without_weights_is_named(model_folder, tmp_path):
     assert "hub" not in str(caught.value)
 
 
+def test_a_pointer_in_place_of_weights_is_named(model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "model")
+    path = tmp_path / "model/model.safetensors"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    for load in (load_model, StoredWeights):
+        with pytest.raises(ValueError, match="is not the file but a Git LFS pointer to it"):
+            load(str(tmp_path / "model"))
+
+
 @pytest.mark.parametrize("weight_map", [None, [], "all", {"a": None}, {"a": 3}])
 def test_a_damaged_index_is_named(model_folder, tmp_path, weight_map):
     shutil.copytree(model_folder, tmp_path / "model")

@@ -161,7 +161,8 @@ def _activation(
         raise ValueError(f"{path}: activation is {named!r}, expected one of {', '.join(known)}")
     if known[named] != "topk":
         return known[named], config.get("k")  # which a `Transcoder` refuses there
-    k = config.get("k", next((k for name, k in K_OF.items() if name in files.source), None))
+    # The hub's cache has the owner before the name.
+    k = config.get("k", K_OF.get(Path(files.source).name.rpartition("--")[2]))
     if k is None:
         raise ValueError(
             f"{path}: activation is topk and k is missing; write `k: NUMBER` there (it is "

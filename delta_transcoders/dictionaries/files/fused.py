@@ -78,7 +78,11 @@ class FusedDeltas:
                 "(--delta-only)"
             )
         empty = _empty(self.config)
-        joined = for_other_tools(concatenate(base or empty, delta or empty, self.alpha), self.site)
+        try:
+            joined = concatenate(base or empty, delta or empty, self.alpha)
+        except ValueError as error:  # an alpha that float32 cannot hold
+            raise ValueError(f"layer {layer}, alpha {self.alpha}: {error}") from error
+        joined = for_other_tools(joined, self.site)
         n_base, n_joined = base.n_features if base else 0, joined.n_features
         whole = padded(joined, n_features or n_joined, in_front=self.delta_only)
         n_padding = whole.n_features - n_joined

@@ -11,6 +11,7 @@ goes by the L0, 10 to 20 for `small` and 60 to 120 for `big` in the sets of all 
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ def find(files: Files) -> list[Entry]:
 def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
     """
     Raises:
-        ValueError: no transcoder but an autoencoder, other hook points, or tensors that do not fit.
+        ValueError: no transcoder but an autoencoder, other hook points, or tensors that do not fit; names
+            what was found and expected.
     """
     path = files.get(entry.path)
     config_path = entry.path.replace("params.safetensors", "config.json")
@@ -118,6 +120,10 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
         _check(where, config)
     tensors = load_tensors(path)
     n_features, d_model = vector_lengths(path, tensors, "b_enc", "b_dec")
+    if config.get("width", n_features) != n_features:
+        raise ValueError(
+            f"{where}: width is {config['width']!r}, and {path} has {n_features} features"
+        )
     affine = config.get("affine_connection", entry.kind.endswith("_affine"))
     transcoder = to_transcoder(
         path,
@@ -150,5 +156,10 @@ def _check(path: Path, config: dict[str, Any]) -> None:
         raise ValueError(
             f"{path}: architecture is {config['architecture']!r}, expected {ARCHITECTURE!r}"
         )
-    if type(config.get("l0")) not in (int, float, type(None)):
-        raise ValueError(f"{path}: l0 is {config['l0']!r}, expected a number")
+    if config.get("type", "transcoder") != "transcoder":
+        raise ValueError(f"{path}: type is {config['type']!r}, expected 'transcoder'")
+    l0, affine = config.get("l0"), config.get("affine_connection", False)
+    if l0 is not None and not (type(l0) in (int, float) and 0 <= l0 < math.inf):
+        raise ValueError(f"{path}: l0 is {l0!r}, expected a number from 0 on")
+    if type(affine) is not bool:
+        raise ValueError(f"{path}: affine_connection is {affine!r}, expected true or false")

@@ -101,14 +101,14 @@ def dictionary_shapes(
 def vector_lengths(path: Path, tensors: Mapping[str, Tensor], *names: str) -> list[int]:
     """
     Raises:
-        ValueError: one is missing or not a vector.
+        ValueError: one is missing, not a vector, or empty.
     """
     for name in names:
         if name not in tensors:
             raise ValueError(f"{path}: {name} is missing; the file holds {sorted(tensors)}")
-        if tensors[name].ndim != 1:
+        if tensors[name].ndim != 1 or not len(tensors[name]):
             raise ValueError(
-                f"{path}: {name} has shape {list(tensors[name].shape)}, expected a vector"
+                f"{path}: {name} has shape {list(tensors[name].shape)}, expected a vector that is not empty"
             )
     return [len(tensors[name]) for name in names]
 

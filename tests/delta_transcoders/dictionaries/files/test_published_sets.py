@@ -252,6 +252,9 @@ def test_k_of_the_set_that_leaves_it_out(tmp_path):
     circuit_tracer(folder, activation="topk")
     with pytest.raises(ValueError, match=r"layer_0.safetensors: k is 128, expected .* to 12"):
         load_base(folder, 0)
+    other = folder.rename(tmp_path / "crv-8b-instruct-transcoders-v2-k64")
+    with pytest.raises(ValueError, match="activation is topk and k is missing"):
+        load_base(other, 0)
 
 
 def test_a_hub_id_and_a_folder_of_its_repository(tmp_path, monkeypatch):
