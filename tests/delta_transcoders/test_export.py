@@ -18,9 +18,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from delta_transcoders.command import run as run_command
 from delta_transcoders.dictionaries import files as layouts
 from delta_transcoders.dictionaries.bases import load_base
-from delta_transcoders.dictionaries.delta import save_delta
+from delta_transcoders.dictionaries.delta import load_base_of, load_deltas, save_delta
 from delta_transcoders.dictionaries.files import TOOL_FORMATS
 from delta_transcoders.dictionaries.files.exported import load_card, load_export
+from delta_transcoders.dictionaries.files.tensors import for_other_tools
 from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.export import export, main
 from delta_transcoders.families.sites import HOOK_SITES
@@ -227,6 +228,52 @@ def test_without_a_size_it_is_what_the_percentile_makes_the_deltas_bases(
     card, read = load_export(exported(**bases, deltas=lower))
     torch.testing.assert_close(read[1](x), random_study.bases[1](x), rtol=1e-5, atol=1e-5)
     assert "average_l0_9/" in card.layers[1].base_id
+
+
+SETS = {
+    "saelens": "blocks.{}.mlp/sae_weights.safetensors",
+    "deeper": "a/b/layer_{}/sae_weights.safetensors",
+    "listed": "parts/part{}.safetensors",
+}
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_wherever_a_set_keeps_its_files_deltas_find_it(random_study, x, tmp_path, kind):
+    site, folder, run = HOOK_SITES["gemma_scope"], tmp_path / "set", tmp_path / "run"
+    for layer, base in random_study.bases.items():
+        dictionary = for_other_tools(base, site)
+        path = folder / SETS[kind].format(layer)
+        if kind == "listed":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            layouts.circuit_tracer.save_layer(folder, layer, dictionary).rename(path)
+        else:
+            written = layouts.saelens.save_layer(
+                path.parents[1], layer, dictionary, site, "m", "f", True
+            )
+            written.rename(path.parent)
+    if kind == "listed":
+        layouts.circuit_tracer.save_config(folder, site, "m", "f", True)
+        listed = [SETS[kind].format(layer) for layer in random_study.bases]
+        config = yaml.safe_load((folder / "config.yaml").read_text()) | {"transcoders": listed}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    for layer, delta in random_study.deltas.items():
+        _, found = load_base(folder, layer)
+        named = {"base_id": found.path, "base_file": found.file, "base_hash": found.hash}
+        config = replace(random_study.configs[layer], **named)
+        save_delta(run / f"delta/layer_{layer}", delta, config)
+
+    card, read = load_export(export(run, "saelens", tmp_path / "saelens"))
+    for layer, delta in random_study.deltas.items():
+        y = random_study.bases[layer](x) + delta(x)
+        torch.testing.assert_close(read[layer](x), y, rtol=1e-5, atol=1e-5)
+        assert card.layers[layer].base_id == f"set/{SETS[kind].format(layer)}"
+    shared = export(run, "deltas", tmp_path / "shared")
+    assert f"| 2 | `set/{SETS[kind].format(2)}` |" in (shared / "README.md").read_text()
+    for layer, (path, _, config) in load_deltas(shared).items():
+        assert config.base_id == f"set/{SETS[kind].format(layer)}"
+        assert load_base_of(path, config, str(folder))[1].path == str(
+            folder / SETS[kind].format(layer)
+        )
 
 
 def test_the_models_copy_is_the_model_as_older_readers_take_it(exported, random_study):

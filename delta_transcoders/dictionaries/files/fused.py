@@ -53,7 +53,9 @@ class FusedDeltas:
                 f"{deltas}: the deltas correct the base model's MLP (target {self.config.target!r}), so "
                 "there is no base dictionary to join them with; export them alone (--delta-only)"
             )
-        self._source = base_transcoders or split_layer(self.config.base_id)[0]
+        self._source = (
+            base_transcoders or split_layer(self.config.base_id, self.config.base_file)[0]
+        )
 
     def widest(self) -> int:
         """Number of features of the widest layer; reads the bases where no file's name says theirs."""
@@ -88,7 +90,11 @@ class FusedDeltas:
         n_padding = whole.n_features - n_joined
         first = n_padding if self.delta_only else 0
         hook_in, hook_out = self.site.hook_points(layer)
-        base_path = base_id.path if base_id else config and config.base_id
+        base_name = None
+        if base_id:
+            base_name = portable_name(base_id.path, base_id.file)
+        elif config:
+            base_name = portable_name(config.base_id, config.base_file)
         measured = config.measured if config else {}
         l0s = [
             base_id and (base_id.average_l0 or measured.get("l0_base")),
@@ -102,7 +108,7 @@ class FusedDeltas:
             base_features=(0, n_base),
             delta_features=(first + n_base, first + n_joined),
             padding_features=(0, n_padding) if self.delta_only else (n_joined, whole.n_features),
-            base_id=base_path and portable_name(base_path),
+            base_id=base_name,
             base_hash=base_id.hash if base_id else config and config.base_hash,
             delta_hash=delta and delta.fingerprint(),
             average_l0=round(sum(l0 for l0 in l0s if l0)),

@@ -130,5 +130,6 @@ def _write_deltas(folder: Path, source: Path) -> None:
     from delta_transcoders.dictionaries.delta import load_deltas, save_delta
 
     for layer, (_, delta, config) in load_deltas(source).items():
-        shared = dataclasses.replace(config, base_id=portable_name(config.base_id))
+        base_id = portable_name(config.base_id, config.base_file)
+        shared = dataclasses.replace(config, base_id=base_id)
         save_delta(folder / f"layer_{layer}", delta, shared)
