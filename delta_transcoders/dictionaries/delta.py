@@ -42,7 +42,7 @@ def random_directions(delta: Transcoder, seed: int) -> Transcoder:
 
 @dataclass(frozen=True)
 class DeltaConfig:
-    """What a delta was trained on, against what, and how well it does. All of it is required."""
+    """What a delta was trained on, against what, and how well it does. What has no default is required."""
 
     layer: int
     d_in: int
@@ -66,6 +66,8 @@ class DeltaConfig:
     measured: dict[str, float]
     """On validation tokens: fvu_base_on_base_model, fvu_base, fvu_full, cosine_base, cosine_full,
     l0_base, l0_delta, dead_fraction."""
+    base_file: str | None = None
+    """What of `base_id` is below its set; None of the base model, and in older files."""
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

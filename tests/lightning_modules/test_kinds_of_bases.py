@@ -144,6 +144,7 @@ def test_a_delta_beside_every_kind(copied, parts, arguments, options, kind, tmp_
         bases[layer], base_id = load_base(tmp_path / "set", layer)
         deltas[layer], config = load_delta(tmp_path / f"sweep/d6_p0.5/layer_{layer}")
         assert (config.base_id, config.base_hash) == (base_id.path, base_id.hash)
+        assert config.base_file == base_id.file
         assert base_id.hook_site == config.hook_site
         rows = cache.load("validation", layer, ["x", "y", "residual-set-p0.5"])
         x, y, residual = (tensor.float() for tensor in rows.values())
