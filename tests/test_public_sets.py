@@ -178,6 +178,7 @@ def test_a_study_file_says_what_one_must_know(public):
         "Disk: ",
         "Memory: ",
         "Computed from sizes, not run.",
+        "read second-hand",
         public.licence,
     ):
         assert word in comment, word
@@ -217,14 +218,73 @@ def test_a_base_is_given_on_the_command_line(public):
     steps = Graph(read_study(public.file, options=given)).steps
     assert steps["delta"].config.values["data.base_model"] == "here/model"
     assert steps["exp2b"].config.values["model.rows_per_pass"] == 2
-    command = command_of(steps["delta"].stage)
+    command = command_of(steps["exp2b"].stage)
     assert command[2:6] == [
-        *("--config", "configs/public/delta.yaml"),
+        *("--config", "configs/public/exp2b.yaml"),
         *("--config", f"configs/{public.name}/base.yaml"),
     ]
     assert command[-4:] == ["--base.model", "here/model", "--base.rows", "2"]
     with pytest.raises(ValueError, match=r"no option base.modle; did you mean 'model'"):
         Graph(read_study(public.file, options={"all": {"base.modle": "x"}}))
+
+
+def test_a_base_goes_to_the_stages_that_read_it():
+    study = read_study("configs/qwen3_0.6b/study.yaml", options={"all": {"base.layers": [3]}})
+    given = {label for label, stage in study.stages.items() if "base.layers" in stage.options}
+    assert given == {"activations"}
+    with pytest.raises(ValueError, match=r"--delta.base.rows: there is no use of base.rows"):
+        read_study("configs/qwen3_0.6b/study.yaml", options={"delta": {"base.rows": 2}})
+
+
+@pytest.mark.parametrize("file", ["gemma2_2b/study.yaml", "tiny/study.yaml", "smollm2/quick.yaml"])
+def test_a_base_that_no_file_reads_is_refused(file):
+    with pytest.raises(ValueError, match=r"--all.base.model: .* no file says \$\{base.model\}"):
+        read_study(f"configs/{file}", options={"all": {"base.model": "/no/such"}})
+
+
+def test_a_study_without_its_base(tmp_path):
+    stages, file = Path("configs/public/stages.yaml").resolve(), tmp_path / "study.yaml"
+    (tmp_path / "base.yaml").write_text("base:\n")
+    for base in ("", "base: base.yaml\n"):
+        file.write_text(f"include: {stages}\nstudy: runs/x\n{base}")
+        with pytest.raises(ValueError, match=r"finetune needs a base .*: give `base: base.yaml`"):
+            Graph(read_study(str(file)))
+    (tmp_path / "mine.yaml").write_text("model: {class_path: a.B, init_args: {output: x}}\n")
+    stage = "run: train, config: mine.yaml, options: {base.model: x}"
+    file.write_text(f"study: runs/x\nstages: {{finetune: {{{stage}}}}}\n")
+    with pytest.raises(ValueError, match=r"finetune: there is no use of base\.model"):
+        Graph(read_study(str(file)))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["public/delta"],
+            r"delta.yaml needs a base .model, transcoders.: add `--config configs/M",
+        ),
+        (
+            ["public/delta", "empty"],
+            r"delta.yaml needs a base .*: add `--config configs/MODEL/base",
+        ),
+        (["public/lora", "--base.model=x", "--base.rows=3"], "no use of base.rows: no file says"),
+        (["gemma2_2b/delta", "--base.model", "/no/such"], r"no use of base.model: no file says \$"),
+        (
+            ["public/lora", "--base.modle=x"],
+            "lora.yaml: .* no option base.modle; did you mean 'model'",
+        ),
+    ],
+)
+def test_a_stage_without_its_base_or_with_a_needless_one(tmp_path, args, message):
+    (tmp_path / "empty.yaml").write_text("base:\n")
+    named = {"empty": tmp_path / "empty.yaml"}
+    given = [
+        arg if arg.startswith(("-", "/")) else f"--config={named.get(arg, f'configs/{arg}.yaml')}"
+        for arg in args
+    ]
+    with pytest.raises(ValueError, match=message) as error:
+        train.main(given)
+    assert "\n" not in str(error.value)
 
 
 def test_gemma_scope_2_has_one_dictionary_of_each_layer_that_is_meant(tmp_path):
