@@ -56,6 +56,11 @@ def _checked(program: str, name: str, summary: str, args: Sequence[str]) -> list
     files = config_files(args)
     defaults = [defaults_beside(file) for file in files[:1] if defaults_beside(file).is_file()]
     configs = [read_yaml(file) for file in (*defaults, *files)]
+    later = [
+        file for file, held in zip(files, configs[len(defaults) :], strict=True) if "model" in held
+    ]
+    if not defaults and later and files[0] not in later:
+        raise ValueError(f"{files[0]} is no stage's configuration: give it after {later[0]}")
     check_base(files[0] if files else name, configs, args, "add `--config configs/MODEL/base.yaml`")
     return args
 

@@ -8,8 +8,9 @@ import itertools
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -25,12 +26,13 @@ from delta_transcoders.activations.capture import boot_bridge, capture
 from delta_transcoders.dictionaries.bases import check_held, load_base
 from delta_transcoders.dictionaries.delta import load_delta
 from delta_transcoders.dictionaries.transcoder import Transcoder
-from delta_transcoders.families.sites import HOOK_SITES
+from delta_transcoders.families.sites import HOOK_SITES, SiteName
 from delta_transcoders.interventions.intervention import layer_groups
 from delta_transcoders.language_models import load_model, load_tokenizer, target_batch, tokenize
 from delta_transcoders.report import comparisons, html
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.study.plan import Graph
+from delta_transcoders.study.public_base import SITES, VALUES, PublicBase
 from delta_transcoders.study.running import command_of
 from delta_transcoders.study.study_file import SCRIPTS, Stage, read_study
 from delta_transcoders.tasks.calculator.task import Calculator
@@ -242,6 +244,33 @@ def test_a_base_that_no_file_reads_is_refused(file):
         read_study(f"configs/{file}", options={"all": {"base.model": "/no/such"}})
 
 
+BAD_VALUES = {
+    "rows": (0, -3, "x", None, 1.5),
+    "hook_site": ("nope", 3),
+    "leading": (-1, "4"),
+    "layers": ([], 7, [-1], ["7"]),
+    "groups": (None, "all", [], ["7-14"], [8], ["7+8"]),
+    "model": ("", None, 3),
+    "transcoders": ("", None),
+    "files": ("", []),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in BAD_VALUES.items() for value in values]
+)
+def test_a_base_of_another_type_is_refused_by_the_plan(key, value):
+    with pytest.raises(
+        ValueError, match=rf"\w+: base.{key} (is .*, expected \w|has layer 8, which)"
+    ):
+        Graph(read_study("configs/qwen3_0.6b/study.yaml", options={"all": {f"base.{key}": value}}))
+
+
+def test_the_sites_of_a_base_are_all_there_are():
+    assert get_args(SiteName) == SITES
+    assert VALUES.keys() == asdict(PublicBase()).keys()
+
+
 def test_a_study_without_its_base(tmp_path):
     stages, file = Path("configs/public/stages.yaml").resolve(), tmp_path / "study.yaml"
     (tmp_path / "base.yaml").write_text("base:\n")
@@ -268,6 +297,10 @@ def test_a_study_without_its_base(tmp_path):
             r"delta.yaml needs a base .*: add `--config configs/MODEL/base",
         ),
         (["public/lora", "--base.model=x", "--base.rows=3"], "no use of base.rows: no file says"),
+        (
+            ["qwen3_0.6b/base", "public/delta"],
+            r"base.yaml is no stage's .*: give it after \S*delta\.y",
+        ),
         (["gemma2_2b/delta", "--base.model", "/no/such"], r"no use of base.model: no file says \$"),
         (
             ["public/lora", "--base.modle=x"],

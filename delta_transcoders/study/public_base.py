@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,6 +35,64 @@ class PublicBase:
     hook_site: str | None = None
     leading: int | None = None
     rows: int = 32
+
+
+SITES = (
+    "gemma_scope",
+    "after_gain",
+    "original",
+    "residual",
+)  # `SiteName`, without what that imports
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != ""
+
+
+def _is_count(value: Any, least: int = 0) -> bool:
+    return type(value) is int and value >= least
+
+
+def _is_layers(value: Any) -> bool:
+    return isinstance(value, list) and value != [] and all(map(_is_count, value))
+
+
+def _is_groups(value: Any) -> bool:
+    is_group = re.compile(r"all|\d+(\+\d+)*").fullmatch
+    return isinstance(value, list) and value != [] and all(is_group(str(group)) for group in value)
+
+
+VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (_is_text, "a hub id or folder"),
+    "transcoders": (_is_text, "a hub id or folder"),
+    "files": (lambda value: value is None or _is_text(value), "a pattern of paths"),
+    "layers": (lambda value: value is None or _is_layers(value), "layers as in [7, 14], or null"),
+    "groups": (_is_groups, "groups of layers as in [7, 7+14, all]"),
+    "hook_site": (lambda value: value in (None, *SITES), " or ".join(SITES)),
+    "leading": (lambda value: value is None or _is_count(value), "a whole number from 0"),
+    "rows": (lambda value: _is_count(value, 1), "a whole number from 1"),
+}
+"""By key, whether a value may stand there, and what may."""
+
+
+def check_values(label: str, base: Mapping[str, Any], used: set[str]) -> None:
+    """
+    Args:
+        used: the keys that are looked at.
+
+    Raises:
+        ValueError: a value of another type, or a group with a layer that has no dictionary.
+    """
+    for key in VALUES:
+        if key in used and not VALUES[key][0](base[key]):
+            raise ValueError(f"{label}: base.{key} is {base[key]!r}, expected {VALUES[key][1]}")
+    layers = base["layers"]
+    for group in base["groups"] if "groups" in used and _is_layers(layers) else ():
+        for layer in map(int, re.findall(r"\d+", str(group))):
+            if layer not in layers:
+                raise ValueError(
+                    f"{label}: base.groups has layer {layer}, which is not of base.layers {layers}"
+                )
 
 
 def used_keys(*parts: Any) -> set[str]:

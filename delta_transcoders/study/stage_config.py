@@ -21,7 +21,7 @@ from delta_transcoders.command import (
     nearest,
     set_option,
 )
-from delta_transcoders.study.public_base import PublicBase, check_base
+from delta_transcoders.study.public_base import PublicBase, check_base, check_values, used_keys
 from delta_transcoders.study.study_file import SCRIPTS, Stage, read_configs
 
 OPTIONS = ("model", "data", "trainer", "base", "task", "subsets", "stage", "seed_everything")
@@ -99,9 +99,12 @@ def _resolved(stage: Stage, texts: Mapping[str, str]) -> dict:
             raise ValueError(f"{stage.label} has no option {option}; {nearest(first, OPTIONS)}")
         set_option(config, option, value)
     try:
-        return OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"{stage.config}: {str(error).splitlines()[0]}") from None
+    if resolved["base"]:
+        check_values(stage.label, resolved["base"], used_keys(config))
+    return resolved
 
 
 def _classes(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
