@@ -5,7 +5,6 @@ that Gemma Scope 2's folders say.
 """
 
 import itertools
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
 
 import evaluate
 import train
@@ -36,43 +34,28 @@ from delta_transcoders.study.public_base import SITES, VALUES, PublicBase
 from delta_transcoders.study.running import command_of
 from delta_transcoders.study.study_file import SCRIPTS, Stage, read_study
 from delta_transcoders.tasks.calculator.task import Calculator
+from interop import published_sets
+from interop.published_sets import Tensors, circuit_tracer, formula
 from tests.delta_transcoders.families.conftest import CASES, make_model, make_tokenizer
 
 D_MODEL, L0, K = 32, 64, 128
 
 
-def gemma_scope_2(folder: Path, layer: int, base: Transcoder, model: str) -> None:
+def gemma_scope_2(folder: Path, tensors: Tensors, model: str) -> None:
     """Of some layers another size, an affine twin and one in the folder of four depths lie beside it."""
-    t = base.state_dict()
-    tensors = {"w_enc": t["W_enc"], "w_dec": t["W_dec"]}
-    tensors |= {name: t[name] for name in ("b_enc", "b_dec", "threshold")}
-    norm = f"model.layers.{layer}.%s_feedforward_layernorm.output"
-    config = {"hf_hook_point_in": norm % "pre", "hf_hook_point_out": norm % "post", "l0": L0}
-    config |= {"model_name": model, "architecture": "jump_relu", "type": "transcoder"}
-    names = ["transcoder_all/%s_big"]
-    if layer % 8 == 0:
-        names += ["transcoder_all/%s_small", "transcoder_all/%s_big_affine", "transcoder/%s_medium"]
-    for name in names:
-        inside = folder / (name % f"layer_{layer}_width_1k_l0")
-        inside.mkdir(parents=True)
-        skip = {"affine_skip_connection": torch.eye(D_MODEL)} if "affine" in name else {}
-        save_file(tensors | skip, inside / "params.safetensors")
-        described = config | {"width": base.n_features, "affine_connection": bool(skip)}
-        (inside / "config.json").write_text(json.dumps(described))
-
-
-def circuit_tracer(
-    folder: Path, layer: int, base: Transcoder, model: str, hook_in: str, **config: str
-) -> None:
-    """One bfloat16 file a layer, the encoder and the skip the other way round."""
-    folder.mkdir(exist_ok=True)
-    t = base.state_dict()
-    tensors = t | {name: t[name].T for name in ("W_enc", "W_skip") if name in t}
-    stored = {name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}
-    save_file(stored, folder / f"layer_{layer}.safetensors")
-    described = {"model_name": model, "model_kind": "transcoder_set", "feature_input_hook": hook_in}
-    described |= {"feature_output_hook": "mlp.hook_out"} | config
-    (folder / "config.yaml").write_text(yaml.safe_dump(described))
+    some = {
+        layer: t | {"W_skip": np.eye(D_MODEL, dtype=np.float32)}
+        for layer, t in tensors.items()
+        if layer % 8 == 0
+    }
+    for held, parent, size, affine in (
+        (tensors, "transcoder_all/", "big", False),
+        (some, "transcoder_all/", "small", False),
+        (some, "transcoder_all/", "big", True),
+        (some, "transcoder/", "medium", False),
+    ):
+        name = f"layer_{{}}_width_1k_l0_{size}"
+        published_sets.gemma_scope_2(folder, affine, parent, held, name, l0=L0, model_name=model)
 
 
 @dataclass(frozen=True)
@@ -82,7 +65,7 @@ class Public:
     Attributes:
         family: of the tiny model that stands in for the base.
         n_layers: of the real model, and of the tiny one.
-        write: one layer in the published layout.
+        write: all layers in the published layout.
         files, width, dtype: of the chosen dictionaries, as they are stored.
     """
 
@@ -112,17 +95,21 @@ class Public:
         return self.base.get("layers", list(range(self.n_layers)))
 
 
-def qwen3(folder: Path, layer: int, base: Transcoder, model: str) -> None:
-    circuit_tracer(folder, layer, base, model, "mlp.hook_in")
+BFLOAT16 = {"dtype": torch.bfloat16}
 
 
-def llama_3_2(folder: Path, layer: int, base: Transcoder, model: str) -> None:
-    circuit_tracer(folder, layer, base, model, "hook_resid_mid", feature_output_hook="hook_mlp_out")
+def qwen3(folder: Path, tensors: Tensors, model: str) -> None:
+    circuit_tracer(folder, tensors=tensors, model_name=model, **BFLOAT16)
 
 
-def llama_3_1(folder: Path, layer: int, base: Transcoder, model: str) -> None:
+def llama_3_2(folder: Path, tensors: Tensors, model: str) -> None:
+    hooks = {"feature_input_hook": "hook_resid_mid", "feature_output_hook": "hook_mlp_out"}
+    circuit_tracer(folder, skip=True, tensors=tensors, model_name=model, **hooks, **BFLOAT16)
+
+
+def llama_3_1(folder: Path, tensors: Tensors, model: str) -> None:
     """A revision without k."""
-    circuit_tracer(folder, layer, base, model, "mlp.hook_in", activation="topk")
+    circuit_tracer(folder, tensors=tensors, model_name=model, activation="topk", **BFLOAT16)
 
 
 GEMMA = {"family": "gemma3", "site": "after_gain", "write": gemma_scope_2, "activation": "jumprelu"}
@@ -370,6 +357,10 @@ def run_stage(stage: Stage) -> None:
         html.render(Path(stage.arguments[0]))
 
 
+def arrays(base: Transcoder) -> dict[str, np.ndarray]:
+    return {name: tensor.float().numpy() for name, tensor in base.state_dict().items()}
+
+
 def plant(folder: Path, public: Public, model: str) -> None:
     """Dictionaries of the layers that are studied, which fit the base model."""
     bridge = boot_bridge(load_model(model), load_tokenizer(model))
@@ -379,26 +370,14 @@ def plant(folder: Path, public: Public, model: str) -> None:
     site = HOOK_SITES[public.site]
     ids, mask = batch["input_ids"], batch["attention_mask"]
     captured = capture(bridge, ids, mask, public.layers, site)
+    tensors = {}
     for layer, (x_ND, y_ND) in captured.activations.items():
         l0 = K if public.activation == "topk" else L0
         fitted = fitted_dictionary(
             x_ND, y_ND, public.width, l0, layer, public.activation, skip=public.skip
         )
-        public.write(folder, layer, fitted, public.base["model"])
-
-
-def formula(base: Transcoder, x_ND: np.ndarray) -> np.ndarray:
-    """In float64, from the tensors alone and token by token where it is TopK."""
-    t = {name: tensor.double().numpy() for name, tensor in base.state_dict().items()}
-    a_NF = x_ND @ t["W_enc"] + t["b_enc"]
-    if "threshold" in t:
-        a_NF = a_NF * (a_NF > t["threshold"])
-    elif base.k:
-        for a_F in a_NF:
-            a_F[np.argsort(a_F)[: -base.k]] = 0
-    else:
-        a_NF = np.maximum(a_NF, 0)
-    return a_NF @ t["W_dec"] + t["b_dec"] + (x_ND @ t["W_skip"] if "W_skip" in t else 0)
+        tensors[layer] = arrays(fitted)
+    public.write(folder, tensors, public.base["model"])
 
 
 @pytest.mark.slow
@@ -433,7 +412,8 @@ def test_a_study_runs_to_its_end(public, tmp_path):
         assert (base_id.leading, base_id.activation) == (public.leading, public.activation)
         columns = ["x", "y", f"residual-{base.name}-p0.5"]
         x, y, residual = cache.load("validation", layer, columns).values()
-        expected = y.double().numpy() - formula(loaded, x.double().numpy())
+        kind = (public.activation, public.skip)
+        expected = y.double().numpy() - formula(x.float().numpy(), arrays(loaded), *kind, k=K)[1]
         scale = float(np.abs(expected).max())
         np.testing.assert_allclose(residual.double().numpy(), expected, atol=scale / 128)
 
