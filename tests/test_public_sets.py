@@ -364,7 +364,7 @@ def arrays(base: Transcoder) -> dict[str, np.ndarray]:
 def plant(folder: Path, public: Public, model: str) -> None:
     """Dictionaries of the layers that are studied, which fit the base model."""
     bridge = boot_bridge(load_model(model), load_tokenizer(model))
-    examples = Calculator().generate(16, 2, 1, seed=1)["train"]
+    examples = Calculator().generate(48, 2, 1, seed=1)["train"]  # fewer would fit these alone
     rows = tokenize(bridge.tokenizer, Calculator(), examples)
     batch = target_batch(rows, bridge.tokenizer.pad_token_id)
     site = HOOK_SITES[public.site]
