@@ -38,10 +38,10 @@ LIBRARY: dict[Format, str] = {
     "circuit_tracer": "circuit-tracer",
 }
 TOOLS = {
-    "gemma_scope": "Gemma Scope's files",
-    "gemma_scope_2": "Gemma Scope 2's files",
-    "saelens": "SAELens",
-    "circuit_tracer": "circuit-tracer",
+    "gemma_scope": "in Gemma Scope's layout",
+    "gemma_scope_2": "in Gemma Scope 2's layout",
+    "saelens": "for SAELens",
+    "circuit_tracer": "for circuit-tracer",
 }
 
 

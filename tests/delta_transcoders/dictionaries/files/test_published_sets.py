@@ -19,13 +19,13 @@ from delta_transcoders.families.sites import HOOK_SITES
 from delta_transcoders.interventions.sources import DictionarySource
 from interop.published_sets import (
     CASES,
+    DRAWN,
     LAYERS,
     Case,
     D,
     F,
     K,
     circuit_tracer,
-    drawn,
     formula,
     gemma_scope_2,
     sparsify,
@@ -49,7 +49,7 @@ def test_a_set_is_the_function_that_was_published(case, x_ND, tmp_path):
     x = torch.from_numpy(x_ND)
     for layer in LAYERS:
         base, found = load_base(tmp_path, layer, d_model=D)
-        a_NF, y_ND = formula(x_ND, layer, case.activation, case.skip, case.scales)
+        a_NF, y_ND = formula(x_ND, DRAWN[layer], case.activation, case.skip, case.scales)
         close = {"rtol": 1e-6, "atol": 1e-6 * float(np.abs(y_ND).max()), "check_dtype": False}
         torch.testing.assert_close(base.encode(x), torch.from_numpy(a_NF), **close)
         torch.testing.assert_close(base(x), torch.from_numpy(y_ND), **close)
@@ -135,7 +135,7 @@ def test_features_are_dropped_and_the_skip_stays(case, x_ND, tmp_path):
     base, _ = load_base(tmp_path, 1)
     x = torch.from_numpy(x_ND)
     nothing, _ = DictionarySource(base)(x, torch.zeros(len(x), F, dtype=torch.bool))
-    t = drawn(1)
+    t = DRAWN[1]
     expected = t["b_dec"] + (case.scales[0] * x_ND @ t["W_skip"] if case.skip else 0)
     expected = torch.from_numpy(np.broadcast_to(expected * case.scales[1], nothing.shape).copy())
     torch.testing.assert_close(nothing, expected.float(), rtol=1e-5, atol=1e-5)
