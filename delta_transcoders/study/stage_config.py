@@ -59,8 +59,6 @@ class StageConfig:
             self.values = {"arguments": list(stage.arguments)}
             return
         config = _resolved(stage, texts)
-        _check_shape(config, stage.label)
-        _check_names(config, stage.label)
         trainer = config.get("trainer") or {}
         callbacks = [c for c in _list(trainer.get("callbacks")) if isinstance(c, dict)]
         parts = [config.get("model"), config.get("data"), *callbacks]
@@ -102,6 +100,8 @@ def _resolved(stage: Stage, texts: Mapping[str, str]) -> dict:
         resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"{stage.config}: {str(error).splitlines()[0]}") from None
+    _check_shape(resolved, stage.label)
+    _check_names(resolved, stage.label)
     if resolved["base"]:
         check_values(stage.label, resolved["base"], used_keys(config))
     return resolved
