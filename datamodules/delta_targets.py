@@ -24,6 +24,7 @@ from delta_transcoders.dictionaries.identity import BaseId
 from delta_transcoders.families import ModelFamily, family_of
 from delta_transcoders.families.sites import HookSite
 from delta_transcoders.files import read_json, write_json
+from delta_transcoders.hub import are_two_models
 from delta_transcoders.language_models import (
     check_model_source,
     load_model,
@@ -41,7 +42,7 @@ class DeltaData(ActivationData):
 
     Before anything is trained, the base dictionaries are tried on the *base* model at every candidate
     hook site: if another than the cache's fits better, this stops and names it. (A cache of a site
-    that is wrong on purpose, neither the family's nor the one the dictionaries' files name, only warns.)
+    that is wrong on purpose, not the family's, only warns where the dictionaries' files name none.)
 
     Args:
         cache: folder that `ActivationWriter` wrote.
@@ -133,6 +134,8 @@ class DeltaData(ActivationData):
                     source, layer, **self._which(key), d_model=cache.meta.d_in
                 )
                 bases[key] = base.to(device)
+            if number == 1:
+                self._check_model(next(iter(ids.values())))
             leading = max(family.tokens.leading, *(base_id.leading for base_id in ids.values()))
             self._check_cache(next(iter(ids.values())), family, leading)
             table, fits = base_model_fits(bridge, layer, bases, prompts, site, leading=leading)
@@ -159,10 +162,19 @@ class DeltaData(ActivationData):
         del model, bridge
         gc.collect()  # the two refer to each other: the model would stay in memory while deltas are trained
 
+    def _check_model(self, base_id: BaseId) -> None:
+        of, given = base_id.base_model, self.hparams.base_model
+        if are_two_models(of, given):
+            warnings.warn(
+                f"{base_id.source} says that it is for {of}, and base_model is {given}",
+                StudyWarning,
+                stacklevel=2,
+            )
+
     def _check_cache(self, base_id: BaseId, family: ModelFamily, leading: int) -> None:
         """Refuse a cache that was made for other dictionaries."""
         meta, cache = self.cache.meta, self.hparams.cache
-        if base_id.hook_site not in (None, meta.hook_site.name) and meta.hook_site == family.site:
+        if base_id.hook_site not in (None, meta.hook_site.name):
             raise ValueError(
                 f"{base_id.path} is for hook site {base_id.hook_site!r}, the cache {cache} was captured at "
                 f"{meta.hook_site.name!r}: capture it with --model.hook_site {base_id.hook_site}"

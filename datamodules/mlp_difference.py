@@ -25,6 +25,7 @@ class BaseMLPId:
     path: str
     hash: str
     average_l0: None = None
+    file: None = None
 
 
 class MLPDifferenceData(ActivationData):

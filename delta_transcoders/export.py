@@ -58,10 +58,11 @@ def export(
     """Write one format and its model card, replacing an earlier export in that folder.
 
     The layers that have a delta are written; `circuit_tracer` wants all layers of the model, equally wide:
-    those without a delta get the base, and padding that never fires; and a copy of the model that its
-    version of transformers reads, in `model/`. Every dictionary is float32 JumpReLU, a base of ReLU at
-    threshold 0: the same function. Layers are made and written one at a time. Names of local folders are
-    shortened to their last part: they say nothing elsewhere.
+    those without a delta get the base (as large as the deltas', or of their percentile), and padding that
+    never fires; and a copy of the model that its version of transformers reads, in `model/`. Every
+    dictionary is float32 JumpReLU, a base of ReLU at threshold 0: the same function. Layers are made and
+    written one at a time. Names of local folders are shortened to their last part: they say nothing
+    elsewhere.
 
     Args:
         run: a study's folder; the defaults below are in it.
@@ -70,7 +71,7 @@ def export(
         deltas: folder of `layer_L`, of one configuration; `RUN/delta`.
         base_transcoders: folder or hub id; `RUN/base_transcoders`, or else where the deltas' bases were.
         model: the finetuned model; the one that was brought to the study, or `RUN/finetune/merged`. A folder
-            for `circuit_tracer`, a name otherwise.
+            for `circuit_tracer`; for `saelens`, whose files say how it is tokenized, it need not be there.
         base_model: hub id of the model that was finetuned, where the study used a local copy. Other tools
             boot what it names.
         push_to_hub: `USER/NAME` of a model repository to upload the folder to.
@@ -160,7 +161,9 @@ def _write_dictionaries(
     from delta_transcoders.dictionaries.files import circuit_tracer, gemma_scope_2, saelens
     from delta_transcoders.dictionaries.files.exported import ExportCard, save_card
     from delta_transcoders.dictionaries.files.gemma_scope import save_base
-    from delta_transcoders.families.sites import AFTER_GAIN, BEFORE_POST_NORM, GEMMA_SCOPE
+    from delta_transcoders.families import family_of
+    from delta_transcoders.families.sites import AFTER_GAIN, GEMMA_SCOPE
+    from delta_transcoders.language_models import load_config
 
     config, site = fused.config, fused.site
     if format == "gemma_scope" and site != GEMMA_SCOPE:
@@ -173,6 +176,18 @@ def _write_dictionaries(
             f"the deltas are for hook site {site.name!r}, and readers of Gemma Scope 2's files feed them "
             f"what comes after the norm's gain ({AFTER_GAIN.name!r}); saelens and circuit_tracer name a site"
         )
+    if format == "gemma_scope_2":
+        family = family_of(load_config(model))
+        if not family.has_post_norm:
+            raise ValueError(
+                f"{model} is of the family {family.title}, without a norm after its MLPs: Gemma Scope 2's "
+                "files name Gemma's modules; saelens and circuit_tracer name any family's"
+            )
+        if base_model is None:
+            raise ValueError(
+                "Gemma Scope 2's files name the base model, and the study does not: give its hub id with "
+                "--base-model"
+            )
     layers: Collection[int] = fused.layers
     n_features = None
     if format == "circuit_tracer":
@@ -183,7 +198,7 @@ def _write_dictionaries(
             # as many features in front that never fire, no feature of the delta has that name.
             n_features += len(layers)
     name = portable_name(model)
-    adds_bos = format != "saelens" or _adds_bos(Path(model))
+    adds_bos = _adds_bos(model) if format == "saelens" else None
 
     cards = {}
     for layer in layers:
@@ -199,8 +214,7 @@ def _write_dictionaries(
         cards[layer] = replace(card, path=path.relative_to(folder).as_posix())
         del dictionary  # before the next is made: wide ones are gigabytes
     if format == "circuit_tracer":
-        post_norm = any(other.hook_out == BEFORE_POST_NORM for other in family.candidates)
-        circuit_tracer.save_config(folder, site, base_model, name, post_norm)
+        circuit_tracer.save_config(folder, site, base_model, name, family.has_post_norm)
         save_model(folder / circuit_tracer.MODEL_FOLDER, Path(model))
     exported = ExportCard(
         format=format,
@@ -216,13 +230,14 @@ def _write_dictionaries(
     return exported
 
 
-def _adds_bos(model: Path) -> bool:
-    """Whether a model's tokenizer puts BOS before a text; as most do, where there is none to ask."""
+def _adds_bos(model: str) -> bool | None:
+    """Whether a model's tokenizer puts BOS before a text; None where it is not to be had."""
     from delta_transcoders.language_models import load_tokenizer
 
-    if not (model / "tokenizer.json").is_file():
-        return True
-    return bool(load_tokenizer(str(model))("").input_ids)
+    try:
+        return bool(load_tokenizer(model)("").input_ids)
+    except (FileNotFoundError, ConnectionError):
+        return None
 
 
 def _checked_family(model: Path, fingerprint: str) -> ModelFamily:

@@ -19,7 +19,7 @@ import sys
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -120,7 +120,7 @@ def check_version(path: str | Path, found: object, reads: int, remake: str) -> N
 def read_config(
     path: str | Path, kind: type[Config], problem: str = "", remake: str = ""
 ) -> Config:
-    """A dataclass from a JSON file that holds each of its fields and nothing else.
+    """A dataclass from a JSON file that holds each of its fields without a default, and no other key.
 
     Where the dataclass has a `format_version`, its default is what is read; a file without one is of
     version 1.
@@ -134,7 +134,8 @@ def read_config(
         check_version(path, raw.setdefault("format_version", 1), kind.format_version, remake)
     for key in sorted(raw.keys() - known):
         raise ValueError(f"{path}: unknown key {key!r}; known are {sorted(known)}")
-    for key in sorted(known - raw.keys()):
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    for key in sorted(needed - raw.keys()):
         raise ValueError(f"{path}: key {key!r} is missing")
     try:
         return kind(**raw)

@@ -35,27 +35,51 @@ def split_hub_id(source: str) -> tuple[str, str] | None:
     return found[1], f"{found[2]}/" if found[2] else ""
 
 
-def split_layer(path: str) -> tuple[str, str]:
+def are_two_models(one: str | None, other: str | None) -> bool:
+    """Whether both are hub ids, and of different models: owners and a `-pt` at the end say nothing.
+
+    >>> are_two_models("meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B")
+    True
+    >>> are_two_models("google/gemma-3-270m-pt", "mirror/gemma-3-270m"), are_two_models("a/b", "./c")
+    (False, False)
+    """
+    if not all(source and is_hub_id(source) for source in (one, other)):
+        return False
+    names = [source.split("/")[1].lower().removesuffix("-pt") for source in (one, other)]
+    return names[0] != names[1]
+
+
+def split_layer(path: str, file: str | None = None) -> tuple[str, str]:
     """The set that a dictionary belongs to, and the dictionary's own path in it.
+
+    Args:
+        file: that own path, where it is known; else it starts at the folder that names a layer.
 
     >>> split_layer("owner/name/layer_0/width_16k/average_l0_76/params.npz")
     ('owner/name', 'layer_0/width_16k/average_l0_76/params.npz')
     >>> split_layer("skip/model.layers.3.mlp/sae.safetensors")
     ('skip', 'model.layers.3.mlp/sae.safetensors')
+    >>> split_layer("sets/mine/blocks.3.mlp/sae_weights.safetensors", "blocks.3.mlp/sae_weights.safetensors")
+    ('sets/mine', 'blocks.3.mlp/sae_weights.safetensors')
     """
+    if file and path.endswith(f"/{file}"):
+        return path.removesuffix(f"/{file}"), file
     found = re.fullmatch(r"(.*)/([^/]*layers?[._]\d.*)", path)
     return (found[1], found[2]) if found else (path, "")
 
 
-def portable_name(source: str) -> str:
+def portable_name(source: str, file: str | None = None) -> str:
     """A model's or dictionary's id, without the folders of the machine it lies on.
+
+    Args:
+        file: of `split_layer`.
 
     >>> portable_name("/data/me/base_transcoders/layer_0/width_16k/average_l0_76/params.npz")
     'base_transcoders/layer_0/width_16k/average_l0_76/params.npz'
     >>> portable_name("owner/name/layer_0/width_16k/average_l0_76/params.npz")
     'owner/name/layer_0/width_16k/average_l0_76/params.npz'
     """
-    source, own = split_layer(source)
+    source, own = split_layer(source, file)
     folder = os.path.basename(os.path.abspath(source))  # `.` has no name of its own
     name = source if split_hub_id(source) else folder
     return f"{name}/{own}" if own else name

@@ -22,11 +22,13 @@ from delta_transcoders.files import read_json
 from delta_transcoders.fingerprints import read_alike
 from delta_transcoders.hub import check_hub_id
 from delta_transcoders.tasks.task import Example, Task
+from delta_transcoders.tensor_files import check_no_pointer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORE = -100
+INDEX_NAME = "model.safetensors.index.json"
 
 
 @contextmanager
@@ -45,8 +47,8 @@ def check_model_source(source: str) -> None:
 
     Raises:
         FileNotFoundError: names the folder and what is missing from it. A hub id passes.
-        ValueError: a model of a family that is not supported, or one with an adapter beside it; names what
-            it is.
+        ValueError: a model of a family that is not supported, one with an adapter beside it, a damaged index
+            of its weights, or Git LFS pointers in their place; names what it is.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -64,15 +66,34 @@ def check_model_source(source: str) -> None:
             f"the model folder {source!r} has no tokenizer (tokenizer.json); save it there with "
             "`tokenizer.save_pretrained`"
         )
-    index = folder / "model.safetensors.index.json"
-    if index.is_file() and not (folder / "model.safetensors").is_file():  # that goes before it
-        for name in sorted(set(read_json(index).get("weight_map", {}).values())):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"the model folder {source!r} has no {name}, which {index.name} names; copy or download "
-                    "that file, too"
-                )
+    listed = shards(folder)
+    for name in listed or ["model.safetensors"]:
+        if (folder / name).is_file():
+            check_no_pointer(folder / name)
+        elif listed:
+            raise FileNotFoundError(
+                f"the model folder {source!r} has no {name}, which {INDEX_NAME} names; copy or download "
+                "that file, too"
+            )
     _check_family(source, read_json(folder / "config.json").get("model_type"))
+
+
+def shards(folder: Path) -> list[str]:
+    """The files that a model folder's index names; none where its weights are one file.
+
+    Raises:
+        ValueError: a damaged index; names it.
+    """
+    index = folder / INDEX_NAME
+    if not index.is_file() or (folder / "model.safetensors").is_file():  # that goes before it
+        return []
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise ValueError(
+            f"{index} is damaged: weight_map is {str(named)[:80]}, expected a file for each tensor's name; "
+            "copy or download it anew"
+        )
+    return sorted(set(named.values()))
 
 
 def _check_family(source: str, model_type: str | None) -> None:

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from delta_transcoders.families import family_of
 from delta_transcoders.families.sites import HookSite
-from delta_transcoders.files import read_json
 from delta_transcoders.fingerprints import hash_tensors
 from delta_transcoders.hub import local_folder
-from delta_transcoders.language_models import check_model_source, load_config, load_model
+from delta_transcoders.language_models import check_model_source, load_config, load_model, shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,12 +99,8 @@ def changed_mlps(
 
 def _files_of_weights(folder: Path) -> dict[str, Path]:
     """The file of each stored tensor; empty where there are none, or damaged ones."""
-    index = folder / "model.safetensors.index.json"
-    names = {"model.safetensors"}
-    if index.is_file():
-        names = set(read_json(index)["weight_map"].values())
     files = {}
-    for name in names:
+    for name in shards(folder) or ["model.safetensors"]:
         try:
             with safe_open(folder / name, "pt") as file:
                 files |= dict.fromkeys(file.keys(), folder / name)

@@ -20,7 +20,7 @@ from circuit_tracer.transcoder.single_layer_transcoder import (
 )
 from circuit_tracer.utils.create_graph_files import create_graph_files
 from circuit_tracer.utils.hf_utils import load_transcoder_from_hub
-from comparison import CASES, Comparison, run_card
+from comparison import EXPORTS, Comparison, run_card
 from nnsight import save
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def load_published(folder: Path) -> TranscoderSet:
 
 @torch.inference_mode()
 def check_dictionaries(out: Path, comparison: Comparison) -> None:
-    for case in CASES:
+    for case in EXPORTS:
         loaded, config = load_transcoder_from_hub(str(out / "circuit_tracer" / case), device=CPU)
         assert config["feature_input_hook"] == "ln2.hook_normalized"
         for layer, x, a, y in comparison.layers(case):

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from comparison import CASES, Comparison, run_card
+from comparison import EXPORTS, Comparison, run_card
 from huggingface_hub.errors import EntryNotFoundError
 from sae_lens import SAE, __version__
 from sae_lens.loading import pretrained_sae_loaders as loaders
@@ -89,7 +89,7 @@ def check_published(out: Path, comparison: Comparison) -> None:
 def main(out: Path) -> int:
     print(f"sae-lens {__version__}, torch {torch.__version__}")
     comparison = Comparison(out)
-    for case in CASES:
+    for case in EXPORTS:
         for layer, x, a, y in comparison.layers(case):
             sae = SAE.load_from_disk(out / "saelens" / case / f"layer_{layer}")
             assert type(sae) is transcoder.JumpReLUTranscoder

@@ -8,7 +8,7 @@ import huggingface_hub
 import torch
 from safetensors.torch import load_file
 
-CASES = ("full", "half", "delta")
+EXPORTS = ("full", "half", "delta")
 TOLERANCE = 1e-5
 LOGITS = 1e-4
 

@@ -22,7 +22,7 @@ from interop import prepare_published
 from interop.replacement import activations, expected
 
 FORMATS = ("gemma_scope", "saelens", "circuit_tracer")
-CASES = {"full": {}, "half": {"alpha": 0.5}, "delta": {"delta_only": True}}
+EXPORTS = {"full": {}, "half": {"alpha": 0.5}, "delta": {"delta_only": True}}
 N_TOKENS = 512
 
 Dictionaries = dict[int, Transcoder]
@@ -56,7 +56,7 @@ def case(
 def main(study: Path, out: Path) -> None:
     bases, deltas = load_dictionaries(study)
     cache = ActivationCache(study / "activations")
-    for name, options in CASES.items():
+    for name, options in EXPORTS.items():
         for format in FORMATS:
             export(study, format, out / format / name, **options)
         tensors = case(cache, bases, deltas, **options)

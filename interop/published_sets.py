@@ -1,28 +1,34 @@
 """Public sets of every layout at tiny size, written from their description and by nothing of ours.
 
-Our tests read them, and `make interop` has other tools read the same files.
+Our tests read them, and `make interop` has other tools read the same files. Every writer takes `tensors` by
+layer, under our names and in our orientation, and says the rest of itself: `drawn` where none are given.
 
 Shapes: N tokens, D = 8 d_model, F = 12 features.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
-from safetensors.numpy import save_file
+from safetensors.torch import save_file
 
 D, F, LAYERS, K = 8, 12, (0, 1), 3
 
 
 def drawn(layer: int) -> dict[str, np.ndarray]:
-    """Tensors under our names and in our orientation, float32."""
+    """Random tensors, float32."""
     rng = np.random.default_rng(layer)
     shapes = {"W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,), "W_skip": (D, D)}
     tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     return tensors | {"threshold": rng.uniform(0, 1, F).astype(np.float32)}
+
+
+Tensors = Mapping[int, Mapping[str, np.ndarray]]
+DRAWN: Tensors = {layer: drawn(layer) for layer in LAYERS}
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -30,52 +36,64 @@ def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content))
 
 
-def write(path: Path, tensors: dict[str, np.ndarray]) -> None:
+def write(path: Path, tensors: Mapping[str, np.ndarray], dtype: torch.dtype | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path)
+    stored = {n: torch.from_numpy(np.ascontiguousarray(t)).to(dtype) for n, t in tensors.items()}
+    save_file(stored, path)
 
 
 def gemma_scope(folder: Path) -> None:
-    for layer in LAYERS:
+    for layer, t in DRAWN.items():
         path = folder / f"layer_{layer}/width_12/average_l0_5/params.npz"
         path.parent.mkdir(parents=True)
-        t = drawn(layer)
-        t.pop("W_skip")
-        np.savez(path, **t)
+        np.savez(path, **{name: tensor for name, tensor in t.items() if name != "W_skip"})
 
 
-def gemma_scope_2(folder: Path, affine: bool = False, parent: str = "transcoder_all/") -> None:
-    for layer in LAYERS:
-        t = drawn(layer)
-        tensors = {"w_enc": t["W_enc"], "w_dec": t["W_dec"]}
-        tensors |= {name: t[name] for name in ("b_enc", "b_dec", "threshold")}
+def gemma_scope_2(
+    folder: Path,
+    affine: bool = False,
+    parent: str = "transcoder_all/",
+    tensors: Tensors = DRAWN,
+    name: str = "layer_{}_width_12_l0_small",
+    **config,
+) -> None:
+    for layer, t in tensors.items():
+        stored = {"w_enc": t["W_enc"], "w_dec": t["W_dec"]}
+        stored |= {name: t[name] for name in ("b_enc", "b_dec", "threshold")}
         if affine:
-            tensors["affine_skip_connection"] = t["W_skip"]
-        name = f"{parent}layer_{layer}_width_12_l0_small{'_affine' if affine else ''}"
-        write(folder / name / "params.safetensors", tensors)
+            stored["affine_skip_connection"] = t["W_skip"]
+        inside = folder / f"{parent}{name.format(layer)}{'_affine' if affine else ''}"
+        write(inside / "params.safetensors", stored)
         norm = f"model.layers.{layer}.%s_feedforward_layernorm.output"
-        config = {
+        described = {
             "hf_hook_point_in": norm % "pre",
             "hf_hook_point_out": norm % "post",
-            "width": F,
+            "width": len(t["b_enc"]),
             "model_name": "google/gemma-3-1b-it",
             "architecture": "jump_relu",
             "l0": 20,
             "affine_connection": affine,
             "type": "transcoder",
         }
-        write_json(folder / name / "config.json", config)
+        write_json(inside / "config.json", described | config)
 
 
-def circuit_tracer(folder: Path, skip: bool = False, threshold: bool = False, **config) -> None:
-    for layer in LAYERS:
-        t = drawn(layer)
-        tensors = {"W_enc": t["W_enc"].T} | {name: t[name] for name in ("b_enc", "W_dec", "b_dec")}
+def circuit_tracer(
+    folder: Path,
+    skip: bool = False,
+    threshold: bool = False,
+    tensors: Tensors = DRAWN,
+    dtype: torch.dtype | None = None,
+    **config,
+) -> None:
+    for layer, t in tensors.items():
+        stored = {"W_enc": t["W_enc"].T} | {name: t[name] for name in ("b_enc", "W_dec", "b_dec")}
         if skip:
-            tensors["W_skip"] = t["W_skip"].T
+            stored["W_skip"] = t["W_skip"].T
         if threshold:
-            tensors["activation_function.threshold"] = t["threshold"]
-        write(folder / f"layer_{layer}.safetensors", tensors)
+            stored["activation_function.threshold"] = t["threshold"]
+        write(folder / f"layer_{layer}.safetensors", stored, dtype)
+        d_feature, d_model = t["W_dec"].shape
     described = {
         "model_name": "Qwen/Qwen3-0.6B",
         "model_kind": "transcoder_set",
@@ -84,41 +102,52 @@ def circuit_tracer(folder: Path, skip: bool = False, threshold: bool = False, **
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(described | config))
     # Beside the sets of Qwen 3, where SAELens looks up their sizes.
-    sizes = {"d_model": D, "d_feature": F, "batch_size": 1}
+    sizes = {"d_model": d_model, "d_feature": d_feature, "batch_size": 1}
     said = yaml.safe_dump({name: {"value": size} for name, size in sizes.items()})
     (folder / "wandb-config.yaml").write_text(said)
 
 
-def sparsify(folder: Path, skip: bool = False, norms: tuple[float, float] | None = None) -> None:
-    for layer in LAYERS:
-        t = drawn(layer)
-        tensors = {"encoder.weight": t["W_enc"].T, "encoder.bias": t["b_enc"]}
-        tensors |= {"W_dec": t["W_dec"], "b_dec": t["b_dec"]}
+def sparsify(
+    folder: Path,
+    skip: bool = False,
+    norms: tuple[float, float] | None = None,
+    tensors: Tensors = DRAWN,
+    k: int = K,
+    **config,
+) -> None:
+    for layer, t in tensors.items():
+        stored = {"encoder.weight": t["W_enc"].T, "encoder.bias": t["b_enc"]}
+        stored |= {"W_dec": t["W_dec"], "b_dec": t["b_dec"]}
         if skip:
-            tensors["W_skip"] = t["W_skip"].T
+            stored["W_skip"] = t["W_skip"].T
         for name, norm in zip(("in_norm", "out_norm"), norms or (), strict=False):
-            tensors[name] = np.array([norm], dtype=np.float32)
+            stored[name] = np.array([norm], dtype=np.float32)
         module = folder / f"model.layers.{layer}.mlp"
-        write(module / "sae.safetensors", tensors)
-        config = {"activation": "topk", "k": K, "d_in": D, "num_latents": F, "transcode": True}
-        config |= {"skip_connection": skip, "normalize_io": norms is not None}
-        write_json(module / "cfg.json", config)
+        write(module / "sae.safetensors", stored)
+        n_features, d_in = t["W_dec"].shape
+        described = {"activation": "topk", "k": k, "d_in": d_in, "num_latents": n_features}
+        described |= {"transcode": True, "skip_connection": skip}
+        if norms is not None:  # older configurations have no such key
+            described["normalize_io"] = True
+        write_json(module / "cfg.json", described | config)
 
 
-def saelens(folder: Path, architecture: str, hooks: tuple[str, str]) -> None:
-    for layer in LAYERS:
-        t = drawn(layer)
-        tensors = {name: t[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+def saelens(
+    folder: Path, architecture: str, hooks: tuple[str, str], tensors: Tensors = DRAWN
+) -> None:
+    for layer, t in tensors.items():
+        stored = {name: t[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
         if "jumprelu" in architecture:
-            tensors["threshold"] = t["threshold"]
+            stored["threshold"] = t["threshold"]
         if "skip" in architecture:
-            tensors["W_skip"] = t["W_skip"].T
-        write(folder / f"layer_{layer}/sae_weights.safetensors", tensors)
+            stored["W_skip"] = t["W_skip"].T
+        write(folder / f"layer_{layer}/sae_weights.safetensors", stored)
+        n_features, d_model = t["W_dec"].shape
         config = {
             "architecture": architecture,
-            "d_in": D,
-            "d_sae": F,
-            "d_out": D,
+            "d_in": d_model,
+            "d_sae": n_features,
+            "d_out": d_model,
             "dtype": "float32",
             "apply_b_dec_to_input": False,
             "normalize_activations": "none",
@@ -134,10 +163,15 @@ def saelens(folder: Path, architecture: str, hooks: tuple[str, str]) -> None:
 
 
 def formula(
-    x_ND: np.ndarray, layer: int, activation: str, skip: bool, scales: tuple[float, float]
+    x_ND: np.ndarray,
+    tensors: Mapping[str, np.ndarray],
+    activation: str,
+    skip: bool,
+    scales: tuple[float, float] = (1.0, 1.0),
+    k: int = K,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Activations [N, F] and output [N, D], in float64 and token by token where it is TopK."""
-    t = {name: tensor.astype(np.float64) for name, tensor in drawn(layer).items()}
+    t = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
     x_ND = x_ND.astype(np.float64) * scales[0]
     z_NF = x_ND @ t["W_enc"] + t["b_enc"]
     if activation == "jumprelu":
@@ -146,7 +180,7 @@ def formula(
         a_NF = z_NF if activation == "topk" else np.maximum(z_NF, 0)
         if "topk" in activation:
             for a_F in a_NF:
-                a_F[np.argsort(a_F)[:-K]] = 0
+                a_F[np.argsort(a_F)[:-k]] = 0
     y_ND = a_NF @ t["W_dec"] + t["b_dec"] + (x_ND @ t["W_skip"] if skip else 0)
     return a_NF, y_ND * scales[1]
 

@@ -7,7 +7,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from delta_transcoders.command import nearest, preflight, run
+from delta_transcoders.command import (
+    config_files,
+    defaults_beside,
+    nearest,
+    preflight,
+    read_yaml,
+    run,
+)
+from delta_transcoders.study.public_base import check_base
 
 if TYPE_CHECKING:
     from lightning_modules.cli import StudyCLI
@@ -44,6 +52,21 @@ OVERVIEW = f"""usage: {PROGRAM} COMMAND [OPTIONS]    ({PROGRAM} COMMAND --help e
 Configurations named configs/... are the package's own where there is no such file."""
 
 
+def _checked(program: str, name: str, summary: str, args: Sequence[str]) -> list[str]:
+    """What `preflight` returns, after a look at the base that the configurations refer to."""
+    args = preflight(program, name, summary, args)
+    files = config_files(args)
+    defaults = [defaults_beside(file) for file in files[:1] if defaults_beside(file).is_file()]
+    configs = [read_yaml(file) for file in (*defaults, *files)]
+    later = [
+        file for file, held in zip(files, configs[len(defaults) :], strict=True) if "model" in held
+    ]
+    if not defaults and later and files[0] not in later:
+        raise ValueError(f"{files[0]} is no stage's configuration: give it after {later[0]}")
+    check_base(files[0] if files else name, configs, args, "add `--config configs/MODEL/base.yaml`")
+    return args
+
+
 def train(args: Sequence[str] | None = None, program: str = "python train.py") -> StudyCLI:
     """Fit the configured module on the configured data; returns the CLI with trainer, model and data.
 
@@ -52,7 +75,7 @@ def train(args: Sequence[str] | None = None, program: str = "python train.py") -
         program: how the user calls it.
     """
     args = list(sys.argv[1:] if args is None else args)
-    args = preflight(program, "train", "Train one stage.", args)
+    args = _checked(program, "train", "Train one stage.", args)
     from lightning_modules.cli import StudyCLI, check_checkpoint
 
     cli = StudyCLI(args)
@@ -70,7 +93,7 @@ def train(args: Sequence[str] | None = None, program: str = "python train.py") -
 def evaluate(args: Sequence[str] | None = None, program: str = "python evaluate.py") -> StudyCLI:
     """Test (or predict with) the configured module; arguments and result as those of `train`."""
     args = list(sys.argv[1:] if args is None else args)
-    args = preflight(program, "evaluate", "Measure one stage, or capture its activations.", args)
+    args = _checked(program, "evaluate", "Measure one stage, or capture its activations.", args)
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
     from lightning_modules.cli import StudyCLI

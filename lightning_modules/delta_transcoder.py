@@ -76,6 +76,7 @@ class DeltaTranscoderTraining(DictionaryTraining):
             d_out=meta.d_out,
             d_new=transcoder.n_features,
             base_id=base_id.path,
+            base_file=base_id.file,
             base_hash=base_id.hash,
             model_fingerprint=meta.model_fingerprint,
             hook_site=meta.hook_site.name,

@@ -31,8 +31,11 @@ from delta_transcoders.tasks.calculator.prompts import generate_splits
 from delta_transcoders.tasks.calculator.task import Calculator
 from delta_transcoders.tiny_gemma import build_tiny_gemma, train_tokenizer
 
-# One cache is of the wrong site, to reproduce the original study.
-pytestmark = pytest.mark.filterwarnings("ignore:hook site 'original' is not where")
+pytestmark = [
+    pytest.mark.slow,
+    # One cache is of the wrong site, to reproduce the original study.
+    pytest.mark.filterwarnings("ignore:hook site 'original' is not where"),
+]
 
 FOLDER = Path(__file__).parent.parent / "configs" / "gemma2_2b"
 CONFIGS = sorted(

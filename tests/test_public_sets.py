@@ -5,17 +5,16 @@ that Gemma Scope 2's folders say.
 """
 
 import itertools
-import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
 
 import evaluate
 import train
@@ -25,52 +24,38 @@ from delta_transcoders.activations.capture import boot_bridge, capture
 from delta_transcoders.dictionaries.bases import check_held, load_base
 from delta_transcoders.dictionaries.delta import load_delta
 from delta_transcoders.dictionaries.transcoder import Transcoder
-from delta_transcoders.families.sites import HOOK_SITES
+from delta_transcoders.families.sites import HOOK_SITES, SiteName
 from delta_transcoders.interventions.intervention import layer_groups
 from delta_transcoders.language_models import load_model, load_tokenizer, target_batch, tokenize
 from delta_transcoders.report import comparisons, html
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.study.plan import Graph
+from delta_transcoders.study.public_base import SITES, VALUES, PublicBase
 from delta_transcoders.study.running import command_of
 from delta_transcoders.study.study_file import SCRIPTS, Stage, read_study
 from delta_transcoders.tasks.calculator.task import Calculator
+from interop import published_sets
+from interop.published_sets import Tensors, circuit_tracer, formula
 from tests.delta_transcoders.families.conftest import CASES, make_model, make_tokenizer
 
 D_MODEL, L0, K = 32, 64, 128
 
 
-def gemma_scope_2(folder: Path, layer: int, base: Transcoder, model: str) -> None:
+def gemma_scope_2(folder: Path, tensors: Tensors, model: str) -> None:
     """Of some layers another size, an affine twin and one in the folder of four depths lie beside it."""
-    t = base.state_dict()
-    tensors = {"w_enc": t["W_enc"], "w_dec": t["W_dec"]}
-    tensors |= {name: t[name] for name in ("b_enc", "b_dec", "threshold")}
-    norm = f"model.layers.{layer}.%s_feedforward_layernorm.output"
-    config = {"hf_hook_point_in": norm % "pre", "hf_hook_point_out": norm % "post", "l0": L0}
-    config |= {"model_name": model, "architecture": "jump_relu", "type": "transcoder"}
-    names = ["transcoder_all/%s_big"]
-    if layer % 8 == 0:
-        names += ["transcoder_all/%s_small", "transcoder_all/%s_big_affine", "transcoder/%s_medium"]
-    for name in names:
-        inside = folder / (name % f"layer_{layer}_width_1k_l0")
-        inside.mkdir(parents=True)
-        skip = {"affine_skip_connection": torch.eye(D_MODEL)} if "affine" in name else {}
-        save_file(tensors | skip, inside / "params.safetensors")
-        described = config | {"width": base.n_features, "affine_connection": bool(skip)}
-        (inside / "config.json").write_text(json.dumps(described))
-
-
-def circuit_tracer(
-    folder: Path, layer: int, base: Transcoder, model: str, hook_in: str, **config: str
-) -> None:
-    """One bfloat16 file a layer, the encoder and the skip the other way round."""
-    folder.mkdir(exist_ok=True)
-    t = base.state_dict()
-    tensors = t | {name: t[name].T for name in ("W_enc", "W_skip") if name in t}
-    stored = {name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}
-    save_file(stored, folder / f"layer_{layer}.safetensors")
-    described = {"model_name": model, "model_kind": "transcoder_set", "feature_input_hook": hook_in}
-    described |= {"feature_output_hook": "mlp.hook_out"} | config
-    (folder / "config.yaml").write_text(yaml.safe_dump(described))
+    some = {
+        layer: t | {"W_skip": np.eye(D_MODEL, dtype=np.float32)}
+        for layer, t in tensors.items()
+        if layer % 8 == 0
+    }
+    for held, parent, size, affine in (
+        (tensors, "transcoder_all/", "big", False),
+        (some, "transcoder_all/", "small", False),
+        (some, "transcoder_all/", "big", True),
+        (some, "transcoder/", "medium", False),
+    ):
+        name = f"layer_{{}}_width_1k_l0_{size}"
+        published_sets.gemma_scope_2(folder, affine, parent, held, name, l0=L0, model_name=model)
 
 
 @dataclass(frozen=True)
@@ -80,7 +65,7 @@ class Public:
     Attributes:
         family: of the tiny model that stands in for the base.
         n_layers: of the real model, and of the tiny one.
-        write: one layer in the published layout.
+        write: all layers in the published layout.
         files, width, dtype: of the chosen dictionaries, as they are stored.
     """
 
@@ -110,17 +95,21 @@ class Public:
         return self.base.get("layers", list(range(self.n_layers)))
 
 
-def qwen3(folder: Path, layer: int, base: Transcoder, model: str) -> None:
-    circuit_tracer(folder, layer, base, model, "mlp.hook_in")
+BFLOAT16 = {"dtype": torch.bfloat16}
 
 
-def llama_3_2(folder: Path, layer: int, base: Transcoder, model: str) -> None:
-    circuit_tracer(folder, layer, base, model, "hook_resid_mid", feature_output_hook="hook_mlp_out")
+def qwen3(folder: Path, tensors: Tensors, model: str) -> None:
+    circuit_tracer(folder, tensors=tensors, model_name=model, **BFLOAT16)
 
 
-def llama_3_1(folder: Path, layer: int, base: Transcoder, model: str) -> None:
+def llama_3_2(folder: Path, tensors: Tensors, model: str) -> None:
+    hooks = {"feature_input_hook": "hook_resid_mid", "feature_output_hook": "hook_mlp_out"}
+    circuit_tracer(folder, skip=True, tensors=tensors, model_name=model, **hooks, **BFLOAT16)
+
+
+def llama_3_1(folder: Path, tensors: Tensors, model: str) -> None:
     """A revision without k."""
-    circuit_tracer(folder, layer, base, model, "mlp.hook_in", activation="topk")
+    circuit_tracer(folder, tensors=tensors, model_name=model, activation="topk", **BFLOAT16)
 
 
 GEMMA = {"family": "gemma3", "site": "after_gain", "write": gemma_scope_2, "activation": "jumprelu"}
@@ -178,6 +167,7 @@ def test_a_study_file_says_what_one_must_know(public):
         "Disk: ",
         "Memory: ",
         "Computed from sizes, not run.",
+        "read second-hand",
         public.licence,
     ):
         assert word in comment, word
@@ -217,14 +207,104 @@ def test_a_base_is_given_on_the_command_line(public):
     steps = Graph(read_study(public.file, options=given)).steps
     assert steps["delta"].config.values["data.base_model"] == "here/model"
     assert steps["exp2b"].config.values["model.rows_per_pass"] == 2
-    command = command_of(steps["delta"].stage)
+    command = command_of(steps["exp2b"].stage)
     assert command[2:6] == [
-        *("--config", "configs/public/delta.yaml"),
+        *("--config", "configs/public/exp2b.yaml"),
         *("--config", f"configs/{public.name}/base.yaml"),
     ]
     assert command[-4:] == ["--base.model", "here/model", "--base.rows", "2"]
     with pytest.raises(ValueError, match=r"no option base.modle; did you mean 'model'"):
         Graph(read_study(public.file, options={"all": {"base.modle": "x"}}))
+
+
+def test_a_base_goes_to_the_stages_that_read_it():
+    study = read_study("configs/qwen3_0.6b/study.yaml", options={"all": {"base.layers": [3]}})
+    given = {label for label, stage in study.stages.items() if "base.layers" in stage.options}
+    assert given == {"activations"}
+    with pytest.raises(ValueError, match=r"--delta.base.rows: there is no use of base.rows"):
+        read_study("configs/qwen3_0.6b/study.yaml", options={"delta": {"base.rows": 2}})
+
+
+@pytest.mark.parametrize("file", ["gemma2_2b/study.yaml", "tiny/study.yaml", "smollm2/quick.yaml"])
+def test_a_base_that_no_file_reads_is_refused(file):
+    with pytest.raises(ValueError, match=r"--all.base.model: .* no file says \$\{base.model\}"):
+        read_study(f"configs/{file}", options={"all": {"base.model": "/no/such"}})
+
+
+BAD_VALUES = {
+    "rows": (0, -3, "x", None, 1.5),
+    "hook_site": ("nope", 3),
+    "leading": (-1, "4"),
+    "layers": ([], 7, [-1], ["7"]),
+    "groups": (None, "all", [], ["7-14"], [8], ["7+8"]),
+    "model": ("", None, 3),
+    "transcoders": ("", None),
+    "files": ("", []),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in BAD_VALUES.items() for value in values]
+)
+def test_a_base_of_another_type_is_refused_by_the_plan(key, value):
+    with pytest.raises(
+        ValueError, match=rf"\w+: base.{key} (is .*, expected \w|has layer 8, which)"
+    ):
+        Graph(read_study("configs/qwen3_0.6b/study.yaml", options={"all": {f"base.{key}": value}}))
+
+
+def test_the_sites_of_a_base_are_all_there_are():
+    assert get_args(SiteName) == SITES
+    assert VALUES.keys() == asdict(PublicBase()).keys()
+
+
+def test_a_study_without_its_base(tmp_path):
+    stages, file = Path("configs/public/stages.yaml").resolve(), tmp_path / "study.yaml"
+    (tmp_path / "base.yaml").write_text("base:\n")
+    for base in ("", "base: base.yaml\n"):
+        file.write_text(f"include: {stages}\nstudy: runs/x\n{base}")
+        with pytest.raises(ValueError, match=r"finetune needs a base .*: give `base: base.yaml`"):
+            Graph(read_study(str(file)))
+    (tmp_path / "mine.yaml").write_text("model: {class_path: a.B, init_args: {output: x}}\n")
+    stage = "run: train, config: mine.yaml, options: {base.model: x}"
+    file.write_text(f"study: runs/x\nstages: {{finetune: {{{stage}}}}}\n")
+    with pytest.raises(ValueError, match=r"finetune: there is no use of base\.model"):
+        Graph(read_study(str(file)))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["public/delta"],
+            r"delta.yaml needs a base .model, transcoders.: add `--config configs/M",
+        ),
+        (
+            ["public/delta", "empty"],
+            r"delta.yaml needs a base .*: add `--config configs/MODEL/base",
+        ),
+        (["public/lora", "--base.model=x", "--base.rows=3"], "no use of base.rows: no file says"),
+        (
+            ["qwen3_0.6b/base", "public/delta"],
+            r"base.yaml is no stage's .*: give it after \S*delta\.y",
+        ),
+        (["gemma2_2b/delta", "--base.model", "/no/such"], r"no use of base.model: no file says \$"),
+        (
+            ["public/lora", "--base.modle=x"],
+            "lora.yaml: .* no option base.modle; did you mean 'model'",
+        ),
+    ],
+)
+def test_a_stage_without_its_base_or_with_a_needless_one(tmp_path, args, message):
+    (tmp_path / "empty.yaml").write_text("base:\n")
+    named = {"empty": tmp_path / "empty.yaml"}
+    given = [
+        arg if arg.startswith(("-", "/")) else f"--config={named.get(arg, f'configs/{arg}.yaml')}"
+        for arg in args
+    ]
+    with pytest.raises(ValueError, match=message) as error:
+        train.main(given)
+    assert "\n" not in str(error.value)
 
 
 def test_gemma_scope_2_has_one_dictionary_of_each_layer_that_is_meant(tmp_path):
@@ -277,35 +357,27 @@ def run_stage(stage: Stage) -> None:
         html.render(Path(stage.arguments[0]))
 
 
+def arrays(base: Transcoder) -> dict[str, np.ndarray]:
+    return {name: tensor.float().numpy() for name, tensor in base.state_dict().items()}
+
+
 def plant(folder: Path, public: Public, model: str) -> None:
     """Dictionaries of the layers that are studied, which fit the base model."""
     bridge = boot_bridge(load_model(model), load_tokenizer(model))
-    examples = Calculator().generate(16, 2, 1, seed=1)["train"]
+    examples = Calculator().generate(48, 2, 1, seed=1)["train"]  # fewer would fit these alone
     rows = tokenize(bridge.tokenizer, Calculator(), examples)
     batch = target_batch(rows, bridge.tokenizer.pad_token_id)
     site = HOOK_SITES[public.site]
     ids, mask = batch["input_ids"], batch["attention_mask"]
     captured = capture(bridge, ids, mask, public.layers, site)
+    tensors = {}
     for layer, (x_ND, y_ND) in captured.activations.items():
         l0 = K if public.activation == "topk" else L0
         fitted = fitted_dictionary(
             x_ND, y_ND, public.width, l0, layer, public.activation, skip=public.skip
         )
-        public.write(folder, layer, fitted, public.base["model"])
-
-
-def formula(base: Transcoder, x_ND: np.ndarray) -> np.ndarray:
-    """In float64, from the tensors alone and token by token where it is TopK."""
-    t = {name: tensor.double().numpy() for name, tensor in base.state_dict().items()}
-    a_NF = x_ND @ t["W_enc"] + t["b_enc"]
-    if "threshold" in t:
-        a_NF = a_NF * (a_NF > t["threshold"])
-    elif base.k:
-        for a_F in a_NF:
-            a_F[np.argsort(a_F)[: -base.k]] = 0
-    else:
-        a_NF = np.maximum(a_NF, 0)
-    return a_NF @ t["W_dec"] + t["b_dec"] + (x_ND @ t["W_skip"] if "W_skip" in t else 0)
+        tensors[layer] = arrays(fitted)
+    public.write(folder, tensors, public.base["model"])
 
 
 @pytest.mark.slow
@@ -340,7 +412,8 @@ def test_a_study_runs_to_its_end(public, tmp_path):
         assert (base_id.leading, base_id.activation) == (public.leading, public.activation)
         columns = ["x", "y", f"residual-{base.name}-p0.5"]
         x, y, residual = cache.load("validation", layer, columns).values()
-        expected = y.double().numpy() - formula(loaded, x.double().numpy())
+        kind = (public.activation, public.skip)
+        expected = y.double().numpy() - formula(x.float().numpy(), arrays(loaded), *kind, k=K)[1]
         scale = float(np.abs(expected).max())
         np.testing.assert_allclose(residual.double().numpy(), expected, atol=scale / 128)
 

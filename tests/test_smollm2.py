@@ -1,13 +1,12 @@
 """Every stage of `configs/smollm2`, on a random Llama of 30 tiny layers and a tokenizer like SmolLM2's."""
 
 import itertools
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -24,12 +23,13 @@ from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.study.study_file import read_study
 from delta_transcoders.tasks.calculator.base_text import base_documents
 from delta_transcoders.tasks.calculator.task import Calculator
+from interop.published_sets import sparsify
 
 pytestmark = pytest.mark.slow
 
 N_LAYERS = 30
 BASE = "models/SmolLM2-135M-Instruct"
-SKIP_LAYERS, K = (0, 18), 32
+SKIP_LAYERS, K = (18,), 32
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_the_whole_study(run):
 
 
 def plant_skip_transcoders(folder: Path, base_model: str) -> None:
-    """Layers 0 and 18 in sparsify's layout, float32; `cfg.json` names no scales."""
+    """Layer 18 in sparsify's layout, float32; `cfg.json` names no scales."""
     tokenizer = load_tokenizer(base_model)
     examples = Calculator().generate(16, 2, 1, seed=1)["train"]
     rows = tokenize(tokenizer, Calculator(), examples)
@@ -135,19 +135,12 @@ def plant_skip_transcoders(folder: Path, base_model: str) -> None:
         SKIP_LAYERS,
         HOOK_SITES["after_gain"],
     )
+    tensors = {}
     for layer, (x_ND, y_ND) in captured.activations.items():
         fitted = fitted_dictionary(x_ND, y_ND, 256, K, layer, "relu_topk", skip=True)
-        t = fitted.state_dict()
-        tensors = {"encoder.weight": t["W_enc"].T, "encoder.bias": t["b_enc"]}
-        tensors |= {"W_dec": t["W_dec"], "b_dec": t["b_dec"], "W_skip": t["W_skip"].T}
-        module = folder / f"model.layers.{layer}.mlp"
-        module.mkdir(parents=True)
-        stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(stored, module / "sae.safetensors")
-        config = {"activation": "topk", "expansion_factor": 16, "normalize_decoder": True}
-        config |= {"num_latents": 0, "k": K, "multi_topk": False, "skip_connection": True}
-        config |= {"transcode": True, "d_in": x_ND.shape[1]}
-        (module / "cfg.json").write_text(json.dumps(config))
+        tensors[layer] = {name: tensor.numpy() for name, tensor in fitted.state_dict().items()}
+    config = {"expansion_factor": 16, "normalize_decoder": True, "num_latents": 0}
+    sparsify(folder, skip=True, tensors=tensors, k=K, multi_topk=False, **config)
 
 
 def test_deltas_beside_skip_transcoders(run, base_model, tmp_path, monkeypatch, pytestconfig):
@@ -180,8 +173,8 @@ def test_deltas_beside_skip_transcoders(run, base_model, tmp_path, monkeypatch, 
         torch.testing.assert_close(residual.double(), expected, rtol=1e-2, atol=1e-3)
     rows = read_metrics(run.study / "skip_exp2a" / "metrics.csv")
     conditions = ("no_delta", "full", "base_mlp", "dictionary_error")
-    cells = itertools.product(("0", "18", "0+18"), conditions)
+    cells = itertools.product(("18",), conditions)
     assert {(row["layer"], row["condition"]) for row in rows} == {("", "raw"), *cells}
     for row in rows:
-        single = row["layer"] in ("0", "18") and row["condition"] in ("no_delta", "full")
+        single = row["condition"] in ("no_delta", "full")
         assert math.isfinite(float(row["fvu"])) == single

@@ -67,7 +67,7 @@ def with_features(delta: Transcoder, features: Sequence[int]) -> Transcoder:
 
 @dataclass(frozen=True)
 class DeltaConfig:
-    """What a delta was trained on, against what, and how well it does. All of it is required."""
+    """What a delta was trained on, against what, and how well it does. What has no default is required."""
 
     layer: int
     d_in: int
@@ -92,6 +92,8 @@ class DeltaConfig:
     measured: dict[str, float]
     """On validation tokens: fvu_base_on_base_model, fvu_base, fvu_full, cosine_base, cosine_full,
     l0_base, l0_delta, dead_fraction."""
+    base_file: str | None = None
+    """What of `base_id` is below its set; None of the base model, and in older files."""
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

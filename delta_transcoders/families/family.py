@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from delta_transcoders.families.mlps import ExactMLPs
 from delta_transcoders.families.sites import (
     AFTER_GAIN,
+    BEFORE_POST_NORM,
     MLP_OUT,
     NORM_OUT,
     NORMALIZED,
@@ -69,6 +70,11 @@ class ModelFamily:
         self.n_layers: int = text.num_hidden_layers
         self.d_model: int = text.hidden_size
         self.context: int = text.max_position_embeddings
+
+    @property
+    def has_post_norm(self) -> bool:
+        """Whether a norm follows the MLP, so that its output can be meant before it or after it."""
+        return any(site.hook_out == BEFORE_POST_NORM for site in self.candidates)
 
     def decoder(self, model: PreTrainedModel) -> nn.Module:
         return model.get_submodule(self.decoder_path)

@@ -31,6 +31,7 @@ class Checked:
         changed: layers of which the finetune changed the MLP.
         hook_site: that the dictionaries say they are for; None where they do not, or there are none.
         leading: how many of a text's first tokens they were not trained on, where more than usual.
+        explained: the model that they say they are for; None where they do not, or there are none.
     """
 
     stamp: str
@@ -43,6 +44,7 @@ class Checked:
     changed: list[int]
     hook_site: str | None = None
     leading: int | None = None
+    explained: str | None = None
 
 
 def checked(own: OwnStudy, saved: Path) -> Checked:
@@ -155,7 +157,11 @@ def _read_dictionaries(own: OwnStudy, leading: int) -> dict[str, Any]:
             f"{own.file}: dictionaries: {error} (as in delta: {{data.width: 16384}})"
         ) from error
     more = base_id.leading if base_id.leading > leading else None
-    return {"hook_site": base_id.hook_site, "leading": more}
+    return {
+        "hook_site": base_id.hook_site,
+        "leading": more,
+        "explained": base_id.base_model,
+    }
 
 
 def _stamp(own: OwnStudy) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from delta_transcoders.command import arguments_of, nearest, set_option
+from delta_transcoders.hub import are_two_models
 from delta_transcoders.interventions.intervention import from_spec, layer_groups
 from delta_transcoders.own_study.checks import (
     N_TEXTS,
@@ -476,6 +477,11 @@ class Stages:
             f"{_chosen(d)} (each stage's options are in {self.folder})"
         ]
         notes += own.notes
+        of = self.found.explained
+        if are_two_models(of, own.base_model):
+            notes.append(
+                f"warning: the dictionaries say that they are for {of}, and base_model is {own.base_model}"
+            )
         if not self.found.changed:
             notes.append(
                 "warning: the finetune changed no MLP: a delta has the dictionaries' error alone"

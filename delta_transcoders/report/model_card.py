@@ -38,10 +38,10 @@ LIBRARY: dict[Format, str] = {
     "circuit_tracer": "circuit-tracer",
 }
 TOOLS = {
-    "gemma_scope": "Gemma Scope's files",
-    "gemma_scope_2": "Gemma Scope 2's files",
-    "saelens": "SAELens",
-    "circuit_tracer": "circuit-tracer",
+    "gemma_scope": "in Gemma Scope's layout",
+    "gemma_scope_2": "in Gemma Scope 2's layout",
+    "saelens": "for SAELens",
+    "circuit_tracer": "for circuit-tracer",
 }
 
 
@@ -130,12 +130,13 @@ class Study:
 
     def base_source(self) -> str:
         """Where the bases of the deltas are to be had."""
-        source = split_layer(portable_name(self.deltas[0]["base_id"]))[0]
+        file = self.deltas[0].get("base_file")
+        source = split_layer(portable_name(self.deltas[0]["base_id"], file), file)[0]
         return source if split_hub_id(source) else "FOLDER_OF_THE_BASE_DICTIONARIES"
 
     def base_files(self) -> dict[str, dict[str, Any]]:
         """The study's own base dictionaries, each with the `config.json` of the delta trained on it."""
-        used = {portable_name(config["base_id"]): config for config in self.deltas}
+        used = {_base_name(config): config for config in self.deltas}
         folder = self.run / "base_transcoders"
         files = sorted(folder.glob("layer_*/width_*/average_l0_*/params.npz"))
         names = [file.relative_to(folder).as_posix() for file in files]
@@ -207,6 +208,10 @@ def read_study(run: Path, deltas: Path, base_model: str | None) -> Study:
     )
 
 
+def _base_name(delta: Mapping[str, Any]) -> str:
+    return portable_name(delta["base_id"], delta.get("base_file"))
+
+
 def models_of(run: Path) -> dict[str, Any]:
     """The models and dictionaries that somebody brought to a study; empty for one that trained its own."""
     return _read_json(run / "configs/models.json")
@@ -246,7 +251,7 @@ def model_card(
         "column_title": title,
         "hook": lambda config, end: config[end].replace(f".{config['layer']}.", ".L."),
         "measured": lambda value: number(value, NOT_MEASURED),
-        "portable": portable_name,
+        "base_name": _base_name,
         "rates": rates,
     }
     return cards.get_template("model_card.md.j2").render(

@@ -13,20 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from delta_transcoders.command import (
     arguments_of,
-    defaults_beside,
-    find_config,
     nearest,
-    read_yaml,
     set_option,
 )
-from delta_transcoders.study.public_base import PublicBase
-from delta_transcoders.study.study_file import SCRIPTS, Stage
+from delta_transcoders.study.public_base import PublicBase, check_base, check_values, used_keys
+from delta_transcoders.study.study_file import SCRIPTS, Stage, read_configs
 
 OPTIONS = ("model", "data", "trainer", "base", "task", "subsets", "stage", "seed_everything")
 """What options of a stage begin with."""
@@ -63,8 +59,6 @@ class StageConfig:
             self.values = {"arguments": list(stage.arguments)}
             return
         config = _resolved(stage, texts)
-        _check_shape(config, stage.label)
-        _check_names(config, stage.label)
         trainer = config.get("trainer") or {}
         callbacks = [c for c in _list(trainer.get("callbacks")) if isinstance(c, dict)]
         parts = [config.get("model"), config.get("data"), *callbacks]
@@ -91,21 +85,26 @@ class StageConfig:
 def _resolved(stage: Stage, texts: Mapping[str, str]) -> dict:
     config: dict = {"task": None, "subsets": None, "stage": Path(stage.config).stem}
     config["base"] = asdict(PublicBase())
-    for file in (str(defaults_beside(stage.config)), stage.config, *stage.more_configs):
-        if file in texts:
-            config = _merged(config, yaml.safe_load(texts[file]))
-        elif Path(find_config(file)).is_file():
-            config = _merged(config, read_yaml(find_config(file)))
+    configs = read_configs(stage, texts)
+    for over in configs:
+        config = _merged(config, over)
     _check_shape(config, stage.label)
+    options = [f"--{option}={value}" for option, value in stage.options.items()]
+    check_base(stage.label, configs, options, "give `base: base.yaml` in the study file")
     config |= {"study": stage.study, "seed_everything": stage.seed}
     for option, value in stage.options.items():
         if (first := option.partition(".")[0]) not in OPTIONS:
             raise ValueError(f"{stage.label} has no option {option}; {nearest(first, OPTIONS)}")
         set_option(config, option, value)
     try:
-        return OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"{stage.config}: {str(error).splitlines()[0]}") from None
+    _check_shape(resolved, stage.label)
+    _check_names(resolved, stage.label)
+    if resolved["base"]:
+        check_values(stage.label, resolved["base"], used_keys(config))
+    return resolved
 
 
 def _classes(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -154,7 +153,7 @@ def _check_names(config: Mapping[str, Any], label: str) -> None:
                     f"{label}: {short} has no option {name}.{key}; {nearest(key, known)}"
                 )
     known = asdict(PublicBase())
-    for key in config["base"]:
+    for key in config["base"] or ():
         if key not in known:
             raise ValueError(f"{label} has no option base.{key}; {nearest(key, known)}")
 

@@ -45,7 +45,8 @@ from typing import Any
 
 import yaml
 
-from delta_transcoders.command import find_config, nearest, read_yaml
+from delta_transcoders.command import defaults_beside, find_config, nearest, read_yaml
+from delta_transcoders.study.public_base import no_use, used_keys
 
 KEYS = ("study", "seed", "seeds", "base", "task", "include", "stages", "shows", "studies")
 STAGE_KEYS = (
@@ -155,6 +156,21 @@ class Study:
     notes: list[str] = field(default_factory=list)
 
 
+def read_configs(stage: Stage, texts: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The configurations of a stage that there are, each to be laid over the ones before it.
+
+    Args:
+        texts: of configurations that are not written yet, by path.
+    """
+    configs = []
+    for file in (str(defaults_beside(stage.config)), stage.config, *stage.more_configs):
+        if file in texts:
+            configs.append(yaml.safe_load(texts[file]))
+        elif Path(find_config(file)).is_file():
+            configs.append(read_yaml(find_config(file)))
+    return configs
+
+
 def read_study(
     file: str,
     *,
@@ -168,7 +184,8 @@ def read_study(
 
     Args:
         folder, seed, seeds, task: in place of the file's.
-        options: over the file's, by a stage's name or label, or `all` stages that have a configuration.
+        options: over the file's, by a stage's name or label, or `all` stages that have a configuration;
+            `base.KEY` goes to those of them that say `${base.KEY}`.
 
     Raises:
         FileNotFoundError: no such file, or no such configuration of a stage.
@@ -360,10 +377,18 @@ def _give(study: Study, options: Mapping[str, Mapping[str, Any]]) -> None:
         if not wanted:
             known = dict.fromkeys(s.name for s in study.stages.values())
             raise ValueError(f"--{name}.…: there is no stage {name!r}; {nearest(name, known)}")
+        of_base = {o: o.removeprefix("base.").rstrip("+") for o in given if o.startswith("base.")}
+        unused = set(of_base)
         for stage in wanted:
             if stage.run not in SCRIPTS:
                 raise ValueError(f"--{name}.…: {stage.run} has no options")
-            study.stages[stage.label] = replace(stage, options={**stage.options, **given})
+            used = used_keys(read_configs(stage, study.texts), stage.options, given)
+            not_here = {option for option, key in of_base.items() if key not in used}
+            unused &= not_here
+            taken = {option: value for option, value in given.items() if option not in not_here}
+            study.stages[stage.label] = replace(stage, options={**stage.options, **taken})
+        for option in sorted(unused):
+            raise ValueError(f"--{name}.{option}: there is {no_use(of_base[option])}")
 
 
 def _fill(value: Any, names: Mapping[str, str]) -> Any:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -15,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from delta_transcoders.command import run as run_command
+from delta_transcoders.dictionaries import files as layouts
 from delta_transcoders.dictionaries.bases import load_base
-from delta_transcoders.dictionaries.delta import save_delta
-from delta_transcoders.dictionaries.files import TOOL_FORMATS, circuit_tracer
+from delta_transcoders.dictionaries.delta import load_base_of, load_deltas, save_delta
+from delta_transcoders.dictionaries.files import TOOL_FORMATS
 from delta_transcoders.dictionaries.files.exported import load_card, load_export
+from delta_transcoders.dictionaries.files.tensors import for_other_tools
 from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.export import export, main
 from delta_transcoders.families.sites import HOOK_SITES
@@ -42,12 +45,13 @@ def x() -> torch.Tensor:
 
 @pytest.fixture
 def exported(random_study, tmp_path):
-    """The study's deltas, for Gemma Scope 2's layout as if they were for its site."""
+    """The study's deltas, for Gemma Scope 2's layout as if they were for its site and a public base."""
 
     def make(format="circuit_tracer", **options) -> Path:
         if format == "gemma_scope_2" and "deltas" not in options:
             folder = tmp_path / "after_gain"
             options["deltas"] = random_study.variant(folder, hook_site="after_gain")
+            options.setdefault("base_model", "google/gemma-3-270m")
         return export(
             random_study.folder, format, tmp_path / format, model=random_study.model, **options
         )
@@ -167,6 +171,13 @@ def test_the_base_models_name_is_what_other_tools_boot(exported):
     )
 
 
+def test_whether_text_begins_with_bos_is_left_out_where_it_is_not_known(random_study, tmp_path):
+    for model, said in ((random_study.model, {"prepend_bos": True}), ("owner/finetune", {})):
+        out = export(random_study.folder, "saelens", tmp_path / "out", model=model)
+        metadata = json.loads((out / "layer_0/cfg.json").read_text())["metadata"]
+        assert {name: metadata[name] for name in ("prepend_bos",) if name in metadata} == said
+
+
 def test_a_layer_without_a_delta_is_its_base(exported, random_study, x):
     card, read = load_export(exported())
     torch.testing.assert_close(read[1](x), random_study.bases[1](x), rtol=1e-5, atol=1e-5)
@@ -174,6 +185,95 @@ def test_a_layer_without_a_delta_is_its_base(exported, random_study, x):
     assert (of_layer.delta_features, of_layer.delta_hash) == ((40, 40), None)
     _, alone = load_export(exported(delta_only=True))
     assert not alone[1](x).any()
+
+
+@pytest.fixture
+def two_sizes(random_study, tmp_path) -> dict[str, Path]:
+    """Of Gemma Scope 2; `small` are the study's bases and its deltas'. Percentile 0.5 is `big`."""
+    for layer, base in random_study.bases.items():
+        other = Transcoder(**base.state_dict() | {"b_dec": base.b_dec + 1})
+        for dictionary, l0 in ((base, 12), (other, 80)):
+            layouts.gemma_scope_2.save_layer(tmp_path / "bases", layer, dictionary, l0, "m")
+    for layer, delta in random_study.deltas.items():
+        _, base_id = load_base(tmp_path / "bases", layer, average_l0="small")
+        changes = {"hook_site": "after_gain", "base_id": base_id.path, "base_hash": base_id.hash}
+        config = replace(random_study.configs[layer], **changes)
+        save_delta(tmp_path / f"deltas/layer_{layer}", delta, config)
+    return {"base_transcoders": tmp_path / "bases", "deltas": tmp_path / "deltas"}
+
+
+def test_a_layer_without_a_delta_has_a_base_of_the_same_size(exported, random_study, two_sizes, x):
+    card, read = load_export(exported(**two_sizes))
+    torch.testing.assert_close(read[1](x), random_study.bases[1](x), rtol=1e-5, atol=1e-5)
+    for of_layer in card.layers.values():
+        assert "_l0_small/" in of_layer.base_id
+
+
+def test_without_a_size_it_is_what_the_percentile_makes_the_deltas_bases(
+    exported, random_study, x, tmp_path
+):
+    """Of Gemma Scope `base_files` may name a folder of one L0, and no delta records it."""
+    for layer, base in random_study.bases.items():
+        other = Transcoder(**base.state_dict() | {"b_dec": base.b_dec + 1})
+        layouts.gemma_scope.save_base(tmp_path / "bases", layer, base, 8 + layer)
+        layouts.gemma_scope.save_base(tmp_path / "bases", layer, other, 50 + layer)
+    bases = {"base_transcoders": tmp_path / "bases"}
+    with pytest.raises(
+        ValueError,
+        match=r"layer 0's delta is .*average_l0_8/.*, and percentile 0.5 would be .* 50:",
+    ):
+        exported(**bases)
+    assert list(load_export(exported("saelens", **bases))[1]) == [0, 2]
+    lower = random_study.variant(tmp_path / "deltas", percentile=0.25)
+    card, read = load_export(exported(**bases, deltas=lower))
+    torch.testing.assert_close(read[1](x), random_study.bases[1](x), rtol=1e-5, atol=1e-5)
+    assert "average_l0_9/" in card.layers[1].base_id
+
+
+SETS = {
+    "saelens": "blocks.{}.mlp/sae_weights.safetensors",
+    "deeper": "a/b/layer_{}/sae_weights.safetensors",
+    "listed": "parts/part{}.safetensors",
+}
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_wherever_a_set_keeps_its_files_deltas_find_it(random_study, x, tmp_path, kind):
+    site, folder, run = HOOK_SITES["gemma_scope"], tmp_path / "set", tmp_path / "run"
+    for layer, base in random_study.bases.items():
+        dictionary = for_other_tools(base, site)
+        path = folder / SETS[kind].format(layer)
+        if kind == "listed":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            layouts.circuit_tracer.save_layer(folder, layer, dictionary).rename(path)
+        else:
+            written = layouts.saelens.save_layer(
+                path.parents[1], layer, dictionary, site, "m", "f", True
+            )
+            written.rename(path.parent)
+    if kind == "listed":
+        layouts.circuit_tracer.save_config(folder, site, "m", "f", True)
+        listed = [SETS[kind].format(layer) for layer in random_study.bases]
+        config = yaml.safe_load((folder / "config.yaml").read_text()) | {"transcoders": listed}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    for layer, delta in random_study.deltas.items():
+        _, found = load_base(folder, layer)
+        named = {"base_id": found.path, "base_file": found.file, "base_hash": found.hash}
+        config = replace(random_study.configs[layer], **named)
+        save_delta(run / f"delta/layer_{layer}", delta, config)
+
+    card, read = load_export(export(run, "saelens", tmp_path / "saelens"))
+    for layer, delta in random_study.deltas.items():
+        y = random_study.bases[layer](x) + delta(x)
+        torch.testing.assert_close(read[layer](x), y, rtol=1e-5, atol=1e-5)
+        assert card.layers[layer].base_id == f"set/{SETS[kind].format(layer)}"
+    shared = export(run, "deltas", tmp_path / "shared")
+    assert f"| 2 | `set/{SETS[kind].format(2)}` |" in (shared / "README.md").read_text()
+    for layer, (path, _, config) in load_deltas(shared).items():
+        assert config.base_id == f"set/{SETS[kind].format(layer)}"
+        assert load_base_of(path, config, str(folder))[1].path == str(
+            folder / SETS[kind].format(layer)
+        )
 
 
 def test_the_models_copy_is_the_model_as_older_readers_take_it(exported, random_study):
@@ -213,14 +313,18 @@ def test_the_originals_scale_goes_into_the_weights(exported, random_study, x, tm
 
 
 @pytest.fixture
-def qwen(random_study, tokenizer, tmp_path) -> dict[str, Path]:
-    """Of a study on a Qwen 3: its model, ReLU bases with skip as circuit-tracer's sets, and deltas."""
+def qwen(tokenizer, tmp_path) -> Path:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "head_dim": 8}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     config = Qwen3Config(vocab_size=len(tokenizer), max_position_embeddings=128, **sizes, **heads)
     model = Qwen3ForCausalLM(config)
     model.save_pretrained(tmp_path / "qwen")
     tokenizer.save_pretrained(tmp_path / "qwen")
+    return tmp_path / "qwen"
+
+
+def beside_skips(random_study, model: str | Path, tmp_path: Path) -> dict[str, Any]:
+    """Of a study on a model: ReLU bases with skip as circuit-tracer's sets, and deltas."""
     after_gain = HOOK_SITES["after_gain"]
     for layer, base in random_study.bases.items():
         tensors = {
@@ -228,19 +332,20 @@ def qwen(random_study, tokenizer, tmp_path) -> dict[str, Path]:
         }
         tensors |= {"W_dec": base.W_dec[:40], "W_skip": base.W_dec[:32]}
         relu = Transcoder(**tensors, activation="relu")
-        circuit_tracer.save_layer(tmp_path / "bases", layer, relu)
-    circuit_tracer.save_config(tmp_path / "bases", after_gain, "Qwen/Qwen3-0.6B", "", False)
+        layouts.circuit_tracer.save_layer(tmp_path / "bases", layer, relu)
+    layouts.circuit_tracer.save_config(tmp_path / "bases", after_gain, "base", "", False)
     for layer, delta in random_study.deltas.items():
         _, base_id = load_base(tmp_path / "bases", layer)
         changes = {"hook_site": "after_gain", "base_id": base_id.path, "base_hash": base_id.hash}
-        changes["model_fingerprint"] = model_fingerprint(load_model(str(tmp_path / "qwen")))
+        changes["model_fingerprint"] = model_fingerprint(load_model(str(model)))
         save_delta(
             tmp_path / f"deltas/layer_{layer}",
             delta,
             replace(random_study.configs[layer], **changes),
         )
     return {
-        "model": tmp_path / "qwen",
+        "model": model,
+        "base_model": "owner/base",
         "base_transcoders": tmp_path / "bases",
         "deltas": tmp_path / "deltas",
     }
@@ -248,11 +353,13 @@ def qwen(random_study, tokenizer, tmp_path) -> dict[str, Path]:
 
 @pytest.mark.parametrize("format", ["gemma_scope_2", "saelens", "circuit_tracer"])
 def test_a_base_of_relu_with_skip_is_joined_exactly(random_study, x, qwen, tmp_path, format):
-    out = export(random_study.folder, format, tmp_path / "out", alpha=0.5, **qwen)
+    model = random_study.model if format == "gemma_scope_2" else qwen
+    study = beside_skips(random_study, model, tmp_path)
+    out = export(random_study.folder, format, tmp_path / "out", alpha=0.5, **study)
     card, read = load_export(out)
     assert list(read) == ([0, 1, 2] if format == "circuit_tracer" else [0, 2])
     for layer, dictionary in read.items():
-        base, _ = load_base(qwen["base_transcoders"], layer)
+        base, _ = load_base(study["base_transcoders"], layer)
         y, a = base(x), [base.encode(x)]
         if delta := random_study.deltas.get(layer):
             y, a = y + 0.5 * delta(x), [*a, delta.encode(x)]
@@ -290,6 +397,23 @@ def test_gemma_scope_2_s_readers_feed_what_comes_after_the_gain(
         exported("gemma_scope_2", deltas=deltas)
 
 
+def test_gemma_scope_2_s_files_name_gemma_s_modules(random_study, qwen, tmp_path):
+    study = beside_skips(random_study, qwen, tmp_path)
+    with pytest.raises(
+        ValueError, match="qwen is of the family Qwen3, without a norm after its MLPs"
+    ):
+        export(random_study.folder, "gemma_scope_2", tmp_path / "out", **study)
+
+
+def test_gemma_scope_2_s_files_name_the_base(exported, random_study, tmp_path):
+    deltas = random_study.variant(tmp_path / "deltas", hook_site="after_gain")
+    with pytest.raises(
+        ValueError, match=r"name the base model, .*: give its hub id with --base-model"
+    ):
+        exported("gemma_scope_2", deltas=deltas)
+    assert [p.name for p in tmp_path.iterdir()] == ["deltas"]
+
+
 def test_deltas_on_the_base_models_mlp_go_alone(exported, random_study, tmp_path):
     changes = {"target": "mlp_difference", "base_id": "base_model", "percentile": None}
     deltas = random_study.variant(tmp_path / "deltas", **changes)
@@ -304,6 +428,11 @@ def test_another_base_is_refused_and_nothing_is_left(exported, random_study, tmp
     with pytest.raises(ValueError, match=r"another base dictionary: hash 000000000000…"):
         exported("saelens", deltas=deltas)
     assert [p.name for p in tmp_path.iterdir()] == ["deltas"]
+
+
+def test_an_alpha_that_float32_cannot_hold_is_refused(exported):
+    with pytest.raises(ValueError, match=r"layer 0, alpha 1e\+39: \w+ .*holds NaN or infinite"):
+        exported("saelens", alpha=1e39)
 
 
 def test_deltas_of_two_models_are_refused(exported, random_study, tmp_path):

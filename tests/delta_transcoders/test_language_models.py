@@ -29,6 +29,7 @@ from delta_transcoders.tasks.calculator.grammar import CLOSE, OPEN, format_tool_
 from delta_transcoders.tasks.calculator.task import Calculator
 from delta_transcoders.tasks.examples import Examples
 from delta_transcoders.tasks.task import Example
+from delta_transcoders.weights import StoredWeights
 
 EXAMPLES = [
     make_example("What is 12 + 3?", format_tool_call("12+3"), "positive"),
@@ -287,6 +288,29 @@ def test_a_folder_without_weights_is_named(model_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="weightless' cannot be loaded") as caught:
         load_model(str(folder))
     assert "hub" not in str(caught.value)
+
+
+def test_a_pointer_in_place_of_weights_is_named(model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "model")
+    path = tmp_path / "model/model.safetensors"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    for load in (load_model, StoredWeights):
+        with pytest.raises(ValueError, match="is not the file but a Git LFS pointer to it"):
+            load(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("weight_map", [None, [], "all", {"a": None}, {"a": 3}])
+def test_a_damaged_index_is_named(model_folder, tmp_path, weight_map):
+    shutil.copytree(model_folder, tmp_path / "model")
+    index = tmp_path / "model/model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    # Where all weights are in one file the index is not looked at.
+    assert StoredWeights(str(tmp_path / "model")).fingerprint()
+    (tmp_path / "model/model.safetensors").unlink()
+    for load in (load_model, load_tokenizer, StoredWeights):
+        with pytest.raises(ValueError, match=r"index.json is damaged: weight_map is") as error:
+            load(str(tmp_path / "model"))
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("load", [load_tokenizer, load_model])

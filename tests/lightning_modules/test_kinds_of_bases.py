@@ -1,12 +1,10 @@
 """A delta beside base dictionaries of every kind: residuals, training, interventions, exports."""
 
-import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
-import yaml
-from safetensors.torch import save_file
 
 import evaluate
 import train
@@ -17,86 +15,58 @@ from delta_transcoders.dictionaries.files.exported import load_export
 from delta_transcoders.export import export
 from delta_transcoders.language_models import load_model
 from delta_transcoders.report.tables import read_metrics
+from interop import published_sets
+from interop.published_sets import circuit_tracer
 
 pytestmark = pytest.mark.slow
 
 LAYERS = (0, 1)
 
 
-def circuit_tracer(
-    folder, tensors, gain, hook="ln2.hook_normalized", dtype=torch.float32, **config
-):
-    for layer in LAYERS:
-        t = dict(tensors[layer])
-        if "activation" in config:
-            t.pop("threshold")
-            t["W_skip"] = 0.01 * torch.eye(len(t["b_dec"]))
-        else:
-            t["activation_function.threshold"] = t.pop("threshold")
-        t["W_enc"] = t["W_enc"].T
-        folder.mkdir(exist_ok=True)
-        stored = {name: tensor.to(dtype).contiguous() for name, tensor in t.items()}
-        save_file(stored, folder / f"layer_{layer}.safetensors")
-    hooks = {"feature_input_hook": hook, "feature_output_hook": "hook_mlp_out"}
-    described = {"model_kind": "transcoder_set", **hooks, **config}
-    (folder / "config.yaml").write_text(yaml.safe_dump(described))
+def topk(folder, tensors, gain):
+    circuit_tracer(folder, skip=True, tensors=tensors, activation="topk", k=16, **BEFORE_GAIN)
+
+
+def skip(folder, tensors, gain):
+    circuit_tracer(folder, skip=True, tensors=tensors, activation="relu", **BEFORE_GAIN)
+
+
+def bfloat16(folder, tensors, gain):
+    options = BEFORE_GAIN | {"dtype": torch.bfloat16}
+    circuit_tracer(folder, threshold=True, tensors=tensors, **options)
 
 
 def gemma_scope_2(folder, tensors, gain):
     """Reads after the gain what the study's own dictionaries read before it."""
-    for layer in LAYERS:
-        t = dict(tensors[layer])
-        t["w_enc"] = t.pop("W_enc") / gain[layer][:, None]
-        t["w_dec"] = t.pop("W_dec")
-        inside = folder / f"transcoder_all/layer_{layer}_width_128_l0_small"
-        inside.mkdir(parents=True)
-        save_file(t, inside / "params.safetensors")
-        norm = f"model.layers.{layer}.%s_feedforward_layernorm.output"
-        hooks = {"hf_hook_point_in": norm % "pre", "hf_hook_point_out": norm % "post"}
-        config = {"model_name": "google/gemma-3-270m-it", "l0": 16, **hooks}
-        (inside / "config.json").write_text(json.dumps(config))
+    after = {
+        layer: t | {"W_enc": t["W_enc"] / gain[layer][:, None]} for layer, t in tensors.items()
+    }
+    name = "layer_{}_width_128_l0_small"
+    published_sets.gemma_scope_2(folder, tensors=after, name=name, l0=16)
 
 
 def sparsify(folder, tensors, gain):
     """After the gain too; half of its inputs' unit and a third of its outputs', with a skip."""
-    for layer in LAYERS:
-        t = dict(tensors[layer])
-        t.pop("threshold")
-        t["encoder.weight"] = (2 * t.pop("W_enc") / gain[layer][:, None]).T
-        t["encoder.bias"] = t.pop("b_enc")
-        t |= {"W_dec": 3 * t["W_dec"], "b_dec": 3 * t["b_dec"]}
-        d_model = len(t["b_dec"])
-        t["W_skip"] = 0.01 * torch.eye(d_model)
-        t["in_norm"] = torch.tensor([2 * d_model**0.5])
-        t["out_norm"] = torch.tensor([d_model**0.5 / 3])
-        module = folder / f"model.layers.{layer}.mlp"
-        module.mkdir(parents=True)
-        save_file({n: tensor.contiguous() for n, tensor in t.items()}, module / "sae.safetensors")
-        config = {"k": 16, "transcode": True, "skip_connection": True, "normalize_io": True}
-        (module / "cfg.json").write_text(json.dumps(config))
+    scaled = {
+        layer: t
+        | {"W_enc": 2 * t["W_enc"] / gain[layer][:, None]}
+        | {name: 3 * t[name] for name in ("W_dec", "b_dec")}
+        for layer, t in tensors.items()
+    }
+    root = len(gain[0]) ** 0.5
+    published_sets.sparsify(folder, skip=True, norms=(2 * root, root / 3), tensors=scaled, k=16)
 
 
 def saelens(folder, tensors, gain):
-    for layer in LAYERS:
-        inside = folder / f"layer_{layer}"
-        inside.mkdir(parents=True)
-        save_file(tensors[layer], inside / "sae_weights.safetensors")
-        n_features, d_model = tensors[layer]["W_dec"].shape
-        config = {"architecture": "jumprelu_transcoder", "apply_b_dec_to_input": False}
-        config |= {"d_in": d_model, "d_sae": n_features, "d_out": d_model}
-        hooks = {"hook_name": "ln2.hook_normalized", "hook_name_out": "hook_mlp_out"}
-        metadata = {name: f"blocks.{layer}.{hook}" for name, hook in hooks.items()}
-        (inside / "cfg.json").write_text(json.dumps(config | {"metadata": metadata}))
+    hooks = ("ln2.hook_normalized", "hook_mlp_out")
+    published_sets.saelens(folder, "jumprelu_transcoder", hooks, tensors)
 
 
-KINDS = {
-    "topk": lambda *args: circuit_tracer(*args, activation="topk", k=16),
-    "skip": lambda *args: circuit_tracer(*args, activation="relu"),
-    "bfloat16": lambda *args: circuit_tracer(*args, dtype=torch.bfloat16),
-    "gemma_scope_2": gemma_scope_2,
-    "sparsify": sparsify,
-    "saelens": saelens,
+BEFORE_GAIN = {
+    "feature_input_hook": "ln2.hook_normalized",
+    "feature_output_hook": "hook_mlp_out",
 }
+KINDS = {kind.__name__: kind for kind in (topk, skip, bfloat16, gemma_scope_2, sparsify, saelens)}
 # How the activations beside it are captured, where not as the family's.
 CAPTURED = {
     "gemma_scope_2": {"model.hook_site": "after_gain", "model.leading": 4},
@@ -110,8 +80,12 @@ def parts(dictionaries):
     model = load_model(str(dictionaries / "base_model"))
     norms = [layer.pre_feedforward_layernorm for layer in model.model.layers]
     source = str(dictionaries / "base_transcoders")
-    tensors = [load_base(source, layer, percentile=0.5)[0].state_dict() for layer in LAYERS]
-    return tensors, [1 + norm.weight.data for norm in norms]
+    tensors = {}
+    for layer in LAYERS:
+        base = load_base(source, layer, percentile=0.5)[0]
+        tensors[layer] = {name: tensor.numpy() for name, tensor in base.state_dict().items()}
+        tensors[layer]["W_skip"] = 0.01 * np.eye(base.d_out, dtype=np.float32)
+    return tensors, [1 + norm.weight.data.numpy() for norm in norms]
 
 
 @pytest.fixture
@@ -144,6 +118,7 @@ def test_a_delta_beside_every_kind(copied, parts, arguments, options, kind, tmp_
         bases[layer], base_id = load_base(tmp_path / "set", layer)
         deltas[layer], config = load_delta(tmp_path / f"sweep/d6_p0.5/layer_{layer}")
         assert (config.base_id, config.base_hash) == (base_id.path, base_id.hash)
+        assert config.base_file == base_id.file
         assert base_id.hook_site == config.hook_site
         rows = cache.load("validation", layer, ["x", "y", "residual-set-p0.5"])
         x, y, residual = (tensor.float() for tensor in rows.values())

@@ -120,8 +120,8 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
     """
     Raises:
         FileNotFoundError: no configuration, or no file of this layer.
-        ValueError: another kind of set, unknown hook points or activation, TopK without k, or tensors that
-            do not fit each other; names what was found and expected.
+        ValueError: another kind of set, unknown hook points or activation, TopK without k, k without TopK,
+            or tensors that do not fit each other; names what was found and expected.
     """
     config, config_path = _read_config(files), files.get(CONFIG_NAME)
     site = site_of(config_path, config.get("feature_input_hook"), config.get("feature_output_hook"))
@@ -160,8 +160,9 @@ def _activation(
     if named not in [*known]:  # it may be anything, a list too
         raise ValueError(f"{path}: activation is {named!r}, expected one of {', '.join(known)}")
     if known[named] != "topk":
-        return known[named], None
-    k = config.get("k", next((k for name, k in K_OF.items() if name in files.source), None))
+        return known[named], config.get("k")  # which a `Transcoder` refuses there
+    # The hub's cache has the owner before the name.
+    k = config.get("k", K_OF.get(Path(files.source).name.rpartition("--")[2]))
     if k is None:
         raise ValueError(
             f"{path}: activation is topk and k is missing; write `k: NUMBER` there (it is "

@@ -1,10 +1,12 @@
 """One dictionary per layer out of a folder of deltas and the bases they were trained on."""
 
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from delta_transcoders.dictionaries.bases import entry_of, load_base
+from delta_transcoders.dictionaries.bases import SIZES, choose_l0, entry_of, held, load_base
 from delta_transcoders.dictionaries.delta import (
     ON_DICTIONARIES,
     DeltaConfig,
@@ -36,6 +38,7 @@ class FusedDeltas:
     Raises:
         FileNotFoundError: no delta in the folder.
         ValueError: several configurations in it, or deltas that correct no dictionary but another model.
+            From `layer` too: nothing tells the base of a layer without a delta.
     """
 
     config: DeltaConfig
@@ -55,7 +58,9 @@ class FusedDeltas:
                 f"{deltas}: the deltas correct the base model's MLP (target {self.config.target!r}), so "
                 "there is no base dictionary to join them with; export them alone (--delta-only)"
             )
-        self._source = base_transcoders or split_layer(self.config.base_id)[0]
+        self._source = (
+            base_transcoders or split_layer(self.config.base_id, self.config.base_file)[0]
+        )
 
     def widest(self) -> int:
         """Number of features of the widest layer; reads the bases where no file's name says theirs."""
@@ -80,13 +85,21 @@ class FusedDeltas:
                 "(--delta-only)"
             )
         empty = _empty(self.config)
-        joined = for_other_tools(concatenate(base or empty, delta or empty, self.alpha), self.site)
+        try:
+            joined = concatenate(base or empty, delta or empty, self.alpha)
+        except ValueError as error:  # an alpha that float32 cannot hold
+            raise ValueError(f"layer {layer}, alpha {self.alpha}: {error}") from error
+        joined = for_other_tools(joined, self.site)
         n_base, n_joined = base.n_features if base else 0, joined.n_features
         whole = padded(joined, n_features or n_joined, in_front=self.delta_only)
         n_padding = whole.n_features - n_joined
         first = n_padding if self.delta_only else 0
         hook_in, hook_out = self.site.hook_points(layer)
-        base_path = base_id.path if base_id else config and config.base_id
+        base_name = None
+        if base_id:
+            base_name = portable_name(base_id.path, base_id.file)
+        elif config:
+            base_name = portable_name(config.base_id, config.base_file)
         measured = config.measured if config else {}
         l0s = [
             base_id and (base_id.average_l0 or measured.get("l0_base")),
@@ -100,7 +113,7 @@ class FusedDeltas:
             base_features=(0, n_base),
             delta_features=(first + n_base, first + n_joined),
             padding_features=(0, n_padding) if self.delta_only else (n_joined, whole.n_features),
-            base_id=base_path and portable_name(base_path),
+            base_id=base_name,
             base_hash=base_id.hash if base_id else config and config.base_hash,
             delta_hash=delta and delta.fingerprint(),
             average_l0=round(sum(l0 for l0 in l0s if l0)),
@@ -113,13 +126,32 @@ class FusedDeltas:
             return None, None
         if config is not None:
             return load_base_of(path, config, self._source)
-        return load_base(
-            self._source,
-            layer,
-            files=entry_of(self._source, self.config.base_id).kind,
-            percentile=self.config.percentile,
-            d_model=self.config.d_in,
-        )
+        return load_base(self._source, layer, **self._which, d_model=self.config.d_in)
+
+    @cached_property
+    def _which(self) -> dict[str, Any]:
+        """Arguments of `load_base` for layers without a delta: those that give the deltas their bases.
+
+        Deltas record the percentile, and not which files it was to choose among.
+        """
+        bases = [entry_of(self._source, config.base_id) for _, _, config in self._deltas.values()]
+        kind, size, percentile = bases[0].kind, bases[0].l0, self.config.percentile
+        if size in SIZES and all(base.l0 == size for base in bases):
+            return {"files": kind, "average_l0": size}
+        there = held(self._source)
+        for base in bases:
+            l0s = [
+                entry.l0 for entry in there if (entry.layer, entry.kind) == (base.layer, base.kind)
+            ]
+            chosen = choose_l0(l0s, percentile=percentile)
+            if chosen != base.l0:
+                raise ValueError(
+                    f"{self._source}: the base of layer {base.layer}'s delta is {base.path}, and percentile "
+                    f"{percentile} would be average L0 {chosen}: nothing says which base a layer without a "
+                    "delta is to have; give a folder with none but those that are meant "
+                    "(--base-transcoders)"
+                )
+        return {"files": kind, "percentile": percentile}
 
     def _base_width(self, path: Path, delta: Transcoder, config: DeltaConfig) -> int:
         named = entry_of(self._source, config.base_id).width

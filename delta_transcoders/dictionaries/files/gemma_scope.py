@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.files import partial_file
 from delta_transcoders.tensor_files import check_no_pointer
 
+DAMAGED = (zipfile.BadZipFile, zlib.error)
 KEYS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 _PARAMS = re.compile(r"layer_(\d+)/width_(\d+[km]?)/average_l0_(\d+(?:\.\d+)?)/params\.npz")
 
@@ -101,10 +103,13 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
         for key in KEYS:
             try:
                 arrays[key] = archive[key]
-            except (ValueError, zipfile.BadZipFile) as error:
+            # Of a member that is cut short, damaged, encrypted or compressed in another way.
+            except (ValueError, RuntimeError, OSError, EOFError, *DAMAGED) as error:
                 raise ValueError(
                     f"{path}: {key} cannot be read as a plain array: {error}"
                 ) from error
+            if not isinstance(arrays[key], np.ndarray):
+                raise ValueError(f"{path}: {key} cannot be read as a plain array: no .npy in it")
             if arrays[key].dtype != np.float32:
                 raise ValueError(f"{path}: {key} has dtype {arrays[key].dtype}, expected float32")
     tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}

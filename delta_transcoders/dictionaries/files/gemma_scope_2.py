@@ -11,6 +11,7 @@ goes by the L0, 10 to 20 for `small` and 60 to 120 for `big` in the sets of all 
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ _PARAMS = re.compile(
     r"/params\.safetensors"
 )
 _NAMES = {"W_enc": "w_enc", "W_dec": "w_dec", "W_skip": "affine_skip_connection"}
-LEADING_OF_INSTRUCT = 4
+# Size and kind of a model, as in configurations (some say v3), and in the names of repositories.
+_MODEL = re.compile(r"(?:google/)?gemma-v?3-(\d+[mb](?:-pt|-it)?)")
+_REPOSITORY = re.compile(r"gemma-scope-2-(\d+[mb]-(?:pt|it))(?:/|$)")
 ARCHITECTURE = "jump_relu"
 BIG_FROM = 40
 
@@ -54,13 +57,13 @@ def params_path(layer: int, width: int, average_l0: L0, affine: bool) -> str:
 
 
 def save_layer(
-    folder: Path, layer: int, dictionary: Transcoder, average_l0: L0, model: str | None
+    folder: Path, layer: int, dictionary: Transcoder, average_l0: L0, model: str
 ) -> Path:
     """Write one layer's two files below `folder`, and return that of the tensors.
 
     Args:
         dictionary: float32 JumpReLU from after the norm's gain to the MLP's output.
-        model: that it explains.
+        model: that it explains; SAELens reads no file without.
 
     Raises:
         ValueError: this layout cannot say it.
@@ -102,7 +105,8 @@ def find(files: Files) -> list[Entry]:
 def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
     """
     Raises:
-        ValueError: no transcoder but an autoencoder, other hook points, or tensors that do not fit.
+        ValueError: no transcoder but an autoencoder, other hook points, or tensors that do not fit; names
+            what was found and expected.
     """
     path = files.get(entry.path)
     config_path = entry.path.replace("params.safetensors", "config.json")
@@ -116,6 +120,10 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
         _check(where, config)
     tensors = load_tensors(path)
     n_features, d_model = vector_lengths(path, tensors, "b_enc", "b_dec")
+    if config.get("width", n_features) != n_features:
+        raise ValueError(
+            f"{where}: width is {config['width']!r}, and {path} has {n_features} features"
+        )
     affine = config.get("affine_connection", entry.kind.endswith("_affine"))
     transcoder = to_transcoder(
         path,
@@ -124,17 +132,23 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
         "by the lengths of b_enc and b_dec",
         names=_NAMES,
     )
-    base_model = config.get("model_name")
-    instruct = re.search(r"-it\b", f"{base_model} {files.source}")
     return transcoder, identify(
         files,
         entry,
         transcoder,
         site,
         average_l0=config.get("l0"),
-        leading=LEADING_OF_INSTRUCT if instruct else 1,
-        base_model=base_model,
+        base_model=_model_of(config.get("model_name"), files.source),
     )
+
+
+def _model_of(named: Any, source: str) -> Any:
+    """The hub id of a set's model where its configuration names one, or else its repository's name does."""
+    if named:
+        match = _MODEL.fullmatch(str(named))
+        return f"google/gemma-3-{match[1]}" if match else named
+    kinds = _REPOSITORY.findall(str(Path(source).absolute()))
+    return f"google/gemma-3-{kinds[-1]}" if kinds else None
 
 
 def _check(path: Path, config: dict[str, Any]) -> None:
@@ -142,5 +156,10 @@ def _check(path: Path, config: dict[str, Any]) -> None:
         raise ValueError(
             f"{path}: architecture is {config['architecture']!r}, expected {ARCHITECTURE!r}"
         )
-    if type(config.get("l0")) not in (int, float, type(None)):
-        raise ValueError(f"{path}: l0 is {config['l0']!r}, expected a number")
+    if config.get("type", "transcoder") != "transcoder":
+        raise ValueError(f"{path}: type is {config['type']!r}, expected 'transcoder'")
+    l0, affine = config.get("l0"), config.get("affine_connection", False)
+    if l0 is not None and not (type(l0) in (int, float) and 0 <= l0 < math.inf):
+        raise ValueError(f"{path}: l0 is {l0!r}, expected a number from 0 on")
+    if type(affine) is not bool:
+        raise ValueError(f"{path}: affine_connection is {affine!r}, expected true or false")

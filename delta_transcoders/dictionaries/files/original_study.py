@@ -122,6 +122,7 @@ def import_checkpoint(
         d_out=delta.d_out,
         d_new=delta.n_features,
         base_id=base_id.path,
+        base_file=base_id.file,
         base_hash=base_id.hash,
         model_fingerprint=fingerprint,
         hook_site=ORIGINAL.name,

@@ -53,7 +53,7 @@ def save_layer(
     site: HookSite,
     base_model: str | None,
     finetuned_model: str,
-    prepend_bos: bool,
+    prepend_bos: bool | None,
 ) -> Path:
     """Write one layer's folder below `folder`, and return it.
 
@@ -61,7 +61,7 @@ def save_layer(
         dictionary: float32 JumpReLU or ReLU, for plain tensors at the site's hook points.
         base_model: what tools boot by `model_name`: a name that they know, not that of a finetune.
         finetuned_model: whose MLPs the dictionary stands for.
-        prepend_bos: whether its tokenizer puts BOS before a text.
+        prepend_bos: whether its tokenizer puts BOS before a text; None: not known, and left out.
 
     Raises:
         ValueError: these files cannot say it.
@@ -84,7 +84,7 @@ def save_layer(
             "hook_name": hook_in,
             "hook_name_out": hook_out,
             "hook_head_index": None,
-            "prepend_bos": prepend_bos,
+            **({} if prepend_bos is None else {"prepend_bos": prepend_bos}),
         },
     }
     tensors = dictionary.state_dict()

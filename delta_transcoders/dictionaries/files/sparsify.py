@@ -57,6 +57,9 @@ def load(files: Files, entry: Entry) -> tuple[Transcoder, BaseId]:
     for name, wanted in REQUIRED.items():
         if config.get(name, wanted) != wanted:
             raise ValueError(f"{where}: {name} is {config[name]!r}, expected {wanted!r}")
+    for name in ("skip_connection", "normalize_io"):
+        if type(config.get(name, False)) is not bool:
+            raise ValueError(f"{where}: {name} is {config[name]!r}, expected true or false")
     if config.get("k") is None:
         raise ValueError(f"{where}: k is missing, the number of features that TopK keeps")
     path = files.get(entry.path)

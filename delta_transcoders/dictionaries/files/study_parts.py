@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from delta_transcoders.dictionaries.files import Part
-from delta_transcoders.files import read_json, write_json
+from delta_transcoders.files import DONE, read_json, write_json
 from delta_transcoders.hub import portable_name
 
 MODEL_FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "*.safetensors")
@@ -87,7 +87,8 @@ def save_model(folder: Path, source: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in ("*.json", "*.safetensors", "*.jinja", "tokenizer.model"):
         for path in source.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
+            if path.name != DONE:  # of the stage that made it, with paths of this machine
+                shutil.copyfile(path, folder / path.name)
     config = read_json(folder / "config.json")
     for part in (config, config.get("text_config", {})):
         for name, value in _old_rope(part.get("rope_parameters") or {}).items():
@@ -129,5 +130,6 @@ def _write_deltas(folder: Path, source: Path) -> None:
     from delta_transcoders.dictionaries.delta import load_deltas, save_delta
 
     for layer, (_, delta, config) in load_deltas(source).items():
-        shared = dataclasses.replace(config, base_id=portable_name(config.base_id))
+        base_id = portable_name(config.base_id, config.base_file)
+        shared = dataclasses.replace(config, base_id=base_id)
         save_delta(folder / f"layer_{layer}", delta, shared)

@@ -20,6 +20,8 @@ from delta_transcoders.dictionaries.transcoder import Transcoder, unscaled
 from delta_transcoders.families.sites import HookSite, site_between
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LEADING_OF_GEMMA_3_INSTRUCT = 4
+"""Gemma Scope 2 was not trained on what opens every chat; circuit-tracer, too, goes by the model's name."""
 
 
 def site_of(path: Path, hook_in: Any, hook_out: Any) -> HookSite:
@@ -99,14 +101,14 @@ def dictionary_shapes(
 def vector_lengths(path: Path, tensors: Mapping[str, Tensor], *names: str) -> list[int]:
     """
     Raises:
-        ValueError: one is missing or not a vector.
+        ValueError: one is missing, not a vector, or empty.
     """
     for name in names:
         if name not in tensors:
             raise ValueError(f"{path}: {name} is missing; the file holds {sorted(tensors)}")
-        if tensors[name].ndim != 1:
+        if tensors[name].ndim != 1 or not len(tensors[name]):
             raise ValueError(
-                f"{path}: {name} has shape {list(tensors[name].shape)}, expected a vector"
+                f"{path}: {name} has shape {list(tensors[name].shape)}, expected a vector that is not empty"
             )
     return [len(tensors[name]) for name in names]
 
@@ -119,9 +121,17 @@ def identify(
     *,
     average_l0: L0 | None = None,
     leading: int = 1,
-    base_model: str | None = None,
+    base_model: Any = None,
 ) -> BaseId:
-    """What a reader has found out about a dictionary, with what the dictionary says itself."""
+    """What a reader has found out about a dictionary, with what the dictionary says itself.
+
+    Args:
+        leading: as the layout has it, whatever the model.
+        base_model: what the file holds, which may be anything.
+    """
+    base_model = base_model if isinstance(base_model, str) else None
+    if base_model and "gemma-3" in base_model and base_model.endswith("-it"):
+        leading = LEADING_OF_GEMMA_3_INSTRUCT
     return BaseId(
         source=files.source,
         file=entry.path,

@@ -10,7 +10,6 @@ from delta_transcoders.activations.site_check import (
     hook_site_check,
     require_site,
 )
-from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.families.gemma2 import Gemma2
 from delta_transcoders.families.sites import HOOK_SITES
 
@@ -61,14 +60,12 @@ def test_a_poor_fit_only_warns(activations, fitted):
         require_site(poor, site, average_l0=6)
 
 
-@pytest.mark.parametrize("name", ["W_enc", "W_dec"])
-def test_a_transposed_base(activations, fitted, name):
-    """The shape of a square matrix does not tell, its fit does: it is bad at every site."""
-    site = HOOK_SITES["gemma_scope"]
-    base = fitted(*(activations[n] for n in site.hook_points(1)), n_features=32)
-    turned = Transcoder(
-        **base.state_dict() | {name: base.state_dict()[name].T}, activation=base.activation
-    )
-    table = hook_site_check(activations, turned, 1, [site])
-    with pytest.warns(UserWarning, match=r"layer 1: .* does it belong to this model"):
-        require_site(table, site)
+def test_a_dictionary_that_fits_nowhere_is_refused_as_that():
+    ours, theirs = (SiteFit(HOOK_SITES[name], 2, 2.6, 0.1) for name in ("gemma_scope", "original"))
+    for fvu in (1.2, 1.0, float("nan")):
+        with pytest.raises(
+            ValueError, match=rf"layer 2 fits at no site .*{fvu:.3g}, at 'orig.*: another"
+        ):
+            require_site([theirs._replace(fvu=fvu), ours._replace(fvu=max(fvu, 2.6))], ours.site)
+    with pytest.raises(ValueError, match="is not where the base dictionary of layer 2 belongs"):
+        require_site([theirs._replace(fvu=0.9), ours], ours.site)

@@ -77,6 +77,12 @@ def test_the_familys_sites_exist(case):
     assert set(case.family.mlps) <= set(case.family.candidates)
 
 
+def test_only_gemma_s_mlps_are_followed_by_a_norm(case, folder):
+    layer = load_model(folder).get_submodule(f"{case.family.blocks_path}.0")
+    has_one = hasattr(layer, "post_feedforward_layernorm")
+    assert family_of(load_config(folder)).has_post_norm is has_one is ("gemma" in case.name)
+
+
 def test_adapters_go_on_linear_layers_of_every_block(case, folder):
     model = load_model(folder)
     linear = torch.nn.Linear | Conv1D

@@ -10,7 +10,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from delta_transcoders import hub
 from delta_transcoders.dictionaries.bases import load_base
+from delta_transcoders.dictionaries.files import saelens
+from delta_transcoders.families.sites import GEMMA_SCOPE
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.own_study import expand
 from delta_transcoders.own_study.merge import adapter_tokenizer, merge
@@ -116,6 +119,19 @@ def test_activations_are_captured_where_the_dictionaries_read(own_content, dicti
     assert config_of(study, "activations")["model"]["init_args"]["hook_site"] == "gemma_scope"
     captured = config_of(expanded(own_content), "activations")["model"]["init_args"]
     assert "hook_site" not in captured and "leading" not in captured
+
+
+def test_dictionaries_of_another_model_are_told(own_content, dictionaries, monkeypatch):
+    base, _ = load_base(dictionaries / "base_transcoders", 0)
+    for layer in (0, 1):
+        saelens.save_layer(Path("set"), layer, base, GEMMA_SCOPE, "owner/it", "finetuned", True)
+    content = own_content | {"dictionaries": "set"}
+    assert "the dictionaries say" not in "\n".join(
+        expanded(content)["notes"]
+    )  # a folder has no name
+    monkeypatch.setattr(hub, "is_hub_id", lambda source: True)
+    said = "warning: the dictionaries say that they are for owner/it, and base_model is"
+    assert said in "\n".join(expanded(content)["notes"])
 
 
 def test_any_option_of_a_stage_and_of_all(own_content):

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,59 @@ def test_another_models_set_and_a_layer_that_is_missing(layout, tmp_path):
         load_base(tmp_path, 0, width=13)
 
 
+def with_another_member(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name.removesuffix(".npy"), content[8:])
+
+
+def with_compressed_garbage(path: Path) -> None:
+    with np.load(path) as archive:
+        np.savez_compressed(path, **archive)
+    content = bytearray(path.read_bytes())
+    content[120:160] = bytes(40)
+    path.write_bytes(content)
+
+
+def with_a_flag(offset: int, value: int) -> Callable[[Path], None]:
+    """In the header of every member, here and in the archive's directory."""
+
+    def edit(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        for header, start in ((b"PK\x03\x04", offset), (b"PK\x01\x02", offset + 2)):
+            at = content.find(header)
+            while at >= 0:
+                content[at + start] = value
+                at = content.find(header, at + 1)
+        path.write_bytes(content)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [with_another_member, with_compressed_garbage, with_a_flag(6, 1), with_a_flag(8, 97)],
+    ids=["no .npy", "garbage", "encrypted", "another compression"],
+)
+def test_an_archive_with_members_that_are_none(tmp_path, edit):
+    gemma_scope(tmp_path)
+    path = tmp_path / "layer_0/width_12/average_l0_5/params.npz"
+    edit(path)
+    with pytest.raises(ValueError, match=r"params.npz: \w+ cannot be read as a plain array: "):
+        load_base(tmp_path, 0)
+
+
+def test_a_set_without_features(tmp_path):
+    circuit_tracer(tmp_path)
+    path = tmp_path / "layer_0.safetensors"
+    none = {"W_enc": (0, D), "b_enc": (0,), "W_dec": (0, D)}
+    replaced(path, **{name: np.zeros(shape, np.float32) for name, shape in none.items()})
+    with pytest.raises(ValueError, match=r"b_enc has shape \[0\], expected a vector that is not"):
+        load_base(tmp_path, 0)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -138,6 +193,7 @@ def test_another_models_set_and_a_layer_that_is_missing(layout, tmp_path):
         ({"activation": "topk", "k": 0}, "k is 0, expected a whole number from 1 to 12"),
         ({"activation": "topk", "k": "3"}, "k is '3', expected a whole number"),
         ({"activation": "topk", "k": 3.0}, r"k is 3\.0, expected a whole number"),
+        ({"k": 3}, "k is 3, and activation 'relu' has none"),
         ({"activation": ["topk"]}, r"activation is \['topk'\], expected one of"),
         ({"feature_input_hook": ["mlp.hook_in"]}, r"reads at \['mlp.hook_in'\], expected one of"),
         ({"feature_output_hook": None}, "writes at None, expected one of"),
@@ -163,6 +219,8 @@ def test_a_circuit_tracer_set_that_we_cannot_mean(tmp_path, changes, message):
         ({"k": "3"}, "k is '3', expected a whole number"),
         ({"skip_connection": True}, "W_skip is missing"),
         ({"normalize_io": True}, "in_norm is missing or not one positive number"),
+        ({"normalize_io": "false"}, "normalize_io is 'false', expected true or false"),
+        ({"skip_connection": 0}, "skip_connection is 0, expected true or false"),
     ],
 )
 def test_a_sparsify_set_that_we_cannot_mean(tmp_path, changes, message):
@@ -189,7 +247,13 @@ def test_a_norm_that_is_no_scale(tmp_path, norm):
         ({"hf_hook_point_out": None}, "writes at None, expected one of"),
         ({"hf_hook_point_in": "model.layers.1.pre_feedforward_layernorm.output"}, "layers.1.pre"),
         ({"l0": "small"}, "l0 is 'small', expected a number"),
+        ({"l0": float("nan")}, "l0 is nan, expected a number from 0 on"),
+        ({"l0": float("inf")}, "l0 is inf, expected a number from 0 on"),
+        ({"l0": -1}, "l0 is -1, expected a number from 0 on"),
+        ({"type": "sae"}, "type is 'sae', expected 'transcoder'"),
+        ({"width": 99}, "width is 99, and .*params.safetensors has 12 features"),
         ({"affine_connection": True}, "affine_skip_connection is missing"),
+        ({"affine_connection": "false"}, "affine_connection is 'false', expected true or false"),
     ],
 )
 def test_a_gemma_scope_2_set_that_we_cannot_mean(tmp_path, changes, message):

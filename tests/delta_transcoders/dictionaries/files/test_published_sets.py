@@ -19,13 +19,13 @@ from delta_transcoders.families.sites import HOOK_SITES
 from delta_transcoders.interventions.sources import DictionarySource
 from interop.published_sets import (
     CASES,
+    DRAWN,
     LAYERS,
     Case,
     D,
     F,
     K,
     circuit_tracer,
-    drawn,
     formula,
     gemma_scope_2,
     sparsify,
@@ -49,7 +49,7 @@ def test_a_set_is_the_function_that_was_published(case, x_ND, tmp_path):
     x = torch.from_numpy(x_ND)
     for layer in LAYERS:
         base, found = load_base(tmp_path, layer, d_model=D)
-        a_NF, y_ND = formula(x_ND, layer, case.activation, case.skip, case.scales)
+        a_NF, y_ND = formula(x_ND, DRAWN[layer], case.activation, case.skip, case.scales)
         close = {"rtol": 1e-6, "atol": 1e-6 * float(np.abs(y_ND).max()), "check_dtype": False}
         torch.testing.assert_close(base.encode(x), torch.from_numpy(a_NF), **close)
         torch.testing.assert_close(base(x), torch.from_numpy(y_ND), **close)
@@ -135,7 +135,7 @@ def test_features_are_dropped_and_the_skip_stays(case, x_ND, tmp_path):
     base, _ = load_base(tmp_path, 1)
     x = torch.from_numpy(x_ND)
     nothing, _ = DictionarySource(base)(x, torch.zeros(len(x), F, dtype=torch.bool))
-    t = drawn(1)
+    t = DRAWN[1]
     expected = t["b_dec"] + (case.scales[0] * x_ND @ t["W_skip"] if case.skip else 0)
     expected = torch.from_numpy(np.broadcast_to(expected * case.scales[1], nothing.shape).copy())
     torch.testing.assert_close(nothing, expected.float(), rtol=1e-5, atol=1e-5)
@@ -161,6 +161,43 @@ def test_half_precision_stays_on_disk_and_in_memory(x_ND, tmp_path):
     only[1, 2] = 1.5
     expected = torch.stack([base.b_dec.float(), base.b_dec.float() + 1.5 * base.W_dec[2].float()])
     torch.testing.assert_close(base.decode(only, torch.zeros(2, D)), expected)
+
+
+@pytest.mark.parametrize(
+    ("folder", "named", "base_model", "leading"),
+    [
+        ("set", "gemma-v3-1b-it", "google/gemma-3-1b-it", 4),
+        ("set", "google/gemma-3-270m", "google/gemma-3-270m", 1),
+        ("gemma-scope-2-1b-it/made-it", "google/gemma-3-1b-pt", "google/gemma-3-1b-pt", 1),
+        ("gemma-scope-2-1b-it", None, "google/gemma-3-1b-it", 4),
+        ("gemma-scope-2-1b-pt/transcoder_all", None, "google/gemma-3-1b-pt", 1),
+        ("a-it/set", None, None, 1),
+        ("set", ["x"], None, 1),
+    ],
+)
+def test_sets_of_gemma_3_s_instruction_tuned_models_spare_four_tokens(
+    tmp_path, folder, named, base_model, leading
+):
+    folder = tmp_path / folder
+    gemma_scope_2(folder, parent="" if folder.name == "transcoder_all" else "transcoder_all/")
+    for path in folder.rglob("config.json"):
+        if named is None:
+            path.unlink()
+        else:
+            write_json(path, json.loads(path.read_text()) | {"model_name": named})
+    found = load_base(folder, 0)[1]
+    assert (found.base_model, found.leading) == (base_model, leading)
+
+
+def test_what_is_spared_is_the_same_in_every_layout(tmp_path):
+    gemma_scope_2(tmp_path / "set")
+    base, found = load_base(tmp_path / "set", 0)
+    site, model = HOOK_SITES[found.hook_site], found.base_model
+    layouts.saelens.save_layer(tmp_path / "saelens", 0, base, site, model, "finetuned", True)
+    layouts.circuit_tracer.save_layer(tmp_path / "tracer", 0, base)
+    layouts.circuit_tracer.save_config(tmp_path / "tracer", site, model, "finetuned", True)
+    for name in ("set", "saelens", "tracer"):
+        assert load_base(tmp_path / name, 0)[1].leading == 4
 
 
 # Choice
@@ -215,6 +252,9 @@ def test_k_of_the_set_that_leaves_it_out(tmp_path):
     circuit_tracer(folder, activation="topk")
     with pytest.raises(ValueError, match=r"layer_0.safetensors: k is 128, expected .* to 12"):
         load_base(folder, 0)
+    other = folder.rename(tmp_path / "crv-8b-instruct-transcoders-v2-k64")
+    with pytest.raises(ValueError, match="activation is topk and k is missing"):
+        load_base(other, 0)
 
 
 def test_a_hub_id_and_a_folder_of_its_repository(tmp_path, monkeypatch):
