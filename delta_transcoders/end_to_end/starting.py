@@ -21,6 +21,8 @@ class Corrected:
     path: str
     hash: str
     average_l0: L0 | None = None
+    file: str | None = None
+    """The part of a dictionary's path that is its set's."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def _start(
     if base_model is not None:
         return Start(deltas, site, dict.fromkeys(deltas, base_model), {}, None)
     corrects = {
-        layer: Corrected(base_id.path, base_id.hash, base_id.average_l0)
+        layer: Corrected(base_id.path, base_id.hash, base_id.average_l0, base_id.file)
         for layer, (_, base_id) in loaded.items()
     }
     bases = {

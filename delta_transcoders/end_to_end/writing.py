@@ -45,6 +45,7 @@ def write_deltas(
             d_out=delta.d_out,
             d_new=delta.n_features,
             base_id=base.path,
+            base_file=base.file,
             base_hash=base.hash,
             model_fingerprint=model_fingerprint,
             hook_site=start.site.name,
