@@ -250,8 +250,8 @@ def finish_output(path: str | Path, replaces: Collection[str] | None = None) -> 
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 _link(folder / name, copy)
     kind = (staging / _UNFINISHED).read_text(encoding="utf-8")
-    _release(staging)
     files = {p.relative_to(staging).as_posix(): p.stat().st_size for p in _files(staging)}
+    del files[_UNFINISHED]
     done = {
         "format": FORMAT,
         "kind": kind,
@@ -260,6 +260,7 @@ def finish_output(path: str | Path, replaces: Collection[str] | None = None) -> 
         "files": files,
     }
     _write_done(staging, done)
+    _release(staging)
     _swap(staging, folder)
 
 
@@ -268,15 +269,14 @@ def discard_output(path: str | Path) -> None:
     staging = _staging(_resolved(path))
     if staging in _locks:
         os.close(_locks.pop(staging))
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
 
 
 def set_aside_output(path: str | Path) -> Path:
     """Move the staged folder to `PATH.incomplete`, replacing an earlier one; what is in `path` stays."""
     folder = _resolved(path)
     staging, aside = _staging(folder), _aside(folder)
-    if aside.exists():
-        shutil.rmtree(aside)
+    _remove(aside)
     os.close(_locks.pop(staging))
     os.rename(staging, aside)
     return aside
@@ -368,6 +368,8 @@ def _check_ours(staging: Path) -> None:
     if not staging.exists() or staging in _locks:
         return
     if not (staging / _UNFINISHED).is_file():
+        if _done(staging) or (staging.is_dir() and not any(staging.iterdir())):
+            return  # killed as soon as it was made, or just before it would have taken its place
         raise FileExistsError(
             f"{staging} is in the way and was not written by a stage; move it away"
         )
@@ -385,13 +387,25 @@ def _empty_staging(path: str | Path, kind: str = "") -> Path:
     staging = _staging(_resolved(path))
     _check_ours(staging)
     discard_output(path)
-    shutil.rmtree(staging, ignore_errors=True)
+    _remove(staging)
     staging.mkdir(parents=True)
     marker = staging / _UNFINISHED
     marker.write_text(kind, encoding="utf-8")
     _locks[staging] = os.open(marker, os.O_RDONLY)
     fcntl.flock(_locks[staging], fcntl.LOCK_EX | fcntl.LOCK_NB)
     return staging
+
+
+def _remove(folder: Path) -> None:
+    """Remove what is unfinished, if it is there; what says that it is ours goes last, after any kill."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name in (_UNFINISHED, DONE):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _release(staging: Path) -> None:

@@ -181,6 +181,41 @@ def test_what_a_killed_run_left_is_removed_and_a_strangers_folder_is_not(tmp_pat
     assert contents(tmp_path / ".other.partial") == {"notes": "mine"}
 
 
+@pytest.mark.parametrize("moment", ["mkdir", "_swap", "rmtree"])
+def test_what_a_kill_at_any_moment_left_is_removed(tmp_path, monkeypatch, moment):
+    """When the folder was just made, when it was finished, and while an earlier one was being removed."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(folder, *args, **kwargs):
+        if moment == "mkdir":
+            os.mkdir(folder)
+        if moment == "rmtree":
+            os.unlink(folder / files._UNFINISHED)  # a file system's order may be this
+        raise Killed
+
+    def end_of_the_process():
+        while files._locks:
+            os.close(files._locks.popitem()[1])
+
+    make(tmp_path / "out", model="old")
+    if moment == "rmtree":
+        write(files.start_output(tmp_path / "out", KIND), model="half")
+        end_of_the_process()
+
+    owner = {"mkdir": files.Path, "_swap": files, "rmtree": files.shutil}[moment]
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(owner, moment, kill)
+        write(files.start_output(tmp_path / "out", KIND), model="whole")
+        files.finish_output(tmp_path / "out")
+    end_of_the_process()
+    assert contents(tmp_path / "out")["model"] == "old"
+    make(tmp_path / "out", model="new")
+    assert contents(tmp_path / "out")["model"] == "new"
+    assert leftovers(tmp_path) == []
+
+
 def test_an_output_comes_back_after_a_kill_between_the_two_renames(tmp_path):
     make(tmp_path / "out", model="old")
     os.rename(tmp_path / "out", tmp_path / ".out.replaced")
