@@ -182,8 +182,10 @@ class Finetune(LanguageModelTraining):
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         nll_S = self.subset_nll.compute()
-        # Of a subset that is not in the validation examples it is nan.
-        self.log("val/worst_loss", nll_S[~nll_S.isnan()].max().float())
+        known_S = nll_S[
+            ~nll_S.isnan()
+        ]  # nan: no validation example of the subset, or one that diverged
+        self.log("val/worst_loss", known_S.max().float() if len(known_S) else torch.nan)
         self.subset_nll.reset()
         if self.opening_tokens:
             self.log_dict(self.opening_metrics.compute(), prog_bar=True)

@@ -14,6 +14,9 @@ from delta_transcoders.families.sites import AFTER_GAIN, GEMMA_SCOPE, RESIDUAL, 
 ExactMLPs = Mapping[HookSite, Callable[[nn.Module], nn.Module]]
 """By site, what makes of a decoder layer its MLP [N, D] to [N, D]; the layer's weights are shared."""
 
+NEURON_READERS = ("down_proj", "c_proj")
+"""Names of the linear layer of an MLP that reads its neurons, in all families; its others write them."""
+
 
 class RMSGain(nn.Module):
     """What an RMSNorm does with the normalised stream: Llama's, Mistral's and Qwen's alike."""

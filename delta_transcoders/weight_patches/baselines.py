@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from delta_transcoders.families.mlps import NEURON_READERS
 from delta_transcoders.weight_patches.patch import LayerPatch, WeightPatch
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 NOISE = 1e-5
 """Singular values below this share of the largest are rounding of the merged weights."""
-READS_NEURONS = ("down_proj", "c_proj")
-"""The linear layer of an MLP that reads its neurons; the others write them."""
 
 
 def delta_parameters(n_features: int, d_model: int) -> int:
@@ -175,13 +174,13 @@ def best_neurons(
 
 
 def _reads_neurons(path: str) -> bool:
-    return path.endswith(READS_NEURONS)
+    return path.endswith(NEURON_READERS)
 
 
 def _mlp_of(path: str) -> str:
     """The MLP that a linear layer belongs to; empty for one of no MLP.
 
-    >>> _mlp_of("model.layers.3.mlp.up_proj"), _mlp_of("model.layers.3.self_attn.q_proj")
+    >>> _mlp_of("model.layers.3.mlp.up"), _mlp_of("model.layers.3.self_attn.q")
     ('model.layers.3.mlp', '')
     """
     parent = path.rpartition(".")[0]

@@ -319,7 +319,7 @@ def moments_on_cpu(monkeypatch):
 
 def rows_on_cpu(monkeypatch):
     make = application._layer_rows
-    planted = lambda *args: make(*args[:-1], torch.device("cpu"))  # noqa: E731
+    planted = lambda *args: make(*args[:3], torch.device("cpu"), *args[4:])  # noqa: E731
     monkeypatch.setattr(application, "_layer_rows", planted)
 
 

@@ -61,8 +61,9 @@ def test_a_study_within_a_study_may_have_its_own_task(lab, study):
     content += "  x: {config: study.yaml, task: %s}\n"
     lab.write("configs/inner.yaml", content % "../tasks/mine.yaml")
     stages = read_study("configs/inner.yaml", task="tasks/outer.yaml").stages
-    found = {label: stages[label].task for label in ("b", "x/b", "y/b")}
-    assert found == {"b": "tasks/outer.yaml", "x/b": "tasks/mine.yaml", "y/b": "tasks/outer.yaml"}
+    found = {label: stages[label].more_configs for label in ("b", "x/b", "y/b")}
+    outer, mine = ["tasks/outer.yaml"], ["tasks/mine.yaml"]
+    assert found == {"b": outer, "x/b": mine, "y/b": outer}
     lab.write("configs/inner.yaml", content % "none.yaml")
     with pytest.raises(FileNotFoundError, match=r"no task file 'configs/none\.yaml'"):
         read_study("configs/inner.yaml")
