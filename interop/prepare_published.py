@@ -5,6 +5,7 @@ inputs, a.L [N, n_features] and y.L [N, d_model]. For some, `OUT/models/…` is 
 family, and `OUT/expected/{case} in a model.safetensors` what `replacement.expected` says of it.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,8 @@ def main(tokenizer: str, out: Path) -> None:
     Args:
         tokenizer: folder of a model, whose tokenizer the random ones get.
     """
+    for earlier in ("published", "models"):
+        shutil.rmtree(out / earlier, ignore_errors=True)
     x = np.random.default_rng(7).normal(size=(512, D)).astype(np.float32)
     for case in CASES:
         folder = out / "published" / case.name

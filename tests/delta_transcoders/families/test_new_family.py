@@ -21,6 +21,8 @@ def test_the_page_on_new_families(pytestconfig, tmp_path):
         "datamodules",
         "callbacks",
         "configs",
+        "benchmarks",
+        "interop",
     ):
         shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("train.py", "evaluate.py", "pyproject.toml"):
