@@ -1,37 +1,18 @@
-"""Which examples are worded alike, and splits that share no wording."""
+"""Splits that share no wording."""
 
 from __future__ import annotations
 
 import inspect
-import re
 from collections import defaultdict
 from collections.abc import Hashable
 
-from delta_transcoders.foreign_text import letters
 from delta_transcoders.tasks.task import Example, Splits, Task, subsets_of
-
-
-def wording(example: Example) -> str:
-    """
-    >>> wording(Example("What is 12 * 3.5?", "42", "sums"))
-    'Whatis#*#?'
-    >>> wording(Example("What is 12 * 3.5?", "42", "sums", group="plain"))
-    'group plain'
-    """
-    if example.group:
-        return f"group {example.group}"
-    return re.sub(r"\d+(?:[.,]\d+)*", "#", _prompt(example))
-
-
-def _prompt(example: Example) -> str:
-    if isinstance(example.prompt, str):
-        return letters(example.prompt)
-    return "\n".join(f"{m.role}:{letters(m.content)}" for m in example.prompt)
+from delta_transcoders.tasks.wordings import prompt_letters, wording
 
 
 def identities(example: Example) -> tuple[Hashable, ...]:
     """What no two splits share."""
-    return ("wording", wording(example)), ("prompt", _prompt(example))
+    return ("wording", wording(example)), ("prompt", prompt_letters(example))
 
 
 def split_by_wording(task: Task, examples: list[Example], n_evaluation: int, seed: int) -> Splits:
