@@ -46,6 +46,10 @@ class Source(nn.Module):
         """
         raise NotImplementedError
 
+    def activity(self, a_NF: Tensor) -> Tensor:
+        """How much is active in each token [N]: Σ|a|, each times the norm of what it writes."""
+        return a_NF.abs().sum(-1)
+
 
 class LayerSources(ABC):
     """A source for every layer: what a user's own kind of source is given by (`class_path` in a YAML)."""
@@ -79,6 +83,10 @@ class DictionarySource(Source):
         if feature_mask_NF is not None:
             a_NF = torch.where(feature_mask_NF, a_NF, 0)
         return self.transcoder.decode(a_NF, x_ND), a_NF
+
+    def activity(self, a_NF: Tensor) -> Tensor:
+        """Σ|a|·‖row‖: without the norms, larger rows and smaller activations would be another number."""
+        return a_NF.abs() @ torch.linalg.vector_norm(self.transcoder.W_dec, dim=1)
 
 
 class AffineSource(Source):
