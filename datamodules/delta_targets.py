@@ -8,21 +8,25 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+from torch import Tensor
 
 from datamodules.activations import ActivationData, TokenStream
 from datamodules.batching import ResumableDataLoader
 from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.activations.site_check import base_model_fits, require_site
-from delta_transcoders.activations.targets import add_residuals
+from delta_transcoders.activations.targets import add_residuals, add_target
 from delta_transcoders.console import StudyWarning
 from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.dictionaries.identity import BaseId
 from delta_transcoders.families import ModelFamily, family_of
 from delta_transcoders.families.sites import HookSite
 from delta_transcoders.files import read_json, write_json
+from delta_transcoders.interventions.loading import load_mlps
+from delta_transcoders.interventions.sources import MLPSource
 from delta_transcoders.language_models import (
     check_model_source,
     load_model,
@@ -205,6 +209,44 @@ class DeltaData(ActivationData):
     def base_model_fit(self, layer: int, key: str) -> ReconstructionFit:
         """The base alone on the base model's activations of the checked examples."""
         return ReconstructionFit(**self._base_model_fits[layer][key])
+
+
+class DictionaryErrorData(DeltaData):
+    """The same with the part of each residual that is the dictionary's own, e = baseMLP(x) − base(x).
+
+    r = d + e, where d = y − baseMLP(x) is what finetuning changed (`MLPDifferenceData`): what a delta of e
+    brings back is repair of the dictionary.
+    """
+
+    target_kind = "dictionary_error"
+
+    @property
+    def targets(self) -> list[str]:
+        return [f"dictionary_error-{self._source_key(key)}" for key in self.base_keys]
+
+    def prepare_data(self) -> None:
+        super().prepare_data()
+        h, cache = self.hparams, self.cache
+        device = self.trainer.strategy.root_device if self.trainer else "cpu"
+        mlps = load_mlps(h.base_model, h.model_dtype, cache.meta.hook_site, self.layers)
+        for layer in self.layers:
+            mlp = mlps.sources[layer].to(device)
+            for key, target in zip(self.base_keys, self.targets, strict=True):
+                base, base_id = self._load_base(layer, key, cache.meta.d_in)
+                both = {"base": asdict(base_id), "hash": f"{base_id.hash} {mlps.fingerprint}"}
+                reconstruct = base.to(device).reconstruct
+                whole = partial(self._written, mlp)
+                add_target(cache, layer, target, both, reconstruct, device, whole)
+
+    @staticmethod
+    def _written(mlp: MLPSource, x_ND: Tensor) -> Tensor:
+        return mlp(x_ND, None)[0].float()
+
+    def base_id(self, layer: int, key: str) -> BaseId:
+        return BaseId(**self._target(layer, key)["identity"]["base"])
+
+    def _target(self, layer: int, key: str) -> dict:
+        return self.cache.target(f"dictionary_error-{self._source_key(key)}", layer)
 
 
 class CorrectionData(DeltaData):

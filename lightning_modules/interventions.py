@@ -163,13 +163,10 @@ class InterventionModule(Evaluation):
                 self.hparams.max_new_tokens,
                 self.reader,
             )
-        more = self.measure_more(batch)
+        self.measure_more(batch)
         rows = zip(pairs, texts, scores, strict=True)
         self.records.update(
-            [
-                self._scored(c, batch[i], text, score) | more.get((c, i), {})
-                for (c, i), text, score in rows
-            ]
+            [self._scored(c, batch[i], text, score) for (c, i), text, score in rows]
         )
 
     def teacher_forced(
@@ -180,9 +177,8 @@ class InterventionModule(Evaluation):
             [batch[i].tokens for _, i in pairs], [self.columns[c].intervention for c, _ in pairs]
         )
 
-    def measure_more(self, batch: list[PromptRow]) -> dict[tuple[int, int], Record]:
-        """More for the record of a column and a row of the batch."""
-        return {}
+    def measure_more(self, batch: list[PromptRow]) -> None:
+        """What a subclass measures beside the records."""
 
     def _scored(
         self, column: int, row: PromptRow, text: str | None, score: TeacherForced

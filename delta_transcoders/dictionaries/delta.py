@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 TENSORS_NAME = "delta.safetensors"
 CONFIG_NAME = "config.json"
 
-Target = Literal["residual", "mlp_difference"]
+Target = Literal["residual", "mlp_difference", "dictionary_error"]
 
 
 def random_directions(delta: Transcoder, seed: int) -> Transcoder:
@@ -59,7 +59,7 @@ class DeltaConfig:
     sparsity: dict[str, Any]
     """The `SparsityConfig` and the l0 it was trained with, as a dictionary."""
     target: Target
-    """What was learned: y − base(x), or y − (what the base model's MLP writes on x)."""
+    """What was learned: r = y − base(x), d = y − baseMLP(x), or the part e = r − d = baseMLP(x) − base(x)."""
     percentile: float | None
     average_l0_base: float | None
     seed: int

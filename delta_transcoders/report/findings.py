@@ -1,18 +1,20 @@
-"""The original study's claims and our numbers: `python -m delta_transcoders.report.findings [STUDY ...]`.
+"""The page of findings: `python -m delta_transcoders.report.findings [STUDY ...]`.
 
 Each STUDY is one seed of the pipeline: their figures are written to `docs/findings.csv`, each per seed and
 pooled. From that file alone `docs/FINDINGS.md` is rendered, also where no STUDY is given. The page's template
-is `docs/findings.md.j2`; what its verdicts rest on is in `docs/findings_conditions.csv`: a `figure`, its
-`part` (`value`, which must hold in every seed, or an end of the pooled interval, `low` or `high`), a
-`comparison` and a `bound`, a number or another figure. A condition that does not hold stops the page from
-being written. With `--check` nothing is written: the conditions are tried on the studies, except those about
-experiments that were not run, and one that does not hold ends with an error.
+is `docs/findings.md.j2`; the pass conditions of its claims are in `docs/findings_conditions.csv`, committed
+before the seeds run (`docs/REGISTERED.md`): a `figure`, its `part` (`value`, or an end of its interval, `low`
+or `high`), a `comparison` and a `bound`, a number or another figure. A condition must hold for each seed and
+for all of them pooled; a claim passes where all of its conditions hold, and the page says which fail. With
+`--check` nothing is written: a page that is not what its figures make of it ends with an error.
 
-A figure is named by five words, and its number is never written by hand: `exp2a all SUBSET full mean_ce` is
-the folder of an experiment within a study, the layers (`-` for raw), the subset, the condition and the
-column of its `metrics.csv`. `full:raw` in place of a condition is a difference and `split:finetuning` a
-part of the gap from raw to no_delta, both as `report.comparisons` has them; `full@32_mlp_difference` tells
-an experiment's dictionaries apart by d_new and target.
+A figure is named by words, and its number is never written by hand. `exp2a all SUBSET full mean_ce` is the
+folder of an experiment within a study, the layers (`-` for raw), the subset, the condition and the column of
+its `metrics.csv`. `full:raw` in place of a condition is a difference and `split:finetuning` a part of the gap
+from raw to no_delta, both as `report.comparisons` has them; `full@32_mlp_difference` tells an experiment's
+dictionaries apart by d_new and target. Any other table is named as a file: `curve/n90.csv delta=d32 n90` is
+the column of the one row with these cells. What no study has is left out, and a claim about it reads "not
+tested".
 """
 
 from __future__ import annotations
@@ -26,15 +28,17 @@ from typing import NamedTuple
 
 from delta_transcoders.command import run
 from delta_transcoders.files import write_text
-from delta_transcoders.metrics.intervals import wilson
-from delta_transcoders.report.columns import count, rates
+from delta_transcoders.metrics.intervals import t_interval
+from delta_transcoders.report.columns import rates
 from delta_transcoders.report.comparisons import POOLED, difference_rows, split_rows
-from delta_transcoders.report.formatting import difference, interval, number
+from delta_transcoders.report.formatting import NOT_APPLICABLE, difference, interval, number
 from delta_transcoders.report.records import read_experiments, seed_labels
 from delta_transcoders.report.tables import read_metrics, write_table
 from delta_transcoders.report.templates import environment
 
 DOCS = Path("docs")
+MODULE = "python -m delta_transcoders.report.findings"
+PASSES, FAILS, NOT_TESTED = "**passes**", "**fails**", "**not tested**"
 CSV_COLUMNS = ("figure", "seed", "value", "low", "high")
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
@@ -45,11 +49,7 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 
 
 class Value(NamedTuple):
-    """A figure: over several seeds their mean, and an interval that says how sure it is.
-
-    The interval of a rate is Wilson's of all seeds' examples, of a difference that of
-    `report.comparisons`; anything else has the range of the seeds, or one seed's own interval.
-    """
+    """A figure: over several seeds their mean with Student's interval; one seed's has its own, if any."""
 
     value: float
     low: float
@@ -73,18 +73,18 @@ class Condition(NamedTuple):
     def figures(self) -> list[str]:
         return [self.figure, *([self.bound] if " " in self.bound else [])]
 
-    def broken(self, figures: Figures) -> list[str]:
-        """What was found instead, for each seed (or `pooled`) in which it does not hold."""
+    def failures(self, figures: Figures) -> list[str]:
+        """The seeds (or `pooled`) in which it does not hold."""
         found = []
-        for seed in figures[self.figure] if self.part == "value" else [POOLED]:
-            value = getattr(figures[self.figure][seed], self.part)
+        for seed, of_seed in figures[self.figure].items():
             bound = figures[self.bound][seed].value if " " in self.bound else float(self.bound)
-            if not COMPARISONS[self.comparison](value, bound):
-                found.append(
-                    f"claim {self.claim}: {self.figure} is {number(value)} ({self.part}, {seed}), not "
-                    f"{self.comparison} {self.bound}"
-                )
+            if not COMPARISONS[self.comparison](getattr(of_seed, self.part), bound):
+                found.append(seed)
         return found
+
+    def __str__(self) -> str:
+        part = "" if self.part == "value" else f"{self.part} end of "
+        return f"{part}{self.figure} {self.comparison} {self.bound}"
 
 
 def read_conditions(docs: Path) -> list[Condition]:
@@ -113,8 +113,13 @@ class Studies:
         self._compared: dict[str, tuple[list[dict], list[dict]]] = {}
 
     def has(self, figure: str) -> bool:
+        path = self._path(figure)
+        return all((folder / path).is_file() for folder in self.folders)
+
+    @staticmethod
+    def _path(figure: str) -> str:
         table = figure.split()[0]
-        return all((folder / table / "metrics.csv").is_file() for folder in self.folders)
+        return table if table.endswith(".csv") else f"{table}/metrics.csv"
 
     def figure(self, name: str) -> dict[str, Value]:
         """By seed and pooled.
@@ -124,6 +129,8 @@ class Studies:
             ValueError: a name that no row has, or several.
         """
         words = name.split()
+        if words[0].endswith(".csv"):
+            return self._cell(name, *words)
         if len(words) != 5:
             raise ValueError(
                 f"figure {name!r}: expected experiment, layers, subset, condition and column"
@@ -155,17 +162,31 @@ class Studies:
                 row = only(rows, seed=seed, measure=column, **where)
                 values[seed] = Value(row["estimate"], row["ci_low"], row["ci_high"])
             return values if len(self.seeds) > 1 else values | {self.seeds[0]: values[POOLED]}
-        rows = [only(rows, condition=condition) for rows in self._tables(table)]
-        if rows[0].get(column, "") == "":
-            raise ValueError(f"{table} has no {column} of {condition}")
-        values = {seed: _level(row, column) for seed, row in zip(self.seeds, rows, strict=True)}
-        return {POOLED: _pooled(rows, column, list(values.values()), name), **values}
+        rows = [only(rows, condition=condition) for rows in self._tables(self._path(name))]
+        return self._levels_of(rows, column, name)
 
-    def _tables(self, table: str) -> list[list[dict]]:
-        if table not in self._levels:
-            paths = [folder / table / "metrics.csv" for folder in self.folders]
-            self._levels[table] = [read_metrics(path) for path in paths]
-        return self._levels[table]
+    def _cell(self, name: str, path: str, *words: str) -> dict[str, Value]:
+        """The column, named last, of the one row of a table with the other words' `key=value` cells."""
+        *where, column = words
+        cells = dict(word.split("=", 1) for word in where)
+        rows = []
+        for table in self._tables(path):
+            found = [row for row in table if cells.items() <= row.items()]
+            if len(found) != 1:
+                raise ValueError(f"{len(found)} rows, not one, are {name}")
+            rows += found
+        return self._levels_of(rows, column, name)
+
+    def _levels_of(self, rows: Sequence[dict], column: str, name: str) -> dict[str, Value]:
+        if rows[0].get(column, "") == "":
+            raise ValueError(f"no {column} in the row of {name}")
+        values = {seed: _level(row, column) for seed, row in zip(self.seeds, rows, strict=True)}
+        return {POOLED: _pooled(list(values.values()), column), **values}
+
+    def _tables(self, path: str) -> list[list[dict]]:
+        if path not in self._levels:
+            self._levels[path] = [read_metrics(folder / path) for folder in self.folders]
+        return self._levels[path]
 
     def _comparisons(self, table: str) -> tuple[list[dict], list[dict]]:
         if table not in self._compared:
@@ -181,41 +202,62 @@ def _level(row: dict[str, str], column: str) -> Value:
     )
 
 
-def _pooled(rows: Sequence[dict], column: str, values: Sequence[Value], name: str) -> Value:
-    if len(values) == 1:
-        return values[0]
+def _pooled(values: Sequence[Value], column: str) -> Value:
+    """Over seeds; where they agree to the last digit, the means of their own ends."""
     estimates = [value.value for value in values]
-    if not rates([column]) or math.isnan(sum(estimates)):
-        return Value(sum(estimates) / len(values), min(estimates), max(estimates))
-    # Older tables lack the rate's own denominator: there all examples are taken to have a verdict.
-    totals = [int(row.get(count(column)) or row["n_examples"]) for row in rows]
-    hits = [rate * n for rate, n in zip(estimates, totals, strict=True)]
-    if any(abs(k - round(k)) > 1e-5 * n for k, n in zip(hits, totals, strict=True)):
-        raise ValueError(
-            f"{name}: not a rate of {totals} examples, and the table has no {count(column)}; make it anew"
-        )
-    k, n = sum(round(hit) for hit in hits), sum(totals)
-    return Value(k / n, *wilson(k, n))
+    if len(values) == 1 or math.isnan(sum(estimates)):
+        return values[0]._replace(value=sum(estimates) / len(values))
+    if len(set(estimates)) == 1:
+        lows, highs = ([getattr(value, end) for value in values] for end in ("low", "high"))
+        return Value(estimates[0], sum(lows) / len(values), sum(highs) / len(values))
+    mean, low, high = t_interval(estimates)
+    if rates([column]):
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Value(mean, low, high)
 
 
-def shown(name: str, of_seeds: Mapping[str, Value]) -> str:
+def shown(name: str, figures: Figures) -> str:
     """A figure as the page has it; the seeds are in parentheses where they differ."""
+    of_seeds = figures.get(name)
+    if of_seeds is None or math.isnan(of_seeds[POOLED].value):
+        return NOT_APPLICABLE
     pooled = of_seeds[POOLED]
-    *_, condition, column = name.split()
-    if math.isnan(pooled.value):
-        return number(pooled.value)
+    *_, condition, _ = name.split()
     if ":" in condition:
         text = difference(*pooled)
     else:
-        text = interval(*pooled) if rates([column]) else number(pooled.value)
+        text = interval(*pooled) if pooled.low < pooled.high else number(pooled.value)
     singly = [number(value.value) for seed, value in of_seeds.items() if seed != POOLED]
     return f"{text} ({' '.join(singly)})" if set(singly) != {number(pooled.value)} else text
+
+
+def verdict(claim: str, conditions: Sequence[Condition], figures: Figures, needs: str = "") -> str:
+    """Whether a claim passes, and which of its conditions fail.
+
+    Args:
+        needs: a claim without which this one is not tested.
+
+    Raises:
+        ValueError: the claim has no condition.
+    """
+    if needs and not verdict(needs, conditions, figures).startswith(PASSES):
+        return f"{NOT_TESTED}: {needs} does not pass"
+    mine = [c for c in conditions if c.claim == claim]
+    if not mine:
+        raise ValueError(f"findings_conditions.csv has no condition of the claim {claim!r}")
+    if any(name not in figures for c in mine for name in c.figures):
+        return NOT_TESTED
+    failed = [(c, seeds) for c in mine if (seeds := c.failures(figures))]
+    if not failed:
+        return PASSES
+    return f"{FAILS}: " + "; ".join(f"not {c} in {', '.join(seeds)}" for c, seeds in failed)
 
 
 def figure_names(docs: Path, conditions: Sequence[Condition]) -> list[str]:
     """All figures of the page and the conditions, in the order in which they first appear."""
     names: list[str] = []
-    environment(docs).get_template("findings.md.j2").render(f=lambda *w: names.append(_name(w)))
+    template = environment(docs).get_template("findings.md.j2")
+    template.render(f=lambda *w: names.append(_name(w)), v=lambda *w, **needs: "", seeds=[])
     return list(dict.fromkeys([*names, *(name for c in conditions for name in c.figures)]))
 
 
@@ -224,15 +266,17 @@ def _name(words: Iterable[object]) -> str:
 
 
 def render(docs: Path, conditions: Sequence[Condition], figures: Figures) -> str:
-    """The Markdown page.
-
-    Raises:
-        ValueError: a condition that a verdict rests on does not hold.
-    """
-    if broken := [found for c in conditions for found in c.broken(figures)]:
-        raise ValueError("the verdicts do not follow from the figures: " + "; ".join(broken))
-    template = environment(docs).get_template("findings.md.j2")
-    return template.render(f=lambda *words: shown(_name(words), figures[_name(words)]))
+    """The Markdown page. Its template has `f(words)`, `v(claim, needs=…)` and `seeds`."""
+    seeds = list(dict.fromkeys(seed for by_seed in figures.values() for seed in by_seed))
+    return (
+        environment(docs)
+        .get_template("findings.md.j2")
+        .render(
+            f=lambda *words: shown(_name(words), figures),
+            v=lambda claim, needs="": verdict(str(claim), conditions, figures, needs),
+            seeds=[seed for seed in seeds if seed != POOLED],
+        )
+    )
 
 
 def write_figures(path: Path, figures: Figures) -> None:
@@ -245,8 +289,9 @@ def write_figures(path: Path, figures: Figures) -> None:
 
 
 def read_figures(path: Path) -> dict[str, dict[str, Value]]:
+    """None where there is no file yet."""
     figures: dict[str, dict[str, Value]] = {}
-    for row in read_metrics(path):
+    for row in read_metrics(path) if path.is_file() else []:
         value = Value(*(float(row[key]) for key in Value._fields))
         figures.setdefault(row["figure"], {})[row["seed"]] = value
     return figures
@@ -262,27 +307,24 @@ def main() -> None:
         help="one per seed; without any, the figures of findings.csv are taken",
     )
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of findings.md.j2")
-    parser.add_argument("--check", action="store_true", help="only try the verdicts' conditions")
+    parser.add_argument(
+        "--check", action="store_true", help="only compare the page with its figures"
+    )
     args = parser.parse_args()
     docs, conditions = args.docs, read_conditions(args.docs)
-    path = docs / "findings.csv"
-    if args.check:
-        where = ", ".join(map(str, args.studies or [path]))
-        if args.studies:
-            studies = Studies(args.studies)
-            conditions = [c for c in conditions if all(studies.has(name) for name in c.figures)]
-            figures = {name: studies.figure(name) for c in conditions for name in c.figures}
-        else:
-            figures = read_figures(path)
-        if broken := [found for c in conditions for found in c.broken(figures)]:
-            raise ValueError(f"{docs}/FINDINGS.md does not hold here: " + "; ".join(broken))
-        print(f"{len(conditions)} conditions of {docs}/FINDINGS.md hold in {where}")
-        return
-    if args.studies:
+    path, page = docs / "findings.csv", docs / "FINDINGS.md"
+    if args.studies and not args.check:
         studies = Studies(args.studies)
-        write_figures(path, {n: studies.figure(n) for n in figure_names(docs, conditions)})
-    write_text(docs / "FINDINGS.md", render(docs, conditions, read_figures(path)))
-    print(f"written: {docs / 'FINDINGS.md'}")
+        names = [name for name in figure_names(docs, conditions) if studies.has(name)]
+        write_figures(path, {name: studies.figure(name) for name in names})
+    text = render(docs, conditions, read_figures(path))
+    if args.check:
+        if page.read_text(encoding="utf-8") != text:
+            raise ValueError(f"{page} is not what {path} makes of it: run {MODULE}")
+        print(f"{page} is what {path} makes of it")
+        return
+    write_text(page, text)
+    print(f"written: {page}")
 
 
 if __name__ == "__main__":

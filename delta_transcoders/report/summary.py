@@ -122,10 +122,9 @@ def intervention_table(study: Path, table: str, layers: Sequence[str] | None = N
     rows = _rows(table, study)
     if not rows:
         return ""
-    differences = ("dce", "finetune_share")
-    measures = ["mean_ce", "mean_kl", *logprobs(rows[0]), "fvu", *differences, *rates(rows[0])]
+    measures = ["mean_ce", "mean_kl", *logprobs(rows[0]), "fvu", "dce", *rates(rows[0])]
     shown = [
-        row | {m: table_number(row, m, is_difference=m in differences) for m in measures}
+        row | {m: table_number(row, m, is_difference=m == "dce") for m in measures}
         for row in rows
         if layers is None or row["layer"] in layers
     ]

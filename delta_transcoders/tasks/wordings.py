@@ -35,10 +35,10 @@ def prompt_letters(example: Example) -> str:
     return "\n".join(f"{m.role}:{letters(m.content)}" for m in example.prompt)
 
 
-def half(wording: str) -> Literal["A", "B"]:
-    """Of all wordings, which half one is in: features chosen on A are scored on B.
+def half_of(wording: str) -> Literal["A", "B"]:
+    """Of all wordings (`Task.wording`), which half one is in: what is chosen on A is scored on B.
 
-    >>> [half(f"Find #{i}.") for i in range(6)]
+    >>> [half_of(f"Find #{i}.") for i in range(6)]
     ['A', 'B', 'A', 'B', 'B', 'B']
     """
     return "AB"[hashlib.sha256(wording.encode()).digest()[0] % 2]
