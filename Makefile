@@ -78,8 +78,8 @@ sweep-summary: $(READY)  ## Experiment 1 over the sweep, summed up per configura
 ranking: $(READY)  ## Rank delta features by what dropping or keeping each alone does, for two deltas' seeds
 	$(RUN)/study_ranking.yaml $(ONE)
 
-findings: $(READY)  ## All of docs/FINDINGS.md from nothing: everything above on SEEDS
-	$(RUN)/study_findings.yaml --seeds $(SEEDS) $(OPTIONS)
+findings: $(READY)  ## All of docs/FINDINGS.md from nothing, on the seeds of its registered claims (hours)
+	$(RUN)/study_findings.yaml --seeds $(if $(filter-out file,$(origin SEEDS)),$(SEEDS),$$($(PY) -m delta_transcoders.study.seeds)) $(OPTIONS)
 
 examples: $(READY)  ## Run the notebooks of examples/ on the tiny study
 	$(RUN)/study.yaml $(ONE) --until delta

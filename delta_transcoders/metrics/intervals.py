@@ -254,8 +254,8 @@ def bootstrap_counts(
     Args:
         wordings: of each example; all different where examples are independent.
 
-    >>> bootstrap_counts("aab", resamples=4).sum(axis=1)  # a alone, both, or b alone
-    array([2., 4., 3., 4.])
+    >>> bootstrap_counts("aab", resamples=4).sum(axis=1)  # b twice, both, or a twice
+    array([2., 3., 4., 4.])
     """
     return np.concatenate(list(_counts(wordings, seed, resamples)))
 

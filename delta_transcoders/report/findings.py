@@ -1,19 +1,20 @@
-"""The page of findings: `python -m delta_transcoders.report.findings [STUDY ...]`.
+"""The page of findings: `python -m delta_transcoders.report.findings [RESULTS ...]`.
 
-Each STUDY is one seed of the pipeline: their figures are written to `docs/findings.csv`, each per seed and
-pooled. From that file alone `docs/FINDINGS.md` is rendered, also where no STUDY is given. The page's template
-is `docs/findings.md.j2`; the pass conditions of its claims are in `docs/findings_conditions.csv`, committed
-before the seeds run (`docs/REGISTERED.md`): a `figure`, its `part` (`value`, or an end of its interval, `low`
-or `high`), a `comparison` and a `bound`, a number or another figure. A condition must hold for each seed and
-for all of them pooled; a claim passes where all of its conditions hold, and the page says which fail. With
-`--check` nothing is written: a page that is not what its figures make of it ends with an error.
+RESULTS are what `report.results` has kept of studies, one for each seed, as in `docs/results/4`: their
+figures are written to `docs/findings.csv`, each per seed and pooled. From that file alone `docs/FINDINGS.md`
+is rendered, also where no RESULTS are given. The page's template is `docs/findings.md.j2`; the pass
+conditions of its claims are in `docs/findings_conditions.csv`, committed before the seeds run
+(`docs/REGISTERED.md`): a `figure`, its `part` (`value`, or an end of its interval, `low` or `high`), a
+`comparison` and a `bound`: a number, another figure, or a number times a figure. A condition must hold for
+each seed and for all of them pooled; a claim passes where all of its conditions hold, and the page says which
+fail. With `--check` nothing is written: a page that is not what its figures make of it ends with an error.
 
 A figure is named by words, and its number is never written by hand. `exp2a all SUBSET full mean_ce` is the
 folder of an experiment within a study, the layers (`-` for raw), the subset, the condition and the column of
 its `metrics.csv`. `full:raw` in place of a condition is a difference and `split:finetuning` a part of the gap
 from raw to no_delta, both as `report.comparisons` has them; `full@32_mlp_difference` tells an experiment's
 dictionaries apart by d_new and target. Any other table is named as a file: `curve/n90.csv delta=d32 n90` is
-the column of the one row with these cells. What no study has is left out, and a claim about it reads "not
+the column of the one row with these cells. What some seed lacks is left out, and a claim about it reads "not
 tested".
 """
 
@@ -30,9 +31,10 @@ from delta_transcoders.command import run
 from delta_transcoders.files import write_text
 from delta_transcoders.metrics.intervals import t_interval
 from delta_transcoders.report.columns import rates
-from delta_transcoders.report.comparisons import POOLED, difference_rows, split_rows
+from delta_transcoders.report.comparisons import POOLED
 from delta_transcoders.report.formatting import NOT_APPLICABLE, difference, interval, number
-from delta_transcoders.report.records import read_experiments, seed_labels
+from delta_transcoders.report.records import seed_labels
+from delta_transcoders.report.results import FIGURES, Value
 from delta_transcoders.report.tables import read_metrics, write_table
 from delta_transcoders.report.templates import environment
 
@@ -46,14 +48,6 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
 }
-
-
-class Value(NamedTuple):
-    """A figure: over several seeds their mean with Student's interval; one seed's has its own, if any."""
-
-    value: float
-    low: float
-    high: float
 
 
 Figures = Mapping[str, Mapping[str, Value]]
@@ -71,14 +65,23 @@ class Condition(NamedTuple):
 
     @property
     def figures(self) -> list[str]:
-        return [self.figure, *([self.bound] if " " in self.bound else [])]
+        return [self.figure, *([self._bound[1]] if self._bound[1] else [])]
+
+    @property
+    def _bound(self) -> tuple[float, str]:
+        """A factor, and the figure that it is of, if any."""
+        factor, times, figure = self.bound.partition(" * ")
+        if times:
+            return float(factor), figure
+        return (1.0, self.bound) if " " in self.bound else (float(self.bound), "")
 
     def failures(self, figures: Figures) -> list[str]:
         """The seeds (or `pooled`) in which it does not hold."""
         found = []
-        for seed, of_seed in figures[self.figure].items():
-            bound = figures[self.bound][seed].value if " " in self.bound else float(self.bound)
-            if not COMPARISONS[self.comparison](getattr(of_seed, self.part), bound):
+        factor, of = self._bound
+        for seed, value in figures[self.figure].items():
+            bound = factor * figures[of][seed].value if of else factor
+            if not COMPARISONS[self.comparison](getattr(value, self.part), bound):
                 found.append(seed)
         return found
 
@@ -101,105 +104,6 @@ def read_conditions(docs: Path) -> list[Condition]:
                 f"{' '.join(COMPARISONS)}, got {condition.part!r} and {condition.comparison!r}"
             )
     return conditions
-
-
-class Studies:
-    """The result tables of some studies, one per seed, read when they are first needed."""
-
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self.folders = folders
-        self.seeds = seed_labels(folders)
-        self._levels: dict[str, list[list[dict]]] = {}
-        self._compared: dict[str, tuple[list[dict], list[dict]]] = {}
-
-    def has(self, figure: str) -> bool:
-        path = self._path(figure)
-        return all((folder / path).is_file() for folder in self.folders)
-
-    @staticmethod
-    def _path(figure: str) -> str:
-        table = figure.split()[0]
-        return table if table.endswith(".csv") else f"{table}/metrics.csv"
-
-    def figure(self, name: str) -> dict[str, Value]:
-        """By seed and pooled.
-
-        Raises:
-            FileNotFoundError: a study without that experiment.
-            ValueError: a name that no row has, or several.
-        """
-        words = name.split()
-        if words[0].endswith(".csv"):
-            return self._cell(name, *words)
-        if len(words) != 5:
-            raise ValueError(
-                f"figure {name!r}: expected experiment, layers, subset, condition and column"
-            )
-        table, layer, subset, condition, column = words
-        condition, _, dictionaries = condition.partition("@")
-        condition, _, against = condition.partition(":")
-
-        def only(rows: Iterable[dict], **where: str) -> dict:
-            where |= {"layer": layer.replace("-", ""), "subset": subset}
-            found = [
-                row
-                for row in rows
-                if all(row[key] == value for key, value in where.items())
-                and dictionaries in ("", f"{row['d_new']}_{row['target']}")
-            ]
-            if len(found) != 1:
-                raise ValueError(f"{len(found)} rows, not one, are {name}")
-            return found[0]
-
-        if against:
-            differences, split = self._comparisons(table)
-            if condition == "split":
-                rows, where = split, {"part": against}
-            else:
-                rows, where = differences, {"condition": condition, "reference": against}
-            values = {}
-            for seed in dict.fromkeys(row["seed"] for row in rows):
-                row = only(rows, seed=seed, measure=column, **where)
-                values[seed] = Value(row["estimate"], row["ci_low"], row["ci_high"])
-            return values if len(self.seeds) > 1 else values | {self.seeds[0]: values[POOLED]}
-        rows = [only(rows, condition=condition) for rows in self._tables(self._path(name))]
-        return self._levels_of(rows, column, name)
-
-    def _cell(self, name: str, path: str, *words: str) -> dict[str, Value]:
-        """The column, named last, of the one row of a table with the other words' `key=value` cells."""
-        *where, column = words
-        cells = dict(word.split("=", 1) for word in where)
-        rows = []
-        for table in self._tables(path):
-            found = [row for row in table if cells.items() <= row.items()]
-            if len(found) != 1:
-                raise ValueError(f"{len(found)} rows, not one, are {name}")
-            rows += found
-        return self._levels_of(rows, column, name)
-
-    def _levels_of(self, rows: Sequence[dict], column: str, name: str) -> dict[str, Value]:
-        if rows[0].get(column, "") == "":
-            raise ValueError(f"no {column} in the row of {name}")
-        values = {seed: _level(row, column) for seed, row in zip(self.seeds, rows, strict=True)}
-        return {POOLED: _pooled(list(values.values()), column), **values}
-
-    def _tables(self, path: str) -> list[list[dict]]:
-        if path not in self._levels:
-            self._levels[path] = [read_metrics(folder / path) for folder in self.folders]
-        return self._levels[path]
-
-    def _comparisons(self, table: str) -> tuple[list[dict], list[dict]]:
-        if table not in self._compared:
-            experiments = read_experiments([folder / table for folder in self.folders])
-            self._compared[table] = difference_rows(experiments), split_rows(experiments)[0]
-        return self._compared[table]
-
-
-def _level(row: dict[str, str], column: str) -> Value:
-    """A cell with its interval; without one, the cell itself is both ends."""
-    return Value(
-        *(float(row.get(f"{column}{end}") or row[column]) for end in ("", "_ci_low", "_ci_high"))
-    )
 
 
 def _pooled(values: Sequence[Value], column: str) -> Value:
@@ -241,7 +145,7 @@ def verdict(claim: str, conditions: Sequence[Condition], figures: Figures, needs
         ValueError: the claim has no condition.
     """
     if needs and not verdict(needs, conditions, figures).startswith(PASSES):
-        return f"{NOT_TESTED}: {needs} does not pass"
+        return f"{NOT_TESTED}: rests on `{needs}`"
     mine = [c for c in conditions if c.claim == claim]
     if not mine:
         raise ValueError(f"findings_conditions.csv has no condition of the claim {claim!r}")
@@ -297,13 +201,34 @@ def read_figures(path: Path) -> dict[str, dict[str, Value]]:
     return figures
 
 
+def pool_results(folders: Sequence[Path]) -> dict[str, dict[str, Value]]:
+    """The figures that all results have, per seed and pooled.
+
+    Raises:
+        FileNotFoundError: a folder without `figures.csv`.
+    """
+    by_seed = {
+        seed: {
+            row["figure"]: Value(*(float(row[key]) for key in Value._fields))
+            for row in read_metrics(folder / FIGURES)
+        }
+        for seed, folder in zip(seed_labels(folders), folders, strict=True)
+    }
+    pooled = {}
+    for name in next(iter(by_seed.values())):
+        of_seeds = {seed: figures[name] for seed, figures in by_seed.items() if name in figures}
+        if len(of_seeds) == len(by_seed):
+            pooled[name] = {POOLED: _pooled(list(of_seeds.values()), name.split()[-1]), **of_seeds}
+    return pooled
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "studies",
+        "results",
         type=Path,
         nargs="*",
-        metavar="STUDY",
+        metavar="RESULTS",
         help="one per seed; without any, the figures of findings.csv are taken",
     )
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of findings.md.j2")
@@ -313,10 +238,10 @@ def main() -> None:
     args = parser.parse_args()
     docs, conditions = args.docs, read_conditions(args.docs)
     path, page = docs / "findings.csv", docs / "FINDINGS.md"
-    if args.studies and not args.check:
-        studies = Studies(args.studies)
-        names = [name for name in figure_names(docs, conditions) if studies.has(name)]
-        write_figures(path, {name: studies.figure(name) for name in names})
+    if args.results and not args.check:
+        pooled = pool_results(args.results)
+        names = [name for name in figure_names(docs, conditions) if name in pooled]
+        write_figures(path, {name: pooled[name] for name in names})
     text = render(docs, conditions, read_figures(path))
     if args.check:
         if page.read_text(encoding="utf-8") != text:

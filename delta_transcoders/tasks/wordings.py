@@ -39,6 +39,6 @@ def half_of(wording: str) -> Literal["A", "B"]:
     """Of all wordings (`Task.wording`), which half one is in: what is chosen on A is scored on B.
 
     >>> [half_of(f"Find #{i}.") for i in range(6)]
-    ['A', 'B', 'A', 'B', 'B', 'B']
+    ['B', 'B', 'B', 'B', 'A', 'B']
     """
     return "AB"[hashlib.sha256(wording.encode()).digest()[0] % 2]

@@ -1,5 +1,7 @@
 """Claims and figures: read from tables, pooled over seeds, and refused where they disagree."""
 
+import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -12,16 +14,16 @@ from delta_transcoders.report.findings import (
     PASSES,
     POOLED,
     Condition,
-    Studies,
-    Value,
     figure_names,
     main,
+    pool_results,
     read_conditions,
     read_figures,
     render,
     verdict,
     write_figures,
 )
+from delta_transcoders.report.results import StudyTables, Value, keep_results
 from delta_transcoders.report.tables import write_generations, write_metrics, write_table
 from delta_transcoders.tasks.calculator.examples import make_example
 from delta_transcoders.tasks.calculator.grammar import format_tool_call
@@ -60,9 +62,17 @@ def write_study(folder: Path, calls: int, ce: float, fvu: float) -> Path:
 
 @pytest.fixture
 def studies(tmp_path):
-    return Studies(
-        [write_study(tmp_path / "1", 10, 1.5, 0.1), write_study(tmp_path / "2", 8, 2.0, 0.3)]
-    )
+    return [write_study(tmp_path / "1", 10, 1.5, 0.1), write_study(tmp_path / "2", 8, 2.0, 0.3)]
+
+
+@pytest.fixture
+def figures(studies, docs):
+    """Of both seeds, kept and pooled."""
+    names = figure_names(docs, read_conditions(docs))
+    kept = [docs / "results" / study.name for study in studies]
+    for study, folder in zip(studies, kept, strict=True):
+        keep_results(study, folder, [*names, "controls all tool full fvu"])
+    return pool_results(kept)
 
 
 PAGE = """\
@@ -91,44 +101,56 @@ def docs(tmp_path):
     return tmp_path
 
 
-def test_figures_are_pooled_over_seeds(studies):
-    rate = studies.figure(CALL)
+def test_a_figure_is_a_cell_or_a_difference_with_its_own_interval(studies):
+    tables = StudyTables(studies[1])
+    assert tables.figure(CALL) == (0.8, 0.8, 0.8)  # the table gives no interval
+    assert tables.figure(GAIN) == pytest.approx((1.0, 1.0, 1.0))
+    assert tables.figure(CALL.replace("full", "full@32_residual")) == tables.figure(CALL)
+    assert not tables.has("controls all tool full fvu")
+
+
+def test_figures_are_pooled_over_seeds(figures):
+    rate = figures[CALL]
     assert rate["1"].value == 1.0 and rate["2"].value == 0.8
     assert rate[POOLED] == pytest.approx((0.9, 0.0, 1.0))  # Student's interval of two seeds, cut
-    fvu = studies.figure("exp2a all tool full fvu")[POOLED]
-    assert fvu == pytest.approx(t_interval([0.1, 0.3]))
-    gain = studies.figure(GAIN)
-    assert gain["1"].value == pytest.approx(0.5) and gain["2"].value == pytest.approx(1.0)
-    assert gain[POOLED] == pytest.approx(t_interval([0.5, 1.0]))
-    assert studies.figure(f"{CALL}".replace("full", "full@32_residual")) == rate
+    assert figures["exp2a all tool full fvu"][POOLED] == pytest.approx(t_interval([0.1, 0.3]))
+    assert figures[GAIN][POOLED] == pytest.approx(t_interval([0.5, 1.0]))
 
 
 def test_seeds_that_agree_keep_the_width_that_each_has(tmp_path):
     ends = {"tool_call_rate_ci_low": 0.8, "tool_call_rate_ci_high": 1.0}
     rate = {"condition": "raw", "subset": "tool", "tool_call_rate": 1.0, "tool_call_n": N, **ends}
-    for seed in ("1", "2"):
-        write_metrics(tmp_path / seed / "exp2a", [rate])
-    studies = Studies([tmp_path / "1", tmp_path / "2"])
-    assert studies.figure("exp2a - tool raw tool_call_rate")[POOLED] == (1.0, 0.8, 1.0)
+    name, folders = "exp2a - tool raw tool_call_rate", [tmp_path / "out" / s for s in ("1", "2")]
+    for folder in folders:
+        write_metrics(tmp_path / folder.name / "exp2a", [rate])
+        keep_results(tmp_path / folder.name, folder, [name])
+    assert pool_results(folders)[name][POOLED] == (1.0, 0.8, 1.0)
 
 
 def test_any_other_table_is_named_as_a_file(tmp_path):
-    for seed, n90 in (("1", 16), ("2", 32)):
-        rows = [{"delta": "d8", "n90": 8}, {"delta": "d32", "n90": n90}]
-        write_table(tmp_path / seed / "curve" / "n90.csv", ["delta", "n90"], rows)
-    studies = Studies([tmp_path / "1", tmp_path / "2"])
-    figure = studies.figure("curve/n90.csv delta=d32 n90")
-    assert (figure["1"].value, figure["2"].value, figure[POOLED].value) == (16, 32, 24)
-    assert studies.has("curve/n90.csv delta=d32 n90") and not studies.has("curve/x.csv a=b c")
-    with pytest.raises(ValueError, match="0 rows, not one, are curve/n90.csv delta=d9 n90"):
-        studies.figure("curve/n90.csv delta=d9 n90")
+    rows = [{"delta": "d8", "n90": 8}, {"delta": "d32", "n90": 16}]
+    write_table(tmp_path / "curve" / "n90.csv", ["delta", "n90"], rows)
+    tables = StudyTables(tmp_path)
+    assert tables.figure("curve/n90.csv delta=d32 n90").value == 16
+    assert tables.has("curve/n90.csv delta=d32 n90") and not tables.has("curve/x.csv a=b c")
+    with pytest.raises(ValueError, match=r"0 rows, not one, are curve/n90\.csv delta=d9 n90"):
+        tables.figure("curve/n90.csv delta=d9 n90")
 
 
-def test_the_page_holds_what_the_tables_hold(studies, docs, monkeypatch):
+def test_what_is_kept_of_a_study(studies, tmp_path):
+    (studies[0] / "study.json").write_text('{"made": "by hand"}')
+    keep_results(studies[0], tmp_path / "kept", [CALL])
+    files = {p.relative_to(tmp_path / "kept").as_posix() for p in (tmp_path / "kept").rglob("*.*")}
+    assert files == {"figures.csv", "exp2a/metrics.csv", "study.json", "hashes.json", "done.json"}
+    hashes = json.loads((tmp_path / "kept" / "hashes.json").read_text())
+    text = (studies[0] / "exp2a/generations.jsonl").read_bytes()
+    assert hashes == {"exp2a/generations.jsonl": hashlib.sha256(text).hexdigest()}
+
+
+def test_the_page_holds_what_the_tables_hold(figures, docs, monkeypatch):
     conditions = read_conditions(docs)
     names = figure_names(docs, conditions)
     assert names == [CALL, "exp2a - tool raw tool_call_rate", GAIN, "exp2a all tool full fvu"]
-    figures = {name: studies.figure(name) for name in names}
     write_figures(docs / "findings.csv", figures)
     assert read_figures(docs / "findings.csv")[CALL]["2"].value == 0.8
     page = render(docs, conditions, figures)
@@ -136,8 +158,8 @@ def test_the_page_holds_what_the_tables_hold(studies, docs, monkeypatch):
     gain = f"not low end of {GAIN} > 0.7 in pooled, 1"
     assert f"| at 0.750 [-2.43, 3.93] ~0 (0.500 1.00) nats | {FAILS}: {gain} |" in page
     assert "| full | 0.200 [-1.07, 1.47] (0.100 0.300) |" in page
-    # From the figures alone, and from the studies.
-    for given in ([], [str(folder) for folder in studies.folders]):
+    # From the figures alone, and from what was kept.
+    for given in ([], [str(docs / "results" / seed) for seed in ("1", "2")]):
         monkeypatch.setattr("sys.argv", ["findings", "--docs", str(docs), *given])
         main()
         assert (docs / "FINDINGS.md").read_text() == page
@@ -146,10 +168,9 @@ def test_the_page_holds_what_the_tables_hold(studies, docs, monkeypatch):
 
 
 def test_a_page_that_is_not_what_its_figures_make_of_it_is_an_error(
-    studies, docs, monkeypatch, capsys
+    figures, docs, monkeypatch, capsys
 ):
     conditions = read_conditions(docs)
-    figures = {name: studies.figure(name) for name in figure_names(docs, conditions)}
     write_figures(docs / "findings.csv", figures)
     page = docs / "FINDINGS.md"
     page.write_text(render(docs, conditions, read_figures(docs / "findings.csv")))
@@ -162,23 +183,17 @@ def test_a_page_that_is_not_what_its_figures_make_of_it_is_an_error(
     assert "0.950" in page.read_text()
 
 
-def test_what_was_not_run_is_not_tested(studies, docs, monkeypatch):
+def test_what_was_not_run_is_not_tested(figures, docs, monkeypatch):
     more = f"2,controls all tool full tool_call_rate,value,>,2\n3,{CALL},value,>,exp1 - a raw fvu\n"
     (docs / "findings_conditions.csv").write_text(CONDITIONS + more)
     (docs / "findings.md.j2").write_text(
         PAGE + "{{ v(1) }} {{ v(2) }} {{ v(3) }} {{ f('a - b c d') }}"
     )
-    monkeypatch.setattr("sys.argv", ["findings", "--docs", str(docs), *map(str, studies.folders)])
+    kept = [str(docs / "results" / seed) for seed in ("1", "2")]
+    monkeypatch.setattr("sys.argv", ["findings", "--docs", str(docs), *kept])
     main()
     assert (docs / "FINDINGS.md").read_text().endswith(f" {NOT_TESTED} {NOT_TESTED} –")
     assert read_figures(docs / "nowhere.csv") == {}
-
-
-def test_one_study_keeps_its_own_intervals(studies):
-    (folder, _) = studies.folders
-    rate = Studies([folder]).figure(CALL)
-    assert list(rate) == [POOLED, str(folder)]
-    assert rate[POOLED] == rate[str(folder)] == (1.0, 1.0, 1.0)  # the table gives no interval
 
 
 @pytest.mark.parametrize(
@@ -188,13 +203,13 @@ def test_one_study_keeps_its_own_intervals(studies):
         ("exp2a 0 tool full fvu", "0 rows, not one, are exp2a 0 tool full fvu"),
         ("exp2a all tool full@8_residual fvu", "0 rows, not one"),
         ("exp2a all tool full:no_delta mean_ce", "0 rows, not one"),
-        ("exp2a all tool full call", "exp2a has no call of full"),
-        ("exp2a all tool full mean_kl", "exp2a has no mean_kl of full"),
+        ("exp2a all tool full call", "full call: the row has no call"),
+        ("exp2a all tool full mean_kl", "the row has no mean_kl"),
     ],
 )
 def test_a_figure_that_is_nowhere(studies, figure, message):
     with pytest.raises(ValueError, match=message):
-        studies.figure(figure)
+        StudyTables(studies[0]).figure(figure)
 
 
 def test_a_condition_holds_in_every_seed_and_pooled():
@@ -208,6 +223,8 @@ def test_a_condition_holds_in_every_seed_and_pooled():
     assert failures(GAIN, "value", "<", "-0.5") == ["1"]
     assert failures(GAIN, "high", "<", "-0.6") == [POOLED, "1"]
     assert failures(GAIN, "value", "<=", CALL) == ["1"]
+    assert failures(GAIN, "value", "<=", f"-1 * {CALL}") == []
+    assert Condition("1", GAIN, "value", "<=", f"-1 * {CALL}").figures == [GAIN, CALL]
 
 
 def test_a_claim_passes_with_all_its_conditions_and_what_it_needs():
@@ -222,7 +239,7 @@ def test_a_claim_passes_with_all_its_conditions_and_what_it_needs():
     expected = f"{FAILS}: not low end of {CALL} > 0.6 in pooled, 1"
     assert verdict("2", conditions, {CALL: seeds}) == expected
     assert verdict("2", conditions, {CALL: seeds}, needs="1") == expected
-    assert verdict("1", conditions, {CALL: seeds}, needs="2") == f"{NOT_TESTED}: 2 does not pass"
+    assert verdict("1", conditions, {CALL: seeds}, needs="2") == f"{NOT_TESTED}: rests on `2`"
     with pytest.raises(ValueError, match="no condition of the claim '3'"):
         verdict("3", conditions, {CALL: seeds})
 
