@@ -47,8 +47,8 @@ class FeatureRanking(InterventionModule):
 
     Every layer around the ablated one has base + delta. A dropped feature is compared with all features
     there; one kept alone with none of its layer, where the delta's bias, which has no feature, stays on both
-    sides. What is ranked is the change of the log-probability of the behaviour's first token where the target
-    starts, or of the cross-entropy where the task has no such token.
+    sides. What is ranked is the change of the log-probability of what the behaviour begins with, or of the
+    cross-entropy where it begins with nothing in particular.
 
     Writes to `output`, beside what an experiment writes: `ranking.csv`, a row for each (layer, feature,
     ablation, subset); `effects.jsonl`, the change of every example; `ranking.json`, the delta's folder.

@@ -137,7 +137,7 @@ def test_a_residual_is_finetuning_s_part_and_the_dictionary_s_own_error(controll
         config = json.loads((controlled / f"error_delta/layer_{layer}/config.json").read_text())
         of_residual = json.loads((controlled / f"delta/layer_{layer}/config.json").read_text())
         assert config["target"] == "dictionary_error"
-        for key in ("base_id", "base_hash", "average_l0_base", "percentile"):
+        for key in ("base_hash", "average_l0_base", "percentile"):
             assert config[key] == of_residual[key]
         assert config["measured"]["fvu_base"] != of_residual["measured"]["fvu_base"]
 

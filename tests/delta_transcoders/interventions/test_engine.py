@@ -162,7 +162,7 @@ def test_scores_against_whole_logits(engine, examples, rows):
     target = tokenizer(example.target, add_special_tokens=False).input_ids
     ids = torch.tensor([prompt + target])
 
-    def logprobs(intervention):
+    def logprobs(intervention, ids=ids):
         with torch.inference_mode(), engine.applied([intervention], count_features=True) as counts:
             out = engine.model(input_ids=ids, use_cache=False).logits
         return out[0, len(prompt) - 1 :].log_softmax(-1), counts
@@ -173,7 +173,8 @@ def test_scores_against_whole_logits(engine, examples, rows):
     kl = torch.nn.functional.kl_div(replaced, raw, reduction="sum", log_target=True)
     assert score.kl == pytest.approx(kl.item(), rel=1e-4) and score.kl > 0.01
     call = tokenizer("<tool_call>calculator(", add_special_tokens=False).input_ids
-    logprob = sum(replaced[i, token].item() for i, token in enumerate(call))
+    called, _ = logprobs(condition, torch.tensor([prompt + call]))
+    logprob = sum(called[i, token].item() for i, token in enumerate(call))
     assert score.opening_logprob == pytest.approx(logprob, rel=1e-5)
     assert score.n_replaced == 2 * (ids.shape[1] - 1)
     assert set(score.activation_sums) == {"base", "delta"}
