@@ -23,7 +23,8 @@ from delta_transcoders.report.tables import read_metrics, write_table
 FIGURES = "figures.csv"
 LARGEST = 200_000
 """Bytes of a table that is kept."""
-HASHED = ("*.safetensors", "*.npz", "generations.jsonl")
+HASHED = ("model.safetensors", "delta.safetensors", "params.npz", "generations.jsonl")
+"""Weights and answers; caches of activations are many times as large."""
 
 
 class Value(NamedTuple):
@@ -137,7 +138,6 @@ def keep_results(study: Path, out: Path, figures: Iterable[str]) -> None:
             path.relative_to(study).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for pattern in HASHED
             for path in sorted(study.rglob(pattern))
-            if "activations" not in path.as_posix()
         }
         write_json(folder / "hashes.json", hashes)
         finish_output(out)
