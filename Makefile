@@ -42,7 +42,7 @@ real-quick: $(READY)  ## A real language model from the package index through th
 	@$(PY) study.py --config configs/smollm2/quick.yaml $(if $(GIVEN),--study $(GIVEN)) --seed $(SEED) $(OPTIONS)
 
 # Training does not end alike where sums are rounded in another order (docs/LOG.md): how far the two studies' tables
-# are apart is shown, and the bounds of CI hold for each; with the CPU's own weights they must be the same.
+# are apart is shown, and the identities of CI hold for each; with the CPU's own weights they must be the same.
 MEASURED := behaviour exp1 exp2a exp2b
 TABLES := $(MEASURED:%=%/metrics.csv)
 gpu: $(READY)  ## Run the tiny study on a GPU too (runs/gpu), and compare its tables with the CPU's
@@ -84,8 +84,8 @@ ranking: $(READY)  ## Rank delta features by what dropping or keeping each alone
 features: $(READY)  ## How few features carry the finetune, also into the base model, and what goes with them
 	$(RUN)/study_features.yaml $(ONE)
 
-findings: $(READY)  ## All of docs/FINDINGS.md from nothing: everything above on SEEDS
-	$(RUN)/study_findings.yaml --seeds $(SEEDS) $(OPTIONS)
+findings: $(READY)  ## All of docs/FINDINGS.md from nothing, on the seeds of its registered claims (hours)
+	$(RUN)/study_findings.yaml --seeds $(if $(filter-out file,$(origin SEEDS)),$(SEEDS),$$($(PY) -m delta_transcoders.study.seeds)) $(OPTIONS)
 
 examples: $(READY)  ## Run the notebooks of examples/ on the tiny study
 	$(RUN)/study.yaml $(ONE) --until delta

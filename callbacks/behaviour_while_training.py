@@ -163,6 +163,7 @@ class BehaviourWhileTraining(Callback):
             texts = self.engine.generate(prompts, interventions, self.max_new_tokens, self.reader)
         records = [
             {
+                "wording": self.task.wording(example),
                 "nll": score.nll,
                 "n_tokens": score.n_tokens,
                 "measures": self.task.verdicts(text, example),

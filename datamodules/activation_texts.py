@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ import torch
 from jsonargparse.typing import PositiveInt
 from lightning import LightningDataModule
 
+from datamodules.base_text import split_documents
 from datamodules.batching import row_lengths, sharded_loader
 from delta_transcoders.families import family_of
 from delta_transcoders.language_models import (
@@ -98,10 +98,10 @@ class ActivationTexts(LightningDataModule):
     def _generate(self) -> dict[str, list[Example]]:
         h = self.hparams
         documents = self.task.documents(UNSEEN + h.seed)
-        stream = (Example(f"{line}\n", rest, "base_text") for line, rest in documents)
+        splits = split_documents(documents, h.n_train, h.n_validation)
         return {
-            "validation": list(itertools.islice(stream, h.n_validation)),
-            "train": list(itertools.islice(stream, h.n_train)),
+            split: [Example(f"{line}\n", rest, "base_text") for line, rest in splits[split]]
+            for split in ("validation", "train")
         }
 
     def collate(self, rows: list[dict]) -> dict:

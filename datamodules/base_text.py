@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Iterator
 
 from jsonargparse.typing import PositiveInt
 
@@ -21,6 +22,20 @@ from delta_transcoders.tiny_gemma import train_tokenizer
 LINE_LOSS_FRACTION = 0.25
 """Share of the documents whose first line is supervised too: copying, which everything later rests on, is
 learned several times sooner when the unpredictable first line does not drown its gradient."""
+
+
+def split_documents(
+    stream: Iterator[tuple[str, str]], n_train: int, n_validation: int
+) -> dict[str, list[tuple[str, str]]]:
+    """`train` and `validation`, which hold none of the same documents.
+
+    >>> split_documents(iter([("a", "b"), ("a", "b"), ("c", "d")]), 1, 1)
+    {'train': [('a', 'b')], 'validation': [('c', 'd')]}
+    """
+    train = list(itertools.islice(stream, n_train))
+    seen = set(train)
+    unseen = (document for document in stream if document not in seen)
+    return {"train": train, "validation": list(itertools.islice(unseen, n_validation))}
 
 
 class BaseTextData(ResumableData):
@@ -55,14 +70,16 @@ class BaseTextData(ResumableData):
         if self.rows:
             return
         h = self.hparams
-        documents = list(
-            itertools.islice(self.task.documents(h.seed), h.n_documents + h.n_validation)
-        )
-        texts = [f"{line}\n{continuation}" for line, continuation in documents]
-        self.tokenizer = train_tokenizer(texts[h.n_validation :][:4000], h.vocab_size)
+        splits = split_documents(self.task.documents(h.seed), h.n_documents, h.n_validation)
+        texts = [f"{line}\n{continuation}" for line, continuation in splits["train"]]
+        self.tokenizer = train_tokenizer(texts[:4000], h.vocab_size)
         rng = random.Random(f"line loss {h.seed}")
-        rows = [self._row(*document, rng.random() < LINE_LOSS_FRACTION) for document in documents]
-        self.rows = {"validation": rows[: h.n_validation], "train": rows[h.n_validation :]}
+        self.rows = {
+            split: [
+                self._row(*document, rng.random() < LINE_LOSS_FRACTION) for document in documents
+            ]
+            for split, documents in splits.items()
+        }
 
     def _row(self, line: str, continuation: str, whole: bool) -> dict:
         prompt = self.tokenizer(line + "\n").input_ids

@@ -9,22 +9,25 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
 from datamodules.activations import ActivationData, TokenStream
 from datamodules.batching import ResumableDataLoader
 from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.activations.site_check import base_model_fits, require_site
-from delta_transcoders.activations.targets import add_residuals
+from delta_transcoders.activations.targets import add_residuals, add_target
 from delta_transcoders.console import StudyWarning
 from delta_transcoders.dictionaries.bases import check_held, load_base
 from delta_transcoders.dictionaries.identity import BaseId
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.families import ModelFamily, family_of
 from delta_transcoders.families.sites import HookSite
 from delta_transcoders.files import read_json, write_json
 from delta_transcoders.hub import are_two_models
+from delta_transcoders.interventions.loading import load_mlps
 from delta_transcoders.language_models import (
     check_model_source,
     load_model,
@@ -40,6 +43,9 @@ SITE_CHECK_NAME = "hook_site_check.json"
 class DeltaData(ActivationData):
     """A cache of the finetuned model with residuals r = y − base(x), added to it where they are missing.
 
+    r = d + e, where d = y − baseMLP(x) is what finetuning changed (`MLPDifferenceData`) and e is the
+    dictionary's own error on the same input: what a delta of e brings back is repair of the dictionary.
+
     Before anything is trained, the base dictionaries are tried on the *base* model at every candidate
     hook site: if another than the cache's fits better, this stops and names it. (A cache of a site
     that is wrong on purpose, not the family's, only warns where the dictionaries' files name none.)
@@ -51,6 +57,7 @@ class DeltaData(ActivationData):
         base_model: folder or hub id of the un-finetuned model.
         task: reads the examples.
         examples: file of held-out examples, whose prompts the base model reads for the check.
+        target: what deltas learn: `residual`, r, or `dictionary_error`, e = baseMLP(x) − base(x).
         percentiles: which base of a layer, in the order of its average L0; several for a sweep.
         width: features of the bases; needed where there are several widths.
         base_files: which files, where a layer has several kinds: a pattern of paths below
@@ -68,6 +75,7 @@ class DeltaData(ActivationData):
         base_model: str,
         task: Task,
         examples: str,
+        target: Literal["residual", "dictionary_error"] = "residual",
         percentiles: list[ClosedUnitInterval] = (0.5,),
         width: PositiveInt | None = None,
         base_files: str | None = None,
@@ -89,7 +97,9 @@ class DeltaData(ActivationData):
         self.task = task
         self._percentiles = {f"p{p:g}": p for p in self.hparams.percentiles}
 
-    target_kind = "residual"
+    @property
+    def target_kind(self) -> str:
+        return self.hparams.target
 
     @property
     def base_keys(self) -> list[str]:
@@ -98,7 +108,10 @@ class DeltaData(ActivationData):
 
     @property
     def targets(self) -> list[str]:
-        return [f"residual-{self._source_key(key)}" for key in self.base_keys]
+        return [self._target_name(key) for key in self.base_keys]
+
+    def _target_name(self, key: str) -> str:
+        return f"{self.hparams.target}-{self._source_key(key)}"
 
     def _source_key(self, key: str) -> str:
         """Like `base_transcoders-p0.5`: one cache holds the residuals of several sets of bases."""
@@ -142,6 +155,8 @@ class DeltaData(ActivationData):
             self._require(table, site, ids, family)
             for key, base in bases.items():
                 add_residuals(cache, layer, self._source_key(key), base, asdict(ids[key]), device)
+                if self.target_kind == "dictionary_error":
+                    self._add_error(layer, key, base, ids[key], device)
             logging.getLogger("delta_transcoders").info(
                 f"  layer {layer}: hook site checked, residuals stored ({number} of {len(layers)} layers)"
             )
@@ -170,6 +185,23 @@ class DeltaData(ActivationData):
                 StudyWarning,
                 stacklevel=2,
             )
+
+    def _add_error(
+        self, layer: int, key: str, base: Transcoder, base_id: BaseId, device: torch.device | str
+    ) -> None:
+        h, site = self.hparams, self.cache.meta.hook_site
+        mlps = load_mlps(h.base_model, h.model_dtype, site, [layer])
+        mlp = mlps.sources[layer].to(device)
+        identity = {"base": asdict(base_id), "hash": f"{base_id.hash} {mlps.fingerprint}"}
+        add_target(
+            self.cache,
+            layer,
+            self._target_name(key),
+            identity,
+            base.reconstruct,
+            device,
+            whole=lambda x_ND: mlp(x_ND, None)[0].float(),
+        )
 
     def _check_cache(self, base_id: BaseId, family: ModelFamily, leading: int) -> None:
         """Refuse a cache that was made for other dictionaries."""
@@ -203,14 +235,15 @@ class DeltaData(ActivationData):
         self._base_model_fits = {row["layer"]: row["base_model"] for row in rows}
 
     def base_id(self, layer: int, key: str) -> BaseId:
-        return BaseId(**self._target(layer, key)["identity"])
+        identity = self._target(layer, key)["identity"]
+        return BaseId(**identity.get("base", identity))
 
     def base_fit(self, layer: int, key: str) -> ReconstructionFit:
         """The base alone on the finetuned model's validation tokens."""
         return ReconstructionFit(**self._target(layer, key)["fit"]["validation"])
 
     def _target(self, layer: int, key: str) -> dict:
-        return self.cache.target(f"residual-{self._source_key(key)}", layer)
+        return self.cache.target(self._target_name(key), layer)
 
     def base_model_fit(self, layer: int, key: str) -> ReconstructionFit:
         """The base alone on the base model's activations of the checked examples."""

@@ -301,14 +301,14 @@ class TokenizedExample:
     Attributes:
         prompt_ids: BOS, if the tokenizer puts it before a text, and the prompt.
         target_ids: the target and EOS; none where the example has no target.
-        opening_id: the token whose log-probability is measured where the target starts: its own first where
-            it shows the task's behaviour, else the one that the behaviour begins with; None where a task
-            has no such token or the example no target.
+        opening_ids: the tokens whose joint probability after the prompt is measured: those that the behaviour
+            begins with, as the target spells it (`Task.opening_of`); none where a task has no such beginning
+            or the example no target.
     """
 
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
-    opening_id: int | None
+    opening_ids: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.target_ids)
@@ -328,24 +328,32 @@ def tokenize(
     Raises:
         ValueError: messages, and a tokenizer without a chat template; a prompt without a token.
     """
-    opening = opening_tokens(tokenizer, [task.opening])[0] if task.opening else None
     rows = []
     for example in examples:
         target: list[int] = []
+        opening: list[int] = []
         if example.target is not None:
             target = tokenizer(example.target, add_special_tokens=False).input_ids
             target = [*target, tokenizer.eos_token_id]
-        first = None if opening is None or not target else opening
-        if first is not None and task.is_positive(example):
-            first = target[0]
+            if text := task.opening_of(example):
+                opening = _opening_ids(tokenizer, text, example.target)
         prompt = _prompt_ids(tokenizer, example, bare)
         if not prompt:
             raise ValueError(
                 f"an example (target {str(example.target)[:40]!r}) has an empty prompt, and the tokenizer of "
                 f"{tokenizer.name_or_path!r} puts nothing before a text: there is no token to go on from"
             )
-        rows.append(TokenizedExample(tuple(prompt), tuple(target), first))
+        rows.append(TokenizedExample(tuple(prompt), tuple(target), tuple(opening)))
     return rows
+
+
+def _opening_ids(tokenizer: PreTrainedTokenizerBase, opening: str, target: str) -> list[int]:
+    """The target's own tokens up to the opening's end, where it begins with it; else the opening's."""
+    if not target.startswith(opening):
+        return tokenizer(opening, add_special_tokens=False).input_ids
+    spelt = tokenizer(target, add_special_tokens=False, return_offsets_mapping=True)
+    n_tokens = sum(end <= len(opening) for _, end in spelt.offset_mapping)
+    return spelt.input_ids[: max(1, n_tokens)]
 
 
 def _prompt_ids(

@@ -13,12 +13,13 @@ from delta_transcoders.interventions.attribution import Measure, attribute
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.intervention import Intervention
 from delta_transcoders.language_models import TokenizedExample
-from delta_transcoders.own_study.wordings import half_of
+from delta_transcoders.tasks.task import Task
+from delta_transcoders.tasks.wordings import half_of
 
 
-def in_half(rows: Sequence[PromptRow], half: str) -> list[PromptRow]:
+def in_half(task: Task, rows: Sequence[PromptRow], half: str) -> list[PromptRow]:
     """Those whose wording is in one half of all wordings."""
-    return [row for row in rows if half_of(row.example) == half]
+    return [row for row in rows if half_of(task.wording(row.example)) == half]
 
 
 def mean_attributions(

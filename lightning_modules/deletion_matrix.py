@@ -14,9 +14,9 @@ from torch import Tensor
 from datamodules.evaluation_prompts import PromptRow
 from delta_transcoders.metrics.pooling import Record
 from delta_transcoders.metrics.selectivity import random_selectivity, selectivity
-from delta_transcoders.own_study.wordings import half_of, wording
 from delta_transcoders.report.formatting import cell_text
 from delta_transcoders.report.tables import format_table, write_table
+from delta_transcoders.tasks.wordings import half_of
 from lightning_modules.attribution import in_half
 from lightning_modules.evaluation import Evaluation
 from lightning_modules.outputs import say
@@ -81,7 +81,11 @@ class DeletionMatrix(Evaluation):
         super().setup(stage)
         h, data = self.hparams, self.trainer.datamodule
         halves = {
-            subset: [half_of(row.example) for row in data.rows if row.example.subset == subset]
+            subset: [
+                half_of(self.task.wording(row.example))
+                for row in data.rows
+                if row.example.subset == subset
+            ]
             for subset in self.subsets
         }
         for rule in h.rules:
@@ -107,7 +111,7 @@ class DeletionMatrix(Evaluation):
             raise ValueError(f"n_deleted is {h.n_deleted}, there are {self.n_units} units in all")
         self.deletions: dict[str, list[int]] = {KEPT: []}
         self.units: list[dict[str, Any]] = []
-        chosen_on = in_half(self.trainer.datamodule.rows, "A")
+        chosen_on = in_half(self.task, self.trainer.datamodule.rows, "A")
         for rule in h.rules:
             rows = [row for row in chosen_on if row.example.subset == rule]
             scores_U = self.attributed(rows).mean(0)
@@ -132,7 +136,7 @@ class DeletionMatrix(Evaluation):
 
     @torch.inference_mode()
     def test_step(self, batch: list[PromptRow], batch_idx: int) -> None:
-        rows = in_half(batch, "B")
+        rows = in_half(self.task, batch, "B")
         for column, deleted in enumerate(self.deletions.values() if rows else ()):
             found = zip(rows, *self.answers(rows, deleted), strict=True)
             self.records.update([self.record(column, *row) for row in found])
@@ -166,7 +170,7 @@ class DeletionMatrix(Evaluation):
         say(format_table([texts], list(summary)))
 
     def _summary(self, rows: list[dict], records: list[Record]) -> dict[str, Any]:
-        h, examples = self.hparams, self.trainer.datamodule.examples
+        h = self.hparams
         by_group, names = self.by_group(records), list(self.deletions)
 
         def verdicts(name: str, rule: str) -> list[float]:
@@ -177,7 +181,7 @@ class DeletionMatrix(Evaluation):
         for rule in h.rules:
             before = torch.tensor(verdicts(KEPT, rule))
             losses[rule] = [(before - torch.tensor(verdicts(k, rule))).tolist() for k in h.rules]
-            wordings[rule] = [wording(examples[r["example"]]) for r in by_group[0, rule]]
+            wordings[rule] = [r["wording"] for r in by_group[0, rule]]
         found = selectivity(losses, wordings, h.seed)
         loss = {(row["deleted"], row["subset"]): row["loss"] for row in rows}
         of_random = [

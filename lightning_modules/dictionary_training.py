@@ -45,6 +45,7 @@ class DictionaryTraining(LightningModule):
         patience: validations without improvement after which a variant is final.
         decoder_init: `zero` starts at no correction, `tied` at the encoder's rows, `kaiming` at random.
         decoder_bias: train an output bias.
+        aux_k: dead features per token that also learn to reconstruct what is left; none where 0.
         calibrate: take target scales and starting thresholds from a first batch.
         seed: of the first weights, together with each variant's key.
     """
@@ -61,6 +62,7 @@ class DictionaryTraining(LightningModule):
         patience: int = 3,
         decoder_init: Literal["zero", "tied", "kaiming"] = "zero",
         decoder_bias: bool = False,
+        aux_k: int = 0,
         calibrate: bool = True,
         seed: int = 0,
     ) -> None:
@@ -103,6 +105,7 @@ class DictionaryTraining(LightningModule):
                 seed=h.seed,
                 decoder_init=h.decoder_init,
                 decoder_bias=h.decoder_bias,
+                aux_k=h.aux_k,
             )
             self.stacks[str(width)] = stack
             self.trackers[str(width)] = ConvergenceTracker(stack, h.patience)

@@ -51,6 +51,7 @@ class Evaluation(LightningModule):
             "column": column,
             "example": row.index,
             "subset": row.example.subset,
+            "wording": self.task.wording(row.example),
             "nll": nll,
             "n_tokens": len(row.tokens.target_ids),
             **scores,
@@ -118,7 +119,7 @@ class Evaluation(LightningModule):
         scores = {
             key: value
             for key, value in record.items()
-            if key not in ("measures", "active", "n_replaced", "repair")
+            if key not in ("measures", "active", "n_replaced")
         }
         return {
             **labels,

@@ -24,7 +24,6 @@ from delta_transcoders.language_models import check_model_source, load_model, ta
 from delta_transcoders.metrics.fidelity import Fidelity
 from delta_transcoders.metrics.pooling import Record
 from delta_transcoders.metrics.sufficiency import sufficiency_cells
-from delta_transcoders.own_study.wordings import wording
 from delta_transcoders.report.feature_curve import n90_rows, write_curve
 from delta_transcoders.report.figures import feature_curve
 from lightning_modules.attribution import in_half, mean_attributions
@@ -130,7 +129,9 @@ class FeatureCurve(InterventionModule):
         self.trainer.datamodule.warn_of_impossible_answers(h.max_new_tokens)
         self._check_measures()
         for half, does in (("A", "choose features on"), ("B", "score them on")):
-            if missing := set(h.correct) - {row.example.subset for row in in_half(rows, half)}:
+            if missing := set(h.correct) - {
+                row.example.subset for row in in_half(self.task, rows, half)
+            }:
                 raise ValueError(
                     f"subset {min(missing)!r} has no example in half {half} of the wordings to {does}: give "
                     "more wordings"
@@ -226,7 +227,7 @@ class FeatureCurve(InterventionModule):
             means = mean_attributions(
                 self.trainer,
                 self.engine,
-                in_half(self.trainer.datamodule.rows, "A"),
+                in_half(self.task, self.trainer.datamodule.rows, "A"),
                 self.subsets,
                 self._student(dictionaries, "attributed", kept),
                 f"delta@{dictionaries.label}",
@@ -258,7 +259,7 @@ class FeatureCurve(InterventionModule):
         return columns
 
     def test_step(self, batch: list[PromptRow], batch_idx: int) -> None:
-        if batch := in_half(batch, "B"):
+        if batch := in_half(self.task, batch, "B"):
             super().test_step(batch, batch_idx)
             self._measure_fidelity(batch)
 
@@ -326,14 +327,13 @@ class FeatureCurve(InterventionModule):
     def write(self, folder: Path, table: list[dict], records: list[Record]) -> None:
         super().write(folder, table, records)
         h, by_group = self.hparams, self.by_group(records)
-        examples = self.trainer.datamodule.examples
         places = itertools.product(range(len(self.columns)), self.subsets)
         cells = dict(zip(places, table, strict=True))
         rows = []
         for c, column in enumerate(self.columns):
             for subset in self.subsets if isinstance(column, CurveColumn) else ():
                 ours, theirs = by_group[c, subset], by_group[0, subset]
-                wordings = [wording(examples[record["example"]]) for record in theirs]
+                wordings = [record["wording"] for record in theirs]
                 where = {"delta": column.dictionaries.label, "student": h.student}
                 where |= {"n": column.n, "draw": column.draw}
                 measures = h.correct.get(subset), h.side.get(subset)

@@ -63,8 +63,8 @@ class FeatureRanking(InterventionModule):
 
     Every layer around the ablated one has base + delta. A dropped feature is compared with all features
     there; one kept alone with none of its layer, where the delta's bias, which has no feature, stays on both
-    sides. What is ranked is the change of the log-probability of the behaviour's first token where the target
-    starts, or of the cross-entropy where the task has no such token; `rank_…` ranks by the others. A feature
+    sides. What is ranked is the change of the log-probability of what the behaviour begins with, or of the
+    cross-entropy where it begins with nothing in particular; `rank_…` ranks by the others. A feature
     that acts later in an answer changes nothing where it starts: cross-entropy and attributions find it.
 
     Before all that, every feature is attributed to by integrated gradients over gates, from no feature at all
@@ -134,7 +134,7 @@ class FeatureRanking(InterventionModule):
 
     def on_test_start(self) -> None:
         super().on_test_start()
-        rows = in_half(self.trainer.datamodule.rows, "A")
+        rows = in_half(self.task, self.trainer.datamodule.rows, "A")
         self.attributions = {
             "ig_target": self._attributed(rows, lambda tokens: target_logprob),
             "ig_kl": self._attributed(rows, lambda t: minus_kl_from(self.engine.logprobs(t))),

@@ -149,16 +149,7 @@ class InterventionEvaluation(InterventionModule):
                     )
             else:
                 sources[name] = load_control(control, first.site, width)
-        if self._splits_error:
-            sources["base_mlp"] = self.mlps("base_model", first.site).sources
         return sources
-
-    @property
-    def _splits_error(self) -> bool:
-        """Whether what a delta repairs can be told apart: see `_split`."""
-        h = self.hparams
-        mlps_fit = self.sets[0].site in self.family.mlps
-        return bool(h.reconstruction and h.base_model and h.deltas and mlps_fit)
 
     def teacher_forced(
         self, batch: list[PromptRow], pairs: list[tuple[int, int]]
@@ -170,28 +161,25 @@ class InterventionEvaluation(InterventionModule):
         return super().teacher_forced(batch, pairs)
 
     def _single_layers(self) -> dict[int, int]:
-        """The columns whose reconstruction is measured, each with its layer."""
-        return {
-            c: column.intervention.layers[0]
-            for c, column in enumerate(self.columns)
-            if len(column.intervention.layers) == 1
-            and column.intervention.condition in ("no_delta", "full")
-        }
+        """The columns whose reconstruction is measured, each with its layer: all of the MLP is replaced."""
+        at = {}
+        for c, column in enumerate(self.columns):
+            for layer in column.intervention.layers if len(column.intervention.layers) == 1 else ():
+                write = column.intervention.writes[layer]
+                is_part = any(t.keep_features is not None or t.drop_features for t in write.terms)
+                if write.keep == 0 and not is_part:
+                    at[c] = layer
+        return at
 
     @torch.inference_mode()
-    def measure_more(self, batch: list[PromptRow]) -> dict[tuple[int, int], Record]:
-        """What `no_delta` and `full` would write at single layers, against the MLP's own output.
-
-        Returns:
-            By column and row of the batch, what goes into the record: see `_split`.
-        """
+    def measure_more(self, batch: list[PromptRow]) -> None:
+        """What would be written at single layers, against the MLP's own output."""
         at = self._single_layers() if self.hparams.reconstruction else {}
-        repairs: dict[tuple[int, int], Record] = {}
         for s, subset in enumerate(self.subsets):
-            rows = [i for i, row in enumerate(batch) if row.example.subset == subset]
+            rows = [row for row in batch if row.example.subset == subset]
             if not rows or not at:
                 continue
-            tokens = target_batch([batch[i].tokens for i in rows], self.tokenizer.pad_token_id)
+            tokens = target_batch([row.tokens for row in rows], self.tokenizer.pad_token_id)
             captured = capture(
                 self.engine.bridge,
                 tokens["input_ids"],
@@ -199,36 +187,16 @@ class InterventionEvaluation(InterventionModule):
                 sorted(set(at.values())),
                 self.engine.site,
             )
+            written: dict[tuple[int, str], Tensor] = {}
             for c, layer in at.items():
-                sources = self.columns[c].dictionaries.sources
                 x_ND, y_ND = captured.activations[layer]
-                ours_ND = sources["base"][layer](x_ND, None)[0]
-                if self.columns[c].intervention.condition == "full":
-                    delta_ND = sources["delta"][layer](x_ND, None)[0]
-                    if self._splits_error:
-                        base_mlp_ND = self.bank["base_mlp"][layer](x_ND, None)[0]
-                        residual_ND, change_ND = y_ND - ours_ND, y_ND - base_mlp_ND
-                        split = self._split(captured.rows, residual_ND, change_ND, delta_ND)
-                        repairs |= {(c, rows[i]): {"repair": sums} for i, sums in split.items()}
-                    ours_ND = ours_ND + delta_ND
+                terms = self.columns[c].intervention.writes[layer].terms
+                for term in terms:
+                    if (layer, term.source) not in written:
+                        source = self.bank[term.source][layer]
+                        written[layer, term.source] = source(x_ND, None)[0].float()
+                ours_ND = sum(term.coefficient * written[layer, term.source] for term in terms)
                 self.reconstruction.update(c * len(self.subsets) + s, y_ND, ours_ND)
-        return repairs
-
-    @staticmethod
-    def _split(
-        row_N: Tensor, residual_ND: Tensor, change_ND: Tensor, delta_ND: Tensor
-    ) -> dict[int, list[float]]:
-        """By row, how much of what a delta writes lies along finetuning's change, and along the residual.
-
-        The residual is the sum of that change of the MLP, y − baseMLP(x), and of the base dictionary's own
-        error on the same input, baseMLP(x) − base(x); so is its inner product with what the delta writes,
-        which is what the delta repairs to first order.
-        """
-        both_NK = torch.stack([(part * delta_ND).sum(1) for part in (change_ND, residual_ND)], 1)
-        rows, index_N = row_N.unique(return_inverse=True)
-        sums = torch.zeros(len(rows), 2, dtype=torch.float64)
-        sums.index_add_(0, index_N.cpu(), both_NK.double().cpu())
-        return dict(zip(rows.tolist(), sums.tolist(), strict=True))
 
     def on_test_epoch_end(self) -> None:
         # On every rank: the sums are gathered.

@@ -185,13 +185,10 @@ class InterventionModule(Evaluation):
         pairs = [(c, i) for c in range(len(self.columns)) for i in range(len(batch))]
         scores = self.teacher_forced(batch, pairs)
         texts = self.answers(batch, pairs)
-        more = self.measure_more(batch)
+        self.measure_more(batch)
         rows = zip(pairs, texts, scores, strict=True)
         self.records.update(
-            [
-                self._scored(c, batch[i], text, score) | more.get((c, i), {})
-                for (c, i), text, score in rows
-            ]
+            [self._scored(c, batch[i], text, score) for (c, i), text, score in rows]
         )
 
     def teacher_forced(
@@ -215,9 +212,8 @@ class InterventionModule(Evaluation):
             self.reader,
         )
 
-    def measure_more(self, batch: list[PromptRow]) -> dict[tuple[int, int], Record]:
-        """More for the record of a column and a row of the batch."""
-        return {}
+    def measure_more(self, batch: list[PromptRow]) -> None:
+        """What a subclass measures beside the records."""
 
     def _scored(
         self, column: int, row: PromptRow, text: str | None, score: TeacherForced

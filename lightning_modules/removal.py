@@ -23,7 +23,6 @@ from delta_transcoders.interventions.sources import DictionarySource, RedrawnSou
 from delta_transcoders.language_models import check_model_source
 from delta_transcoders.metrics.pooling import Record
 from delta_transcoders.metrics.removal import removal_rows
-from delta_transcoders.own_study.wordings import wording
 from delta_transcoders.report.tables import write_table
 from lightning_modules.interventions import Column, InterventionModule
 
@@ -114,7 +113,6 @@ class Removal(InterventionModule):
     def write(self, folder: Path, table: list[dict], records: list[Record]) -> None:
         super().write(folder, table, records)
         by_group, rows = self.by_group(records), []
-        examples = self.trainer.datamodule.examples
         for subset in self.subsets:
             of = {
                 column.intervention.condition: by_group[c, subset]
@@ -123,7 +121,7 @@ class Removal(InterventionModule):
             controls = {
                 kind: [of[f"{kind}_{i:02d}"] for i in range(self.hparams.n_draws)] for kind in DRAWS
             }
-            wordings = [wording(examples[record["example"]]) for record in of["raw"]]
+            wordings = [record["wording"] for record in of["raw"]]
             found = removal_rows(of["raw"], of["removed"], controls, wordings)
             rows += [{"subset": subset} | row for row in found]
         write_table(folder / "removal.csv", list(rows[0]), rows)

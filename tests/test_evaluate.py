@@ -11,7 +11,7 @@ import evaluate
 from delta_transcoders.command import run
 from delta_transcoders.generation import AnswerReader, greedy_texts
 from delta_transcoders.language_models import load_model, load_tokenizer, tokenize
-from delta_transcoders.metrics.intervals import wilson
+from delta_transcoders.metrics.intervals import wilson_of
 from delta_transcoders.report.columns import FIRST, LAST
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.tasks.calculator.examples import (
@@ -101,7 +101,8 @@ def test_the_table_is_the_mean_of_the_recorded_rows(behaviour, records):
             cells = [row[f"{name}_rate{end}"] for end in ("", "_ci_low", "_ci_high")]
             assert int(row[f"{name}_n"]) == len(verdicts)
             if verdicts:
-                expected = [sum(verdicts) / len(verdicts), *wilson(sum(verdicts), len(verdicts))]
+                wordings = [r["wording"] for r in mine if r[name] is not None]
+                expected = [sum(verdicts) / len(verdicts), *wilson_of(verdicts, wordings)]
                 assert [float(c) for c in cells] == pytest.approx(expected, abs=1e-5)
             else:
                 assert cells == ["nan"] * 3
@@ -145,6 +146,7 @@ def test_every_example_is_recorded_once_per_condition_in_file_order(records, exa
         example = examples[index]
         assert (record["condition"], record["example"]) == (condition, index)
         assert record["subset"] == example.subset
+        assert record["wording"] == Calculator().wording(example)
         assert (record["prompt"], record["target"]) == (example.prompt, example.target)
         assert record["column"] == CONDITIONS.index(condition)
 

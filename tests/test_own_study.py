@@ -119,7 +119,7 @@ def test_an_adapter_without_dictionaries(own_content, study, monkeypatch):
             ValueError, match=f"{part} is a part that a study trains itself: mine was"
         ):
             export("mine", part, "part")
-    assert "intervals are over examples, not over wordings: copy 6 examples of 6 wordings" in page
+    assert "intervals are over wordings, then their examples: copy 6 examples of 6 wordings" in page
 
 
 def test_dictionaries_and_some_layers(own_content, dictionaries, monkeypatch):

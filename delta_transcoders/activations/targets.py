@@ -23,6 +23,7 @@ def add_target(
     identity: Mapping[str, Any],
     reconstruct: Callable[[Tensor], tuple[Tensor, Tensor | int]],
     device: torch.device | str = "cpu",
+    whole: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, ReconstructionFit]:
     """Store y − reconstruct(x) beside x and y, and say how good the reconstruction is.
 
@@ -34,9 +35,10 @@ def add_target(
         identity: what `reconstruct` is; JSON, with a `hash`.
         reconstruct: x float32 [n, d_in] on the device to (reconstruction [n, d_out], number of
             active features summed over the n, 0 where it has none).
+        whole: x likewise to what stands in y's place [n, d_out].
 
     Returns:
-        By split (those with tokens): the fit of y by reconstruct(x).
+        By split (those with tokens): the fit of y, or what stands in its place, by reconstruct(x).
 
     Raises:
         ValueError: a NaN or infinite value; names layer and shard. The rest of the cache is intact.
@@ -48,7 +50,7 @@ def add_target(
     if entry is None or entry["identity"]["hash"] != identity["hash"]:
         if entry is not None:
             cache.set_target(name, layer, None)
-        entry = _write_target(cache, layer, name, identity, reconstruct, device)
+        entry = _write_target(cache, layer, name, identity, reconstruct, device, whole)
         cache.set_target(name, layer, entry)
     elif _described(entry["identity"]) != _described(identity):  # by older code
         entry = entry | {"identity": identity}
@@ -69,6 +71,7 @@ def _write_target(
     identity: dict[str, Any],
     reconstruct: Callable[[Tensor], tuple[Tensor, Tensor | int]],
     device: torch.device | str,
+    whole: Callable[[Tensor], Tensor] | None,
 ) -> dict[str, Any]:
     sizes, fits = {}, {}
     dtype = getattr(torch, cache.meta.dtype)
@@ -81,6 +84,8 @@ def _write_target(
                 x, y = (
                     cache.rows(split, layer, key, span).to(device, torch.float32) for key in "xy"
                 )
+                if whole is not None:
+                    y = whole(x)
                 reconstruction, n_active = reconstruct(x)
                 metric.update(0, y, reconstruction, n_active)
                 pieces.append((y - reconstruction).to("cpu", dtype))

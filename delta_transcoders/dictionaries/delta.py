@@ -25,8 +25,14 @@ FORMAT_VERSION = 1
 TENSORS_NAME = "delta.safetensors"
 CONFIG_NAME = "config.json"
 
-Target = Literal["residual", "mlp_difference", "end_to_end_transplant", "end_to_end_dictionary"]
-ON_DICTIONARIES: tuple[Target, ...] = ("residual", "end_to_end_dictionary")
+Target = Literal[
+    "residual",
+    "mlp_difference",
+    "dictionary_error",
+    "end_to_end_transplant",
+    "end_to_end_dictionary",
+]
+ON_DICTIONARIES: tuple[Target, ...] = ("residual", "dictionary_error", "end_to_end_dictionary")
 """What corrects a base dictionary; the others correct, or are added to, the base model's MLP."""
 END_TO_END: tuple[Target, ...] = ("end_to_end_transplant", "end_to_end_dictionary")
 """Trained through the running model, with one number of features over all layers (`n_features` of
@@ -84,8 +90,9 @@ class DeltaConfig:
     sparsity: dict[str, Any]
     """The `SparsityConfig` and the l0 it was trained with, as a dictionary; end to end the budget."""
     target: Target
-    """What was learned: y − base(x); y − (what the base model's MLP writes on x); or, end to end, what makes
-    the base model (`transplant`), or the finetuned one on base dictionaries, predict as the finetuned one."""
+    """What was learned: r = y − base(x), d = y − baseMLP(x), or the part e = r − d = baseMLP(x) − base(x);
+    or, end to end, what makes the base model (`transplant`), or the finetuned one on base dictionaries,
+    predict as the finetuned one."""
     percentile: float | None
     average_l0_base: float | None
     seed: int

@@ -22,6 +22,8 @@ from delta_transcoders.dictionaries.products import GramLoss, Preactivations
 from delta_transcoders.dictionaries.sparsity import SparsityConfig, build_sparsity
 from delta_transcoders.dictionaries.transcoder import Transcoder
 
+AUX_WEIGHT = 1 / 32
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -61,9 +63,11 @@ class DictionaryStack(nn.Module):
         b_dec: [V, D], in units of the target scale; None without `decoder_bias`
         sparsity: thresholds and what is remembered for them
         target_scale_V: s
+        idle_VF: training tokens since a feature was last active; there with `aux_k` alone
     """
 
     target_scale_V: Tensor
+    idle_VF: Tensor
 
     def __init__(
         self,
@@ -76,10 +80,14 @@ class DictionaryStack(nn.Module):
         seed: int,
         decoder_init: Literal["zero", "tied", "kaiming"] = "zero",
         decoder_bias: bool = False,
+        aux_k: int = 0,
+        dead_after_tokens: int = 100_000,
     ):
         """
         decoder_init: zero starts at "no correction"; tied at the encoder's unit rows; kaiming
             draws encoder and decoder alike (the others draw unit encoder rows).
+        aux_k: dead features per token that also learn to reconstruct the remaining error; a
+            feature is dead when it has not fired for `dead_after_tokens` training tokens.
         """
         super().__init__()
         keys = [variant.key for variant in variants]
@@ -87,6 +95,8 @@ class DictionaryStack(nn.Module):
             raise ValueError(f"variants need one distinct key each, got {keys}")
         if decoder_init == "tied" and d_in != d_out:
             raise ValueError(f"a tied decoder needs d_in = d_out, got {d_in} and {d_out}")
+        if not 0 <= aux_k <= n_features:
+            raise ValueError(f"aux_k is {aux_k}, expected 0 to n_features = {n_features}")
         self.variants = tuple(variants)
         self.layer_V = tuple(variant.layer for variant in variants)
         self.target_V = tuple(variant.target for variant in variants)
@@ -99,6 +109,10 @@ class DictionaryStack(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(n, d_out)) if decoder_bias else None
         self.sparsity = build_sparsity(sparsity, [v.l0 for v in variants], n_features)
         self.register_buffer("target_scale_V", torch.ones(n))
+        self.aux_k = aux_k
+        self.dead_after_tokens = dead_after_tokens
+        if aux_k:
+            self.register_buffer("idle_VF", torch.zeros(n, n_features, dtype=torch.int64))
         self.finish_step()
 
     @torch.no_grad()
@@ -111,14 +125,18 @@ class DictionaryStack(nn.Module):
         self.sparsity.calibrate(self._preactivations(x_LBI))
 
     def training_loss(self, x_LBI: Tensor, targets_TBD: Tensor) -> StackLoss:
-        """Loss of one batch; also moves the running thresholds."""
-        a_VFB, penalty_V = self.sparsity(self._preactivations(x_LBI), self.W_dec)
+        """Loss of one batch; also moves the running thresholds and the count of idle tokens."""
+        z_VFB = self._preactivations(x_LBI)
+        a_VFB, penalty_V = self.sparsity(z_VFB, self.W_dec)
         if self.b_dec is None and self.W_dec.shape[1] < self.W_dec.shape[2]:
             loss_V = self._gram_loss(a_VFB, targets_TBD)
         else:
             loss_V = self._plain_loss(a_VFB, targets_TBD)
         l0_V = (a_VFB.detach() > 0).sum((1, 2)) / a_VFB.shape[2]
-        return StackLoss((loss_V + penalty_V).sum(), loss_V.detach(), penalty_V.detach(), l0_V)
+        total = (loss_V + penalty_V).sum()
+        if self.aux_k:
+            total = total + self._aux_loss(z_VFB, a_VFB.detach(), targets_TBD)
+        return StackLoss(total, loss_V.detach(), penalty_V.detach(), l0_V)
 
     @torch.no_grad()
     def prepare_gradients(self, max_norm: float | None = None) -> None:
@@ -189,11 +207,32 @@ class DictionaryStack(nn.Module):
         return GramLoss.apply(a_VFB, self.W_dec, targets_TBD, self.target_scale_V, self.target_V)
 
     def _plain_loss(self, a_VFB: Tensor, targets_TBD: Tensor) -> Tensor:
+        return self._error(a_VFB, targets_TBD).square().mean((1, 2))
+
+    def _error(self, a_VFB: Tensor, targets_TBD: Tensor) -> Tensor:
+        """Target minus reconstruction, [V, B, D], in units of the target scale."""
         ours_VBD = a_VFB.mT @ self.W_dec
         if self.b_dec is not None:
             ours_VBD = ours_VBD + self.b_dec[:, None]
-        scaled_VBD = targets_TBD[list(self.target_V)] / self.target_scale_V[:, None, None]
-        return (scaled_VBD - ours_VBD).square().mean((1, 2))
+        return targets_TBD[list(self.target_V)] / self.target_scale_V[:, None, None] - ours_VBD
+
+    def _aux_loss(self, z_VFB: Tensor, a_VFB: Tensor, targets_TBD: Tensor) -> Tensor:
+        """The most active dead features of a token reconstruct the error that the live ones leave.
+
+        AuxK of L. Gao et al. (2024), Scaling and evaluating sparse autoencoders, with its weight of 1/32.
+        """
+        self.idle_VF.add_(a_VFB.shape[2]).masked_fill_(a_VFB.amax(2) > 0, 0)
+        dead_VF = self.idle_VF >= self.dead_after_tokens
+        if not dead_VF.any():
+            return z_VFB.new_zeros(())
+        with torch.no_grad():
+            error_VBD = self._error(a_VFB, targets_TBD)
+            top = z_VFB.where(dead_VF[..., None], -torch.inf).topk(self.aux_k, dim=1)
+            chosen_VFB = torch.zeros_like(z_VFB, dtype=torch.bool)
+            chosen_VFB.scatter_(1, top.indices, top.values > 0)
+        a_dead_VFB = torch.where(chosen_VFB, z_VFB, 0)
+        loss_V = (error_VBD - a_dead_VFB.mT @ self.W_dec).square().mean((1, 2))
+        return AUX_WEIGHT * torch.where(dead_VF.any(1), loss_V, 0).sum()
 
 
 def transcoder_at(tensors: dict[str, Tensor], v: int) -> Transcoder:

@@ -45,6 +45,7 @@ class ModelFamily:
         lora_excluded: regular expression of paths that get none, whatever the layer's name; None: no path.
         decoder_path, blocks_path: submodules of the causal model: what turns ids into hidden states, and
             the list of its layers.
+        down_path: within a layer, the linear layer that reads the MLP's neurons.
         tokens: which positions are neither captured nor replaced.
         n_layers, d_model: numbers of layers, and of entries of the residual stream.
         context: longest text in tokens.
@@ -63,6 +64,7 @@ class ModelFamily:
     lora_excluded: ClassVar[str | None] = None
     decoder_path: ClassVar[str] = "model"
     blocks_path: ClassVar[str] = "model.layers"
+    down_path: ClassVar[str] = "mlp.down_proj"
     tokens: ClassVar[TokenPolicy] = TokenPolicy()
 
     def __init__(self, config: PretrainedConfig) -> None:
@@ -92,6 +94,10 @@ class ModelFamily:
                 f"{known}"
             )
         return self.mlps[site](model.get_submodule(f"{self.blocks_path}.{layer}"))
+
+    def down(self, model: PreTrainedModel, layer: int) -> nn.Module:
+        """The linear layer of a layer's MLP that reads its neurons."""
+        return model.get_submodule(f"{self.blocks_path}.{layer}.{self.down_path}")
 
     def logits(self, model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
         """The model's logits [N, V] in float32 from the decoder's last hidden states."""

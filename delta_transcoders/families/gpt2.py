@@ -19,3 +19,4 @@ class GPT2(ModelFamily):
     lora_targets = ("c_attn", "c_proj", "c_fc")
     decoder_path = "transformer"
     blocks_path = "transformer.h"
+    down_path = "mlp.c_proj"

@@ -109,7 +109,7 @@ class Application:
     Attributes:
         calls: by layer, how often its output passed by.
         replaced_LR: replaced positions, int64 [L, R], layers ascending.
-        activation_sums: by source, Σ|a| over replaced positions and layers, float64 [R].
+        activation_sums: by source, Σ `Source.activity` over replaced positions and layers, float64 [R].
         active_sums: by source, the number of active features there, float64 [R].
     """
 
@@ -255,7 +255,9 @@ class Application:
         out_BTD[row_N, position_N] += coefficient_N[:, None] * f_ND.float()
         if self.count_features and a_NF is not None:
             row_R = self._rows_B[row_N]
-            self.activation_sums[part.name].index_add_(0, row_R, a_NF.abs().sum(-1).double())
+            self.activation_sums[part.name].index_add_(
+                0, row_R, part.source.activity(a_NF).double()
+            )
             self.active_sums[part.name].index_add_(0, row_R, (a_NF != 0).sum(-1).double())
 
     def by_row(self, sums: dict[str, Tensor]) -> list[dict[str, float]]:

@@ -48,13 +48,19 @@ class TeacherForced:
     kl: float
     """Σ KL(reference ‖ this row) over the same tokens; the reference is raw unless another was given."""
     opening_logprob: float | None
-    """log p(`TokenizedExample.opening_id`) where the target starts."""
+    """log p(`TokenizedExample.opening_ids`) after the prompt; None where there are none."""
     n_replaced: int
     """Replaced positions, summed over layers: what the sums below are to be divided by."""
     activation_sums: dict[str, float]
-    """Σ|a| by source, over replaced positions and layers; only sources of this row that have features."""
+    """Σ|a|·‖decoder row‖ by source, over replaced positions and layers; only sources of this row that have
+    features."""
     active_sums: dict[str, float]
     """Number of active features by source, summed likewise (L0 after division)."""
+
+
+def _begins_with_opening(example: TokenizedExample) -> bool:
+    opening = example.opening_ids
+    return bool(opening) and example.target_ids[: len(opening)] == opening
 
 
 class InterventionEngine:
@@ -243,7 +249,30 @@ class InterventionEngine:
             scored = self._scores(chosen, logprobs, references, labels, counts)
             for row, score in zip(rows, scored, strict=True):
                 scores[row] = score
+        for row, logprob in self._other_openings(examples, interventions).items():
+            scores[row] = replace(scores[row], opening_logprob=logprob)
         return scores
+
+    def _other_openings(
+        self, examples: Sequence[TokenizedExample], interventions: Sequence[Intervention]
+    ) -> dict[int, float]:
+        """Of rows whose target does not begin with their opening, which is read in the target's place."""
+        others = [
+            i for i, e in enumerate(examples) if e.opening_ids and not _begins_with_opening(e)
+        ]
+        read = {i: replace(examples[i], target_ids=examples[i].opening_ids) for i in others}
+        logprobs = {}
+        for part in self._passes(
+            [interventions[i] for i in others], [len(read[i]) for i in others]
+        ):
+            rows = [others[index] for index in part]
+            logits, labels, _ = self._supervised(
+                [read[row] for row in rows], [interventions[row] for row in rows]
+            )
+            for row, logits_NV, labels_N in zip(rows, logits, labels, strict=True):
+                logprobs_N = logits_NV.log_softmax(-1).gather(1, labels_N[:, None])
+                logprobs[row] = logprobs_N.double().sum().item()
+        return logprobs
 
     def _check_rows(self, rows: Sequence[object], interventions: Sequence[Intervention]) -> None:
         if len(rows) != len(interventions):
@@ -292,8 +321,9 @@ class InterventionEngine:
             nll = -logprobs_NV.gather(1, labels_N[:, None]).double().sum()
             kl = (reference_NV.exp() * (reference_NV - logprobs_NV)).sum(-1).double().sum()
             opening = nll.new_zeros(())
-            if example.opening_id is not None:
-                opening = logprobs_NV[0, example.opening_id].double()
+            if _begins_with_opening(example):
+                ids = logprobs_NV.new_tensor(example.opening_ids, dtype=torch.long)
+                opening = logprobs_NV[: len(ids)].gather(1, ids[:, None]).double().sum()
             sums.append(torch.stack([nll, kl, opening]))
         n_replaced = counts.replaced_LR.sum(0).tolist()
         activations, active = (
@@ -305,7 +335,7 @@ class InterventionEngine:
                 nll=nll,
                 n_tokens=len(example.target_ids),
                 kl=kl,
-                opening_logprob=None if example.opening_id is None else opening,
+                opening_logprob=opening if _begins_with_opening(example) else None,
                 n_replaced=n_replaced[row],
                 activation_sums=activations[row],
                 active_sums=active[row],

@@ -47,6 +47,10 @@ class Source(nn.Module):
         """
         raise NotImplementedError
 
+    def activity(self, a_NF: Tensor) -> Tensor:
+        """How much is active in each token [N]: Σ|a|, each times the norm of what it writes."""
+        return a_NF.abs().sum(-1)
+
 
 class LayerSources(ABC):
     """A source for every layer: what a user's own kind of source is given by (`class_path` in a YAML)."""
@@ -80,6 +84,10 @@ class DictionarySource(Source):
         if feature_mask_NF is not None:
             a_NF = a_NF * feature_mask_NF
         return self.transcoder.decode(a_NF, x_ND), a_NF
+
+    def activity(self, a_NF: Tensor) -> Tensor:
+        """Σ|a|·‖row‖: without the norms, larger rows and smaller activations would be another number."""
+        return a_NF.abs() @ torch.linalg.vector_norm(self.transcoder.W_dec, dim=1)
 
 
 class RedrawnSource(DictionarySource):

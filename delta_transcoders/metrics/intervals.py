@@ -1,18 +1,20 @@
-"""Error bars: Wilson intervals for rates, the paired bootstrap for differences.
+"""Error bars: over seeds, then wordings, then examples.
 
-Both describe the examples that were drawn, for one trained model; neither covers retraining it with
-another seed. Where all paired differences are equal (say, two rates of exactly 1) a bootstrap
-interval has no width, which is no certainty: `newcombe_paired` gives an interval that has one.
+Examples of one wording do not err alone. Within one trained model, rates have Wilson's interval for as
+many examples as they are worth (`wilson_of`), and differences the paired bootstrap, which draws wordings
+first and then their examples. Neither covers retraining: over several seeds of it there is `t_interval`,
+never an interval of all seeds' examples together. Where all paired differences are equal (say, two rates of
+exactly 1) a bootstrap interval has no width, which is no certainty: `newcombe_paired` gives one that has.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from math import isfinite, nan, sqrt
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-_CHUNK = 1 << 18  # resampled examples in memory at once: four float64 of each, 8 MiB
+_CHUNK = 1 << 20  # resampled examples in memory at once, a float64 of each
 
 
 def wilson(successes: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -47,16 +49,65 @@ def wilson(successes: float, total: float, confidence: float = 0.95) -> tuple[fl
     return float(low), float(high)
 
 
+def wilson_of(
+    verdicts: Sequence[bool], wordings: Sequence[Hashable], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Wilson's interval of a rate whose examples are [n] verdicts, each of one of several wordings.
+
+    n is divided by the design effect, the variance of the rate over wordings as whole units as a multiple of
+    what it would be over independent examples: Σ_w (k_w − p·n_w)² / (n·p·(1 − p)), at least 1. Where all
+    verdicts are alike it cannot be seen, and each wording counts as one example. With a wording for each
+    example the interval is `wilson`'s.
+
+    E. L. Korn and B. I. Graubard (1998), Confidence intervals for proportions with small expected number of
+    positive counts estimated from survey data, Survey Methodology 24.
+
+    >>> low, high = wilson_of([True] * 10, "aaaaabbbbb")
+    >>> (low, high) == wilson(2, 2)
+    True
+    """
+    k, n = sum(verdicts), len(verdicts)
+    n_wordings = len(set(wordings))
+    if n_wordings == n:
+        return wilson(k, n, confidence)
+    if k in (0, n):
+        return wilson(k / n * n_wordings, n_wordings, confidence)
+    rate = k / n
+    excess: dict[Hashable, float] = {}
+    for verdict, wording in zip(verdicts, wordings, strict=True):
+        excess[wording] = excess.get(wording, 0.0) + (verdict - rate)
+    effect = sum(part**2 for part in excess.values()) / (n * rate * (1 - rate))
+    worth = n / max(1.0, effect)
+    return wilson(rate * worth, worth, confidence)
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """The mean of at least two independent values and its interval by Student's t: (mean, low, high).
+
+    The values are one for each seed: their spread holds that of wordings and examples too.
+
+    >>> mean, low, high = t_interval([1.0, 2.0, 3.0])
+    >>> mean, round(low, 3), round(high, 3)
+    (2.0, -0.484, 4.484)
+    """
+    from scipy.stats import t  # takes a while
+
+    values = np.asarray(values, dtype=np.float64)
+    n, mean = len(values), float(values.mean())
+    half_width = t.ppf((1 + _checked(confidence)) / 2, n - 1) * values.std(ddof=1) / sqrt(n)
+    return mean, mean - float(half_width), mean + float(half_width)
+
+
 def newcombe_paired(
-    both: int, only_a: int, only_b: int, neither: int, confidence: float = 0.95
+    both: float, only_a: float, only_b: float, neither: float, confidence: float = 0.95
 ) -> tuple[float, float]:
     """Newcombe's hybrid score interval (low, high) for the difference a - b of two paired rates.
 
     The arguments count the examples that succeeded under both conditions, under one of them alone and
-    under neither. The distances of the two rates from the ends of their Wilson intervals are added
-    like the standard deviations of correlated numbers, with the continuity-corrected correlation φ of
-    the four counts (0 where a margin is empty). Unlike a bootstrap over examples it keeps a width
-    where all paired differences are equal. No examples: (nan, nan).
+    under neither (fractions, where an example counts for less than one). The distances of the two rates
+    from the ends of their Wilson intervals are added like the standard deviations of correlated numbers,
+    with the continuity-corrected correlation φ of the four counts (0 where a margin is empty). Unlike a
+    bootstrap over examples it keeps a width where all paired differences are equal. No examples: (nan, nan).
 
     R. G. Newcombe (1998), Improved confidence intervals for the difference between binomial
     proportions based on paired data, Statistics in Medicine 17, 2635-2650, method 10.
@@ -93,7 +144,12 @@ def newcombe_paired(
 
 
 def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = 2000, confidence: float = 0.95
+    a: ArrayLike,
+    b: ArrayLike,
+    seed: int = 0,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    wordings: Sequence[Hashable] | None = None,
 ) -> tuple[float, float, float]:
     """Mean of a - b over examples and its percentile bootstrap interval: (estimate, low, high).
 
@@ -105,7 +161,8 @@ def paired_bootstrap(
     """
     a, b = _columns(a=a, b=b)
     ones = np.ones_like(a)
-    return paired_bootstrap_ratio(a - b, ones, 0 * ones, ones, seed, resamples, confidence)
+    columns = a - b, ones, 0 * ones, ones
+    return paired_bootstrap_ratio(*columns, seed, resamples, confidence, wordings)
 
 
 def paired_bootstrap_ratio(
@@ -116,14 +173,16 @@ def paired_bootstrap_ratio(
     seed: int = 0,
     resamples: int = 2000,
     confidence: float = 0.95,
+    wordings: Sequence[Hashable] | None = None,
 ) -> tuple[float, float, float]:
     """Σnum_a/Σden_a - Σnum_b/Σden_b and its percentile bootstrap interval: (estimate, low, high).
 
     All four are [n], aligned by example: a mean cross-entropy has the summed loss of each example
-    as `num` and its number of target tokens as `den`. Whole examples are drawn with replacement,
-    the same ones for both conditions, so that what they share cancels. The result depends on `seed`
-    alone. Resamples in which a denominator sums to 0 are left out; (nan, nan, nan) where there is
-    no finite estimate: no examples, a zero denominator, values that are not finite.
+    as `num` and its number of target tokens as `den`. Wordings are drawn with replacement, then whole
+    examples of each, the same ones for both conditions, so that what they share cancels (see
+    `bootstrap_counts`). The result depends on `seed` alone. Resamples in which a denominator sums to 0 are
+    left out; (nan, nan, nan) where there is no finite estimate: no examples, a zero denominator, values that
+    are not finite.
 
     B. Efron and R. J. Tibshirani (1993), An Introduction to the Bootstrap, chapter 13.
 
@@ -138,7 +197,7 @@ def paired_bootstrap_ratio(
     columns = np.stack(_columns(num_a=num_a, den_a=den_a, num_b=num_b, den_b=den_b))  # [4, n]
     if (columns[[1, 3]] < 0).any():
         raise ValueError(f"denominators must not be negative, got {columns[[1, 3]].min()}")
-    return bootstrap_sums(columns, _ratio_difference, seed, resamples, confidence)
+    return bootstrap_sums(columns, _ratio_difference, seed, resamples, confidence, wordings)
 
 
 def bootstrap_sums(
@@ -147,12 +206,14 @@ def bootstrap_sums(
     seed: int = 0,
     resamples: int = 2000,
     confidence: float = 0.95,
+    wordings: Sequence[Hashable] | None = None,
 ) -> tuple[float, float, float]:
     """A statistic of column sums over examples and its percentile bootstrap interval.
 
     Args:
         columns: [k, n], k numbers for each of n examples.
         statistic: of sums [k, ...] to [...]; nan where it has no value.
+        wordings: of each example, see `bootstrap_counts`.
 
     Returns:
         (estimate, low, high); (nan, nan, nan) where the estimate is not finite. Resamples in which the
@@ -168,33 +229,58 @@ def bootstrap_sums(
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
     tail = (1 - _checked(confidence)) / 2
-    n = columns.shape[1]
+    if wordings is None:
+        wordings = range(columns.shape[1])
     with np.errstate(divide="ignore", invalid="ignore"):
         estimate = float(statistic(columns.sum(axis=1)))
         if not isfinite(estimate):
             return nan, nan, nan
-        rng = np.random.default_rng(seed)
-        rows = max(1, _CHUNK // n)
-        chunks = []
-        for start in range(0, resamples, rows):
-            drawn = rng.integers(n, size=(min(rows, resamples - start), n))
-            chunks.append(statistic(columns[:, drawn].sum(axis=2)))
+        chunks = [
+            statistic(np.stack([counts_RN @ column_N for column_N in columns]))
+            for counts_RN in _counts(wordings, seed, resamples)
+        ]
     low, high = np.nanquantile(np.concatenate(chunks), [tail, 1 - tail])
     return estimate, float(low), float(high)
 
 
-def bootstrap_counts(n: int, seed: int = 0, resamples: int = 2000) -> np.ndarray:
-    """How often each of n examples is drawn in each resample: [resamples, n], rows summing to n.
+def bootstrap_counts(
+    wordings: Sequence[Hashable], seed: int = 0, resamples: int = 2000
+) -> np.ndarray:
+    """How often each of n examples is drawn in each resample, [resamples, n].
 
-    For many statistics of the same examples at once; the draws are those of `bootstrap_sums`.
+    As many wordings are drawn with replacement as there are, and then of each as many of its examples as it
+    has. For many statistics of the same examples at once; the draws are those of `bootstrap_sums`.
 
-    >>> bootstrap_counts(3, resamples=5).sum(axis=1)
-    array([3., 3., 3., 3., 3.])
+    Args:
+        wordings: of each example; all different where examples are independent.
+
+    >>> bootstrap_counts("aab", resamples=4).sum(axis=1)  # b twice, both, or a twice
+    array([2., 3., 4., 4.])
     """
-    drawn = np.random.default_rng(seed).integers(n, size=(resamples, n))
-    cells = drawn + n * np.arange(resamples)[:, None]
-    counts = np.bincount(cells.reshape(-1), minlength=resamples * n)
-    return counts.reshape(resamples, n).astype(np.float64)
+    return np.concatenate(list(_counts(wordings, seed, resamples)))
+
+
+def _counts(wordings: Sequence[Hashable], seed: int, resamples: int) -> Iterator[np.ndarray]:
+    """The same, some resamples at a time."""
+    number = {wording: i for i, wording in enumerate(dict.fromkeys(wordings))}
+    members = [[] for _ in number]
+    for example, wording in enumerate(wordings):
+        members[number[wording]].append(example)
+    rng, n = np.random.default_rng(seed), len(wordings)
+    rows = max(1, _CHUNK // n)
+    for start in range(0, resamples, rows):
+        n_rows, n_wordings = min(rows, resamples - start), len(members)
+        cells = rng.integers(n_wordings, size=(n_rows, n_wordings))
+        cells += n_wordings * np.arange(n_rows)[:, None]
+        drawn = np.bincount(cells.reshape(-1), minlength=n_rows * n_wordings)
+        drawn_RW = drawn.reshape(n_rows, n_wordings)
+        counts_RN = np.empty((n_rows, n))
+        for drawn_R, mine in zip(drawn_RW.T, members, strict=True):
+            share = [1 / len(mine)] * len(mine)
+            counts_RN[:, mine] = (
+                rng.multinomial(drawn_R * len(mine), share) if len(mine) > 1 else drawn_R[:, None]
+            )
+        yield counts_RN
 
 
 def _ratio_difference(sums: np.ndarray) -> np.ndarray:

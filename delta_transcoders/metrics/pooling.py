@@ -1,6 +1,6 @@
 """From the records of single answers to the numbers of a table's row, with their intervals.
 
-A record holds sums over the tokens of one example, in nats, and verdicts; a row is about the
+A record holds the wording of one example, sums over its tokens, in nats, and verdicts; a row is about the
 records of one condition on one subset.
 """
 
@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from delta_transcoders.metrics.intervals import (
-    bootstrap_sums,
     paired_bootstrap,
     paired_bootstrap_ratio,
-    wilson,
+    wilson_of,
 )
 
 Record = dict[str, Any]
@@ -45,7 +44,7 @@ def judged(records: Sequence[Record], measure: str) -> list[bool]:
 
 
 def behaviour_cells(records: Sequence[Record], measures: Sequence[str]) -> dict[str, float | int]:
-    """Counts, mean cross-entropy, and the rate of each measure with its denominator and Wilson interval."""
+    """Counts, mean cross-entropy, and the rate of each measure with its denominator and interval."""
     cells: dict[str, float | int] = {
         "n_examples": len(records),
         "n_tokens": sum(record["n_tokens"] for record in records),
@@ -54,7 +53,8 @@ def behaviour_cells(records: Sequence[Record], measures: Sequence[str]) -> dict[
     for measure in measures:
         verdicts = judged(records, measure)
         successes, n = sum(verdicts), len(verdicts)
-        low, high = wilson(successes, n)
+        wordings = [r["wording"] for r in records if r["measures"][measure] is not None]
+        low, high = wilson_of(verdicts, wordings)
         name = f"{measure}_rate"
         cells |= {name: successes / n if n else NAN, f"{name}_ci_low": low, f"{name}_ci_high": high}
         cells[f"{measure}_n"] = n
@@ -77,13 +77,7 @@ def intervention_cells(
         active = [(r["active"][kind], r["n_replaced"]) for r in records if kind in r["active"]]
         cells[f"mean_abs_{kind}_acts"] = ratio((size, n) for (size, _), n in active)
         cells[f"l0_{kind}"] = ratio((number, n) for (_, number), n in active)
-    cells |= interval("dce", _dce(records, raw))
-    # Σ of what a delta writes along finetuning's change, and along the whole residual, by example.
-    repairs = [record["repair"] for record in records if "repair" in record]
-    if not repairs:
-        return cells | {"finetune_share": NAN}
-    share = bootstrap_sums(np.transpose(repairs), lambda sums: sums[0] / sums[1])
-    return cells | interval("finetune_share", share)
+    return cells | interval("dce", _dce(records, raw))
 
 
 def effect_cells(
@@ -103,18 +97,18 @@ def effect_cells(
         no example has (a measure that applies to none) is nan and not distinct.
     """
 
-    def pairs(value: Callable[[Record], float | None]) -> tuple[list, list]:
-        both = [(value(a), value(b)) for a, b in zip(ablated, reference, strict=True)]
-        known = [pair for pair in both if None not in pair]
-        return [a for a, _ in known], [b for _, b in known]
+    def change(value: Callable[[Record], float | None]) -> tuple[float, float, float]:
+        both = [(value(a), value(b), a["wording"]) for a, b in zip(ablated, reference, strict=True)]
+        known = [row for row in both if None not in row]
+        ours, theirs, wordings = ([row[i] for row in known] for i in range(3))
+        return paired_bootstrap(ours, theirs, wordings=wordings)
 
     estimates = {}
     if opening:
-        estimates[f"d_{opening}"] = paired_bootstrap(*pairs(lambda r: r[opening]))
+        estimates[f"d_{opening}"] = change(lambda r: r[opening])
     estimates["dce"] = _dce(ablated, reference)
     for measure in measures:
-        verdicts = pairs(lambda r, measure=measure: r["measures"][measure])
-        estimates[f"d_{measure}_rate"] = paired_bootstrap(*verdicts)
+        estimates[f"d_{measure}_rate"] = change(lambda r, measure=measure: r["measures"][measure])
     cells: dict[str, float | bool] = {}
     for name, estimate in estimates.items():
         cells |= interval(name, estimate)
@@ -124,7 +118,7 @@ def effect_cells(
 
 def _dce(records: Sequence[Record], reference: Sequence[Record]) -> tuple[float, float, float]:
     sides = [[r[key] for r in side] for side in (records, reference) for key in ("nll", "n_tokens")]
-    return paired_bootstrap_ratio(*sides)
+    return paired_bootstrap_ratio(*sides, wordings=[r["wording"] for r in records])
 
 
 def interval(name: str, estimate: tuple[float, float, float]) -> dict[str, float]:

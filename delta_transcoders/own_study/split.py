@@ -15,9 +15,10 @@ from pathlib import Path
 from delta_transcoders.command import run
 from delta_transcoders.files import finish_output, new_output
 from delta_transcoders.own_study.file import make_task
-from delta_transcoders.own_study.wordings import split_by_wording, wording
+from delta_transcoders.own_study.wordings import split_by_wording
 from delta_transcoders.report.tables import format_table, write_table
 from delta_transcoders.tasks.task import Task, subsets_of
+from delta_transcoders.tasks.wordings import wording
 
 KIND = "own_study_examples"
 COLUMNS = ("split", "subset", "n_examples", "n_wordings", "n_tokens")

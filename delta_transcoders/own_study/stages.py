@@ -23,8 +23,9 @@ from delta_transcoders.own_study.checks import (
 )
 from delta_transcoders.own_study.file import ALL, STAGES, OwnStudy, make_task
 from delta_transcoders.own_study.sizes import Defaults, defaults_for
-from delta_transcoders.own_study.wordings import split_by_wording, wording
+from delta_transcoders.own_study.wordings import split_by_wording
 from delta_transcoders.tasks.task import DESCRIPTION_VERSION, subsets_of
+from delta_transcoders.tasks.wordings import wording
 
 MOST_SINGLE_LAYERS = 8
 """Layers that are replaced alone in Experiment 1, evenly spread; half as many in Experiment 2A."""

@@ -1,48 +1,18 @@
-"""Which examples are worded alike, and splits that share no wording."""
+"""Splits that share no wording."""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import re
 from collections import defaultdict
 from collections.abc import Hashable
-from typing import Literal
 
-from delta_transcoders.foreign_text import letters
 from delta_transcoders.tasks.task import Example, Splits, Task, subsets_of
-
-
-def wording(example: Example) -> str:
-    """
-    >>> wording(Example("What is 12 * 3.5?", "42", "sums"))
-    'Whatis#*#?'
-    >>> wording(Example("What is 12 * 3.5?", "42", "sums", group="plain"))
-    'group plain'
-    """
-    if example.group:
-        return f"group {example.group}"
-    return re.sub(r"\d+(?:[.,]\d+)*", "#", _prompt(example))
-
-
-def _prompt(example: Example) -> str:
-    if isinstance(example.prompt, str):
-        return letters(example.prompt)
-    return "\n".join(f"{m.role}:{letters(m.content)}" for m in example.prompt)
+from delta_transcoders.tasks.wordings import prompt_letters, wording
 
 
 def identities(example: Example) -> tuple[Hashable, ...]:
     """What no two splits share."""
-    return ("wording", wording(example)), ("prompt", _prompt(example))
-
-
-def half_of(example: Example) -> Literal["A", "B"]:
-    """The half that its wording is in: what is chosen on A is scored on B, in other words.
-
-    >>> [half_of(Example(f"What is {a} * 2?", None, "sums")) for a in (1, 23)]
-    ['B', 'B']
-    """
-    return "AB"[hashlib.sha256(wording(example).encode()).digest()[0] % 2]
+    return ("wording", wording(example)), ("prompt", prompt_letters(example))
 
 
 def split_by_wording(task: Task, examples: list[Example], n_evaluation: int, seed: int) -> Splits:

@@ -2,8 +2,8 @@
 
 A task's judge names its measures (a verdict `correct`); nothing here knows them. Of each, `metrics.csv` holds
 the rate `correct_rate`, its interval `correct_rate_ci_low` and `correct_rate_ci_high`, and `correct_n`, the
-number of examples that have a verdict; `generations.jsonl` holds the verdict as `correct`. Where a token
-begins the behaviour, `X_logprob` is the mean log-probability of that token.
+number of examples that have a verdict; `generations.jsonl` holds the verdict as `correct`. Where a text
+begins the behaviour, `X_logprob` is the mean log-probability of all of it after the prompt.
 """
 
 from __future__ import annotations
@@ -36,9 +36,6 @@ LAST = (
     "l0_base",
     "l0_delta",
     "target",
-    "finetune_share",
-    "finetune_share_ci_low",
-    "finetune_share_ci_high",
 )
 """Older tables may lack some of these."""
 PER_TOKEN = {"mean_ce": "nll", "mean_kl": "kl"}
@@ -50,9 +47,8 @@ TITLES = {
     "fvu": "FVU",
     "mean_cos": "cosine",
     "mean_l2": "relative L2",
-    "mean_abs_base_acts": "Σ|a| base",
-    "mean_abs_delta_acts": "Σ|a| delta",
-    "finetune_share": "finetuning's share of the repair",
+    "mean_abs_base_acts": "Σ|a|·‖row‖ base",
+    "mean_abs_delta_acts": "Σ|a|·‖row‖ delta",
 }
 
 

@@ -4,8 +4,9 @@ Each folder is one seed of the same experiment, with `metrics.csv` and `generati
 output folder: `differences.csv` (every condition against raw, no_delta and full), `split.csv` (the gap
 from raw to no_delta, split into finetuning's change of the MLP and the dictionary's own error),
 `split_per_layer.png` and `controls.png`; prints the rows of the whole model. In both tables `seed` is
-`pooled` for all folders together; `interval` says whether the ends are a bootstrap's over examples or
-Newcombe's for paired rates, which is used where all paired differences are equal.
+`pooled` for all folders together; `interval` says whether the ends are Student's over seeds (`t`), a
+bootstrap's over wordings and their examples, or Newcombe's for paired rates, which is used where all paired
+differences are equal.
 """
 
 from __future__ import annotations
@@ -122,8 +123,11 @@ def split_rows(experiments: Sequence[Experiment]) -> tuple[list[dict], list[str]
                     part: [pool(by_measure[measure]), *by_measure[measure]]
                     for part, by_measure in zip(contrasts, sampled, strict=True)
                 }
-                both = zip(parts["finetuning"], parts["total"], strict=True)
-                parts["gap_share"] = [share(part, total) for part, total in both]
+                both = zip(
+                    *(by_part[1:] for by_part in (parts["finetuning"], parts["total"])), strict=True
+                )
+                shares = [share(part, total) for part, total in both]
+                parts["gap_share"] = [None if None in shares else pool(shares), *shares]
                 for part, samples in parts.items():
                     labels = {"subset": subset, "measure": measure, "part": part}
                     rows += _estimate_rows(group._asdict() | labels, experiments, samples)
@@ -163,8 +167,12 @@ def _estimate_rows(
         verdict = NO_DIFFERENCE if sample.holds_zero else ""
         if name == POOLED and not verdict and defined and min(seeds) < 0 < max(seeds):
             verdict = DISAGREEMENT
-        interval = "bootstrap" if sample.ends is None else "newcombe"
-        ends = {"estimate": sample.estimate, "ci_low": low, "ci_high": high, "interval": interval}
+        ends = {
+            "estimate": sample.estimate,
+            "ci_low": low,
+            "ci_high": high,
+            "interval": sample.kind,
+        }
         rows.append(row | ends | {"verdict": verdict})
     return rows if len(experiments) > 1 else rows[:1]
 
@@ -256,8 +264,7 @@ def write_comparisons(folders: Sequence[str | Path], out: str | Path) -> str:
         difference_tables(_of_whole_model(differences)),
         split_tables(_of_whole_model(split)),
         *skipped,
-        "Intervals (95 %) are over examples, stratified by seed; the spread over seeds is that of the single "
-        "seeds' estimates.",
+        "Intervals (95 %) are Student's t over seeds; of a single seed, over wordings and then examples.",
     ]
     text = "\n\n".join(filter(None, blocks))
     write_text(out / "comparisons.txt", text + "\n")

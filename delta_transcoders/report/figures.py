@@ -271,6 +271,4 @@ def experiment_figures(rows: Sequence[Row]) -> dict[str, Figure]:
         figures["activations_per_layer"] = per_layer(rows, activations)
     if measured("fvu"):
         figures["reconstruction_per_layer"] = per_layer(rows, ["fvu", "mean_cos", "mean_l2"])
-    if shares := measured("finetune_share"):
-        figures["finetune_share_per_layer"] = per_layer(shares, ["finetune_share"])
     return figures

@@ -1,18 +1,21 @@
-"""The original study's claims and our numbers: `python -m delta_transcoders.report.findings [STUDY ...]`.
+"""The page of findings: `python -m delta_transcoders.report.findings [RESULTS ...]`.
 
-Each STUDY is one seed of the pipeline: their figures are written to `docs/findings.csv`, each per seed and
-pooled. From that file alone `docs/FINDINGS.md` is rendered, also where no STUDY is given. The page's template
-is `docs/findings.md.j2`; what its verdicts rest on is in `docs/findings_conditions.csv`: a `figure`, its
-`part` (`value`, which must hold in every seed, or an end of the pooled interval, `low` or `high`), a
-`comparison` and a `bound`, a number or another figure. A condition that does not hold stops the page from
-being written. With `--check` nothing is written: the conditions are tried on the studies, except those about
-experiments that were not run, and one that does not hold ends with an error.
+RESULTS are what `report.results` has kept of studies, one for each seed, as in `docs/results/4`: their
+figures are written to `docs/findings.csv`, each per seed and pooled. From that file alone `docs/FINDINGS.md`
+is rendered, also where no RESULTS are given. The page's template is `docs/findings.md.j2`; the pass
+conditions of its claims are in `docs/findings_conditions.csv`, committed before the seeds run
+(`docs/REGISTERED.md`): a `figure`, its `part` (`value`, or an end of its interval, `low` or `high`), a
+`comparison` and a `bound`: a number, another figure, or a number times a figure. A condition must hold for
+each seed and for all of them pooled; a claim passes where all of its conditions hold, and the page says which
+fail. With `--check` nothing is written: a page that is not what its figures make of it ends with an error.
 
-A figure is named by five words, and its number is never written by hand: `exp2a all SUBSET full mean_ce` is
-the folder of an experiment within a study, the layers (`-` for raw), the subset, the condition and the
-column of its `metrics.csv`. `full:raw` in place of a condition is a difference and `split:finetuning` a
-part of the gap from raw to no_delta, both as `report.comparisons` has them; `full@32_mlp_difference` tells
-an experiment's dictionaries apart by d_new and target.
+A figure is named by words, and its number is never written by hand. `exp2a all SUBSET full mean_ce` is the
+folder of an experiment within a study, the layers (`-` for raw), the subset, the condition and the column of
+its `metrics.csv`. `full:raw` in place of a condition is a difference and `split:finetuning` a part of the gap
+from raw to no_delta, both as `report.comparisons` has them; `full@32_mlp_difference` tells an experiment's
+dictionaries apart by d_new and target. Any other table is named as a file: `curve/n90.csv delta=d32 n90` is
+the column of the one row with these cells. What some seed lacks is left out, and a claim about it reads "not
+tested".
 """
 
 from __future__ import annotations
@@ -26,15 +29,18 @@ from typing import NamedTuple
 
 from delta_transcoders.command import run
 from delta_transcoders.files import write_text
-from delta_transcoders.metrics.intervals import wilson
-from delta_transcoders.report.columns import count, rates
-from delta_transcoders.report.comparisons import POOLED, difference_rows, split_rows
-from delta_transcoders.report.formatting import difference, interval, number
-from delta_transcoders.report.records import read_experiments, seed_labels
+from delta_transcoders.metrics.intervals import t_interval
+from delta_transcoders.report.columns import rates
+from delta_transcoders.report.comparisons import POOLED
+from delta_transcoders.report.formatting import NOT_APPLICABLE, difference, interval, number
+from delta_transcoders.report.records import seed_labels
+from delta_transcoders.report.results import FIGURES, Value
 from delta_transcoders.report.tables import read_metrics, write_table
 from delta_transcoders.report.templates import environment
 
 DOCS = Path("docs")
+MODULE = "python -m delta_transcoders.report.findings"
+PASSES, FAILS, NOT_TESTED = "**passes**", "**fails**", "**not tested**"
 CSV_COLUMNS = ("figure", "seed", "value", "low", "high")
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
@@ -42,18 +48,6 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
 }
-
-
-class Value(NamedTuple):
-    """A figure: over several seeds their mean, and an interval that says how sure it is.
-
-    The interval of a rate is Wilson's of all seeds' examples, of a difference that of
-    `report.comparisons`; anything else has the range of the seeds, or one seed's own interval.
-    """
-
-    value: float
-    low: float
-    high: float
 
 
 Figures = Mapping[str, Mapping[str, Value]]
@@ -71,20 +65,29 @@ class Condition(NamedTuple):
 
     @property
     def figures(self) -> list[str]:
-        return [self.figure, *([self.bound] if " " in self.bound else [])]
+        return [self.figure, *([self._bound[1]] if self._bound[1] else [])]
 
-    def broken(self, figures: Figures) -> list[str]:
-        """What was found instead, for each seed (or `pooled`) in which it does not hold."""
+    @property
+    def _bound(self) -> tuple[float, str]:
+        """A factor, and the figure that it is of, if any."""
+        factor, times, figure = self.bound.partition(" * ")
+        if times:
+            return float(factor), figure
+        return (1.0, self.bound) if " " in self.bound else (float(self.bound), "")
+
+    def failures(self, figures: Figures) -> list[str]:
+        """The seeds (or `pooled`) in which it does not hold."""
         found = []
-        for seed in figures[self.figure] if self.part == "value" else [POOLED]:
-            value = getattr(figures[self.figure][seed], self.part)
-            bound = figures[self.bound][seed].value if " " in self.bound else float(self.bound)
-            if not COMPARISONS[self.comparison](value, bound):
-                found.append(
-                    f"claim {self.claim}: {self.figure} is {number(value)} ({self.part}, {seed}), not "
-                    f"{self.comparison} {self.bound}"
-                )
+        factor, of = self._bound
+        for seed, value in figures[self.figure].items():
+            bound = factor * figures[of][seed].value if of else factor
+            if not COMPARISONS[self.comparison](getattr(value, self.part), bound):
+                found.append(seed)
         return found
+
+    def __str__(self) -> str:
+        part = "" if self.part == "value" else f"{self.part} end of "
+        return f"{part}{self.figure} {self.comparison} {self.bound}"
 
 
 def read_conditions(docs: Path) -> list[Condition]:
@@ -103,119 +106,62 @@ def read_conditions(docs: Path) -> list[Condition]:
     return conditions
 
 
-class Studies:
-    """The result tables of some studies, one per seed, read when they are first needed."""
-
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self.folders = folders
-        self.seeds = seed_labels(folders)
-        self._levels: dict[str, list[list[dict]]] = {}
-        self._compared: dict[str, tuple[list[dict], list[dict]]] = {}
-
-    def has(self, figure: str) -> bool:
-        table = figure.split()[0]
-        return all((folder / table / "metrics.csv").is_file() for folder in self.folders)
-
-    def figure(self, name: str) -> dict[str, Value]:
-        """By seed and pooled.
-
-        Raises:
-            FileNotFoundError: a study without that experiment.
-            ValueError: a name that no row has, or several.
-        """
-        words = name.split()
-        if len(words) != 5:
-            raise ValueError(
-                f"figure {name!r}: expected experiment, layers, subset, condition and column"
-            )
-        table, layer, subset, condition, column = words
-        condition, _, dictionaries = condition.partition("@")
-        condition, _, against = condition.partition(":")
-
-        def only(rows: Iterable[dict], **where: str) -> dict:
-            where |= {"layer": layer.replace("-", ""), "subset": subset}
-            found = [
-                row
-                for row in rows
-                if all(row[key] == value for key, value in where.items())
-                and dictionaries in ("", f"{row['d_new']}_{row['target']}")
-            ]
-            if len(found) != 1:
-                raise ValueError(f"{len(found)} rows, not one, are {name}")
-            return found[0]
-
-        if against:
-            differences, split = self._comparisons(table)
-            if condition == "split":
-                rows, where = split, {"part": against}
-            else:
-                rows, where = differences, {"condition": condition, "reference": against}
-            values = {}
-            for seed in dict.fromkeys(row["seed"] for row in rows):
-                row = only(rows, seed=seed, measure=column, **where)
-                values[seed] = Value(row["estimate"], row["ci_low"], row["ci_high"])
-            return values if len(self.seeds) > 1 else values | {self.seeds[0]: values[POOLED]}
-        rows = [only(rows, condition=condition) for rows in self._tables(table)]
-        if rows[0].get(column, "") == "":
-            raise ValueError(f"{table} has no {column} of {condition}")
-        values = {seed: _level(row, column) for seed, row in zip(self.seeds, rows, strict=True)}
-        return {POOLED: _pooled(rows, column, list(values.values()), name), **values}
-
-    def _tables(self, table: str) -> list[list[dict]]:
-        if table not in self._levels:
-            paths = [folder / table / "metrics.csv" for folder in self.folders]
-            self._levels[table] = [read_metrics(path) for path in paths]
-        return self._levels[table]
-
-    def _comparisons(self, table: str) -> tuple[list[dict], list[dict]]:
-        if table not in self._compared:
-            experiments = read_experiments([folder / table for folder in self.folders])
-            self._compared[table] = difference_rows(experiments), split_rows(experiments)[0]
-        return self._compared[table]
-
-
-def _level(row: dict[str, str], column: str) -> Value:
-    """A cell with its interval; without one, the cell itself is both ends."""
-    return Value(
-        *(float(row.get(f"{column}{end}") or row[column]) for end in ("", "_ci_low", "_ci_high"))
-    )
-
-
-def _pooled(rows: Sequence[dict], column: str, values: Sequence[Value], name: str) -> Value:
-    if len(values) == 1:
-        return values[0]
+def _pooled(values: Sequence[Value], column: str) -> Value:
+    """Over seeds; where they agree to the last digit, the means of their own ends."""
     estimates = [value.value for value in values]
-    if not rates([column]) or math.isnan(sum(estimates)):
-        return Value(sum(estimates) / len(values), min(estimates), max(estimates))
-    # Older tables lack the rate's own denominator: there all examples are taken to have a verdict.
-    totals = [int(row.get(count(column)) or row["n_examples"]) for row in rows]
-    hits = [rate * n for rate, n in zip(estimates, totals, strict=True)]
-    if any(abs(k - round(k)) > 1e-5 * n for k, n in zip(hits, totals, strict=True)):
-        raise ValueError(
-            f"{name}: not a rate of {totals} examples, and the table has no {count(column)}; make it anew"
-        )
-    k, n = sum(round(hit) for hit in hits), sum(totals)
-    return Value(k / n, *wilson(k, n))
+    if len(values) == 1 or math.isnan(sum(estimates)):
+        return values[0]._replace(value=sum(estimates) / len(values))
+    if len(set(estimates)) == 1:
+        lows, highs = ([getattr(value, end) for value in values] for end in ("low", "high"))
+        return Value(estimates[0], sum(lows) / len(values), sum(highs) / len(values))
+    mean, low, high = t_interval(estimates)
+    if rates([column]):
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Value(mean, low, high)
 
 
-def shown(name: str, of_seeds: Mapping[str, Value]) -> str:
+def shown(name: str, figures: Figures) -> str:
     """A figure as the page has it; the seeds are in parentheses where they differ."""
+    of_seeds = figures.get(name)
+    if of_seeds is None or math.isnan(of_seeds[POOLED].value):
+        return NOT_APPLICABLE
     pooled = of_seeds[POOLED]
-    *_, condition, column = name.split()
-    if math.isnan(pooled.value):
-        return number(pooled.value)
+    *_, condition, _ = name.split()
     if ":" in condition:
         text = difference(*pooled)
     else:
-        text = interval(*pooled) if rates([column]) else number(pooled.value)
+        text = interval(*pooled) if pooled.low < pooled.high else number(pooled.value)
     singly = [number(value.value) for seed, value in of_seeds.items() if seed != POOLED]
     return f"{text} ({' '.join(singly)})" if set(singly) != {number(pooled.value)} else text
+
+
+def verdict(claim: str, conditions: Sequence[Condition], figures: Figures, needs: str = "") -> str:
+    """Whether a claim passes, and which of its conditions fail.
+
+    Args:
+        needs: a claim without which this one is not tested.
+
+    Raises:
+        ValueError: the claim has no condition.
+    """
+    if needs and not verdict(needs, conditions, figures).startswith(PASSES):
+        return f"{NOT_TESTED}: rests on `{needs}`"
+    mine = [c for c in conditions if c.claim == claim]
+    if not mine:
+        raise ValueError(f"findings_conditions.csv has no condition of the claim {claim!r}")
+    if any(name not in figures for c in mine for name in c.figures):
+        return NOT_TESTED
+    failed = [(c, seeds) for c in mine if (seeds := c.failures(figures))]
+    if not failed:
+        return PASSES
+    return f"{FAILS}: " + "; ".join(f"not {c} in {', '.join(seeds)}" for c, seeds in failed)
 
 
 def figure_names(docs: Path, conditions: Sequence[Condition]) -> list[str]:
     """All figures of the page and the conditions, in the order in which they first appear."""
     names: list[str] = []
-    environment(docs).get_template("findings.md.j2").render(f=lambda *w: names.append(_name(w)))
+    template = environment(docs).get_template("findings.md.j2")
+    template.render(f=lambda *w: names.append(_name(w)), v=lambda *w, **needs: "", seeds=["any"])
     return list(dict.fromkeys([*names, *(name for c in conditions for name in c.figures)]))
 
 
@@ -224,15 +170,17 @@ def _name(words: Iterable[object]) -> str:
 
 
 def render(docs: Path, conditions: Sequence[Condition], figures: Figures) -> str:
-    """The Markdown page.
-
-    Raises:
-        ValueError: a condition that a verdict rests on does not hold.
-    """
-    if broken := [found for c in conditions for found in c.broken(figures)]:
-        raise ValueError("the verdicts do not follow from the figures: " + "; ".join(broken))
-    template = environment(docs).get_template("findings.md.j2")
-    return template.render(f=lambda *words: shown(_name(words), figures[_name(words)]))
+    """The Markdown page. Its template has `f(words)`, `v(claim, needs=…)` and `seeds`."""
+    seeds = list(dict.fromkeys(seed for by_seed in figures.values() for seed in by_seed))
+    return (
+        environment(docs)
+        .get_template("findings.md.j2")
+        .render(
+            f=lambda *words: shown(_name(words), figures),
+            v=lambda claim, needs="": verdict(str(claim), conditions, figures, needs),
+            seeds=[seed for seed in seeds if seed != POOLED],
+        )
+    )
 
 
 def write_figures(path: Path, figures: Figures) -> None:
@@ -245,44 +193,63 @@ def write_figures(path: Path, figures: Figures) -> None:
 
 
 def read_figures(path: Path) -> dict[str, dict[str, Value]]:
+    """None where there is no file yet."""
     figures: dict[str, dict[str, Value]] = {}
-    for row in read_metrics(path):
+    for row in read_metrics(path) if path.is_file() else []:
         value = Value(*(float(row[key]) for key in Value._fields))
         figures.setdefault(row["figure"], {})[row["seed"]] = value
     return figures
 
 
+def pool_results(folders: Sequence[Path]) -> dict[str, dict[str, Value]]:
+    """The figures that all results have, per seed and pooled.
+
+    Raises:
+        FileNotFoundError: a folder without `figures.csv`.
+    """
+    by_seed = {
+        seed: {
+            row["figure"]: Value(*(float(row[key]) for key in Value._fields))
+            for row in read_metrics(folder / FIGURES)
+        }
+        for seed, folder in zip(seed_labels(folders), folders, strict=True)
+    }
+    pooled = {}
+    for name in next(iter(by_seed.values())):
+        of_seeds = {seed: figures[name] for seed, figures in by_seed.items() if name in figures}
+        if len(of_seeds) == len(by_seed):
+            pooled[name] = {POOLED: _pooled(list(of_seeds.values()), name.split()[-1]), **of_seeds}
+    return pooled
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "studies",
+        "results",
         type=Path,
         nargs="*",
-        metavar="STUDY",
+        metavar="RESULTS",
         help="one per seed; without any, the figures of findings.csv are taken",
     )
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of findings.md.j2")
-    parser.add_argument("--check", action="store_true", help="only try the verdicts' conditions")
+    parser.add_argument(
+        "--check", action="store_true", help="only compare the page with its figures"
+    )
     args = parser.parse_args()
     docs, conditions = args.docs, read_conditions(args.docs)
-    path = docs / "findings.csv"
+    path, page = docs / "findings.csv", docs / "FINDINGS.md"
+    if args.results and not args.check:
+        pooled = pool_results(args.results)
+        names = [name for name in figure_names(docs, conditions) if name in pooled]
+        write_figures(path, {name: pooled[name] for name in names})
+    text = render(docs, conditions, read_figures(path))
     if args.check:
-        where = ", ".join(map(str, args.studies or [path]))
-        if args.studies:
-            studies = Studies(args.studies)
-            conditions = [c for c in conditions if all(studies.has(name) for name in c.figures)]
-            figures = {name: studies.figure(name) for c in conditions for name in c.figures}
-        else:
-            figures = read_figures(path)
-        if broken := [found for c in conditions for found in c.broken(figures)]:
-            raise ValueError(f"{docs}/FINDINGS.md does not hold here: " + "; ".join(broken))
-        print(f"{len(conditions)} conditions of {docs}/FINDINGS.md hold in {where}")
+        if page.read_text(encoding="utf-8") != text:
+            raise ValueError(f"{page} is not what {path} makes of it: run {MODULE}")
+        print(f"{page} is what {path} makes of it")
         return
-    if args.studies:
-        studies = Studies(args.studies)
-        write_figures(path, {n: studies.figure(n) for n in figure_names(docs, conditions)})
-    write_text(docs / "FINDINGS.md", render(docs, conditions, read_figures(path)))
-    print(f"written: {docs / 'FINDINGS.md'}")
+    write_text(page, text)
+    print(f"written: {page}")
 
 
 if __name__ == "__main__":

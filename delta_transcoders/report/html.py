@@ -12,12 +12,14 @@ from delta_transcoders.command import run
 from delta_transcoders.files import write_text
 from delta_transcoders.report.summary import (
     EXPERIMENTS,
+    FVU_TITLE,
     LEGEND,
     NO_SPILLOVER,
     RANKING_TITLE,
     SPLIT_TITLE,
     SPLITS_TITLE,
     behaviour_table,
+    fvu_table,
     has_spillover,
     intervention_table,
     measured_on,
@@ -57,6 +59,7 @@ def render(study: Path) -> str:
                 section(SPLITS_TITLE, splits_table(study)),
                 section("What the models do", behaviour_table(study)),
                 section(reconstruction_title(study), reconstruction_table(study)),
+                section(FVU_TITLE, fvu_table(study)),
                 *(
                     section(title, intervention_table(study, name), f"{name}/plots")
                     for name, title in EXPERIMENTS.items()

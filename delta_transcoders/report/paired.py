@@ -1,20 +1,19 @@
 """Contrasts of conditions, paired over examples and pooled over seeds, with their intervals.
 
 A contrast is a weighted sum of differences between two conditions on the same examples. Within a seed
-whole examples are drawn with replacement, the same ones for every condition, contrast and measure. Seeds
-are strata: each resample draws each seed's examples anew and averages the seeds' estimates, every seed
-weighing the same. Such an interval covers the examples, not the seeds: three seeds are too few to
-estimate the spread over retraining, so their estimates and range belong beside it.
+wordings are drawn with replacement and then their examples, the same ones for every condition, contrast and
+measure. Over seeds the unit is the seed: Student's t over their estimates, which vary with all three.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 
 import numpy as np
 
-from delta_transcoders.metrics.intervals import bootstrap_counts, newcombe_paired
+from delta_transcoders.metrics.intervals import bootstrap_counts, newcombe_paired, t_interval
 from delta_transcoders.report.records import Column, Experiment
 
 Contrast = tuple[tuple[float, Column, Column], ...]
@@ -29,11 +28,13 @@ class Sample:
         estimate: on all examples.
         resampled: [resamples], on each resample; nan where it has no value.
         ends: of an interval that does not come from the resamples.
+        kind: of the interval: `bootstrap`, `newcombe` or `t`.
     """
 
     estimate: float
     resampled: np.ndarray
-    ends: tuple[float, float] | None
+    ends: tuple[float, float] | None = None
+    kind: str = "bootstrap"
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -54,17 +55,16 @@ def sample_contrasts(
 ) -> list[dict[str, list[Sample]]]:
     """For each contrast and measure, a sample of each experiment, from the same resamples.
 
-    Folders with the same examples are drawn together, others independently. Where all paired differences
-    of a rate are equal, the interval is Newcombe's (`newcombe_paired`) of each difference, their ends
-    added with the contrast's weights: for more than one difference that is wider than need be.
+    Where all paired differences of a rate are equal, the interval is Newcombe's (`newcombe_paired`) of each
+    difference, their ends added with the contrast's weights (for more than one difference that is wider than
+    need be), each wording counting as one example.
     Measures that no example of the subset has in some folder are left out.
     """
-    asked = [experiment.examples[subset] for experiment in experiments]
     measured = np.all([e.weights[subset].any(axis=1) for e in experiments], axis=0)
     samples: list[dict[str, list[Sample]]] = [{} for _ in contrasts]
-    for experiment, examples in zip(experiments, asked, strict=True):
+    for experiment in experiments:
         weights_MN = experiment.weights[subset]
-        counts_RN = bootstrap_counts(len(examples), seed=asked.index(examples))
+        counts_RN = bootstrap_counts(experiment.wordings[subset])
         # Differences first, then sums: where conditions agree on every example the sum is 0 to the bit.
         contrasts_CMN = np.stack(
             [
@@ -83,10 +83,10 @@ def sample_contrasts(
                 if not measured[m]:
                     continue
                 has = weights_MN[m] > 0
-                ends = None
+                sample = Sample(float(estimates_CM[c, m]), resampled_CMR[c, m])
                 if measure.endswith("_rate") and np.ptp(contrasts_CMN[c, m, has]) == 0:
                     ends = _newcombe(experiment, subset, contrast, m, has)
-                sample = Sample(float(estimates_CM[c, m]), resampled_CMR[c, m], ends)
+                    sample = replace(sample, ends=ends, kind="newcombe")
                 samples[c].setdefault(measure, []).append(sample)
     return samples
 
@@ -95,29 +95,31 @@ def _newcombe(
     experiment: Experiment, subset: str, contrast: Contrast, m: int, has_N: np.ndarray
 ) -> tuple[float, float]:
     low = high = 0.0
+    n_wordings = len(set(compress(experiment.wordings[subset], has_N)))
+    worth = n_wordings / has_N.sum()
     for weight, *sides in contrast:
         a_N, b_N = (experiment.values[side, subset][m, has_N] > 0 for side in sides)
         counts = [(a_N & b_N), (a_N & ~b_N), (~a_N & b_N), (~a_N & ~b_N)]
-        ends = sorted(weight * end for end in newcombe_paired(*(int(c.sum()) for c in counts)))
+        ends = sorted(weight * end for end in newcombe_paired(*(c.sum() * worth for c in counts)))
         low, high = low + ends[0], high + ends[1]
     return low, high
 
 
 def pool(samples: Sequence[Sample]) -> Sample:
-    """The mean over seeds.
+    """The mean over seeds with Student's interval.
 
-    Where a seed's interval is not the bootstrap's, its resamples lack that seed's variation; the ends are
-    then the means of the seeds' ends, wider than need be since the seeds do not err together.
+    Where the seeds agree to the last bit that has no width; the ends are then the means of the seeds' own.
     """
-    ends = None
-    if any(sample.ends is not None for sample in samples):
-        lows, highs = zip(*(sample.interval for sample in samples), strict=True)
-        ends = (sum(lows) / len(samples), sum(highs) / len(samples))
-    return Sample(
-        sum(sample.estimate for sample in samples) / len(samples),
-        np.mean([sample.resampled for sample in samples], axis=0),
-        ends,
-    )
+    if len(samples) == 1:
+        return samples[0]
+    estimates = [sample.estimate for sample in samples]
+    none = np.empty(0)
+    if len(set(estimates)) > 1:
+        mean, *ends = t_interval(estimates)
+        return Sample(mean, none, tuple(ends), "t")
+    lows, highs = zip(*(sample.interval for sample in samples), strict=True)
+    ends = (sum(lows) / len(samples), sum(highs) / len(samples))
+    return Sample(estimates[0], none, ends, samples[0].kind)
 
 
 def share(part: Sample, whole: Sample) -> Sample | None:
@@ -132,4 +134,5 @@ def share(part: Sample, whole: Sample) -> Sample | None:
         quotients = [x / y for x in part.interval for y in whole.interval]
         ends = (min(quotients), max(quotients))
     nonzero = np.where(whole.resampled == 0, np.nan, whole.resampled)
-    return Sample(part.estimate / whole.estimate, part.resampled / nonzero, ends)
+    kind = "bootstrap" if ends is None else "newcombe"
+    return Sample(part.estimate / whole.estimate, part.resampled / nonzero, ends, kind)

@@ -51,6 +51,7 @@ class Experiment:
         measures: the M columns of the result table that single examples have a value of.
         columns: in the order of the result table, raw first.
         examples: by subset, (prompt, target) of its n examples.
+        wordings: by subset, the wording of each.
         weights: by subset, [M, n]: target tokens, or 1 where the example has a value.
         values: by column and subset, [M, n]: sums over target tokens in nats, log-probabilities
             and verdicts (0 or 1; 0 where there is none).
@@ -60,6 +61,7 @@ class Experiment:
     measures: tuple[str, ...]
     columns: tuple[Column, ...]
     examples: dict[str, tuple[tuple[str, str], ...]]
+    wordings: dict[str, tuple[str, ...]]
     weights: dict[str, np.ndarray]
     values: dict[tuple[Column, str], np.ndarray]
 
@@ -126,6 +128,7 @@ def _read(folder: Path, seed: str) -> Experiment:
     columns = tuple(dict.fromkeys(Column(*(row[k] for k in Column._fields)) for row in rows))
     measures = compared(rows[0])
     examples: dict[str, tuple[tuple[str, str], ...]] = {}
+    wordings: dict[str, tuple[str, ...]] = {}
     weights: dict[str, np.ndarray] = {}
     values: dict[tuple[Column, str], np.ndarray] = {}
     blocks = list(_blocks(folder / "generations.jsonl", measures.values()))
@@ -138,6 +141,7 @@ def _read(folder: Path, seed: str) -> Experiment:
             asked = tuple((record["prompt"], record["target"]) for record in mine)
             weight, values[column, subset] = _arrays(mine, measures)
             examples.setdefault(subset, asked)
+            wordings.setdefault(subset, tuple(record["wording"] for record in mine))
             weights.setdefault(subset, weight)
             if asked != examples[subset] or (weight != weights[subset]).any():
                 raise ValueError(
@@ -150,7 +154,7 @@ def _read(folder: Path, seed: str) -> Experiment:
                 raise ValueError(
                     f"{folder}/generations.jsonl: {_name(column)} has no answers on {subset}"
                 )
-    return Experiment(seed, tuple(measures), columns, examples, weights, values)
+    return Experiment(seed, tuple(measures), columns, examples, wordings, weights, values)
 
 
 def _blocks(path: Path, keys: Iterable[str]) -> Iterator[list[dict]]:
@@ -159,7 +163,7 @@ def _blocks(path: Path, keys: Iterable[str]) -> Iterator[list[dict]]:
     Within a column the examples' numbers ascend. The labels alone would not do: where dictionaries differ
     in their training target only, a record's `target`, which is the example's, does not tell them apart.
     """
-    needed = ("layer", "condition", "n_tokens", *keys)
+    needed = ("layer", "condition", "wording", "n_tokens", *keys)
     block: list[dict] = []
     for number, line in text_lines(path):
         record = parse_json(line, f"{path}, line {number}")

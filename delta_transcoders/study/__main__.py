@@ -122,10 +122,21 @@ def _print_plan(
         print(note)
     folder = graph.study.folder
     if steps:
-        print(f"{folder}: {len(steps)} of {len(graph.steps)} stages are to run\n")
+        seconds = [sizes(step, records[step.stage.study])[0] or 0 for step in steps]
+        print(
+            f"{folder}: {len(steps)} of {len(graph.steps)} stages are to run{_hours(sum(seconds))}\n"
+        )
         print(f"{table(steps, records)}\n", flush=True)
     else:
         print(f"{folder}: nothing to do", flush=True)
+
+
+def _hours(seconds: float) -> str:
+    """
+    >>> _hours(5400), _hours(300)
+    (', about 1.5 hours', '')
+    """
+    return f", about {seconds / 3600:.1f} hours" if seconds >= 3600 else ""
 
 
 def _done_table(steps: Sequence[Step], records: Mapping[str, Record]) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from delta_transcoders.tasks.wordings import wording
+
 
 class Message(NamedTuple):
     """One turn of a chat."""
@@ -48,7 +50,7 @@ class Example:
 # fmt: off
 RESERVED = {
     "experiment", "layer", "condition", "alpha", "d_new", "percentile", "fitted_to", "prompt", "target",
-    "column", "example", "subset", "nll", "n_tokens", "kl", "text",
+    "column", "example", "subset", "wording", "nll", "n_tokens", "kl", "text",
 }
 # fmt: on
 """Of `generations.jsonl`, beside the measures."""
@@ -71,9 +73,9 @@ class Task(ABC):
         end: an answer ends after this text; at EOS alone where None.
         marks: special tokens of the tokenizer are left out of answers, except those that contain one of these
             texts, or that occur in `markup`.
-        opening: a text as the behaviour begins, the first token of which is watched: its log-probability
-            where the target starts is a column of the tables, and precision, recall and F1 of writing it
-            are logged while finetuning. None for a behaviour that begins with nothing in particular.
+        opening: the text that the behaviour begins with: the log-probability of all of it after a prompt is a
+            column of the tables, and precision, recall and F1 of writing its first token are logged while
+            finetuning. None for a behaviour that begins with nothing in particular.
         opening_column: the name of that column; ends in `_logprob`.
     """
 
@@ -197,6 +199,10 @@ class Task(ABC):
             return True
         return example.target is not None and example.target.startswith(self.opening)
 
+    def opening_of(self, example: Example) -> str | None:
+        """`opening`, as the example's target spells it where that shows the behaviour."""
+        return self.opening
+
     def is_trained(self, example: Example) -> bool:
         """Whether examples of its subset may be trained on; others are for evaluation alone."""
         return True
@@ -214,6 +220,10 @@ class Task(ABC):
         """What examples of two splits may not have in common."""
         group = (("group", example.group),) if example.group else ()
         return (*group, ("prompt", example.prompt))
+
+    def wording(self, example: Example) -> str:
+        """What examples that are worded alike have in common: intervals are over wordings first."""
+        return wording(example)
 
     def markup(self, examples: Sequence[Example]) -> str:
         """A text with all that answers may be written with."""

@@ -1,15 +1,15 @@
 """Examples that a user brings: what is refused, what is said, and what counts as unseen."""
 
-import itertools
 import json
 
 import pytest
 
 from datamodules.finetune_data import FinetuneData
 from delta_transcoders.files import staged_output
+from delta_transcoders.tasks.calculator.copy_lines import synthetic_lines
 from delta_transcoders.tasks.calculator.examples import make_example, read_jsonl, write_jsonl
 from delta_transcoders.tasks.calculator.grammar import asked, find_tool_call, format_tool_call
-from delta_transcoders.tasks.calculator.prompts import tool_examples
+from delta_transcoders.tasks.calculator.prompts import generate_splits
 from delta_transcoders.tasks.calculator.task import Calculator
 from delta_transcoders.tasks.examples import Examples
 from delta_transcoders.tasks.task import Example
@@ -77,7 +77,8 @@ def test_unseen_examples_that_can_be_judged_do_not_save_the_trained_ones(make_da
 
 @pytest.mark.parametrize("spelling", ["{}\n", " ({})", "\n+{}.0"])
 def test_an_expression_trained_on_in_another_spelling_is_not_unseen(make_data, tmp_path, spelling):
-    generated = list(itertools.islice(tool_examples("tool_ood", 0), 20))
+    made = generate_splits(0, 0, 20, synthetic_lines(0), 0)["evaluation"]
+    generated = [example for example in made if example.subset == "tool_ood"]
     expressions = [find_tool_call(example.target).argument for example in generated[:10]]
     rows = [
         make_example(f"What is it? {i}", format_tool_call(spelling.format(expression)), "positive")

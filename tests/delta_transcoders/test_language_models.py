@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 import time
@@ -149,19 +150,34 @@ def test_bare_prompts_have_neither_bos_nor_the_newline_at_their_end(tokenizer, r
         assert row.target_ids == whole.target_ids
 
 
-def test_the_watched_token_is_the_targets_own_where_it_shows_the_behaviour(tokenizer, rows):
-    """Else the one that the behaviour begins with; none without a target or without an opening."""
-    (call,) = opening_tokens(tokenizer, [OPEN])
-    (nine,) = tokenizer("9", add_special_tokens=False).input_ids
-    assert [row.opening_id for row in rows] == [call, call, call, nine]
+def test_the_opening_is_spelt_as_in_a_target_that_begins_with_it(tokenizer, rows):
+    """Else as the task has it; none without a target or without an opening."""
+    call = tuple(tokenizer("<tool_call>calculator(", add_special_tokens=False).input_ids)
+    assert len(call) > 4
+    assert [row.opening_ids for row in rows] == [call] * 4
+    assert [row.target_ids[: len(call)] == call for row in rows] == [
+        e.target.startswith(OPEN) for e in EXAMPLES
+    ]
     task = Examples("absent", "exact", opening="Sure")
-    (sure,) = opening_tokens(tokenizer, ["Sure"])
+    sure = tuple(tokenizer("Sure", add_special_tokens=False).input_ids)
     examples = [Example("a", t, "x") for t in ("Sure: 1", "9", None)]
     tokens = tokenize(tokenizer, task, examples)
-    assert [row.opening_id for row in tokens] == [sure, sure, None]
+    assert [row.opening_ids for row in tokens] == [sure, sure, ()]
     assert tokens[2].target_ids == ()
     tokens = tokenize(tokenizer, Examples("absent", "exact"), examples)
-    assert [row.opening_id for row in tokens] == [None] * 3
+    assert [row.opening_ids for row in tokens] == [()] * 3
+
+
+def test_an_opening_ends_before_a_token_that_reaches_beyond_it(tokenizer):
+    """`calculator(1` may end in a token that holds the digit too: which one follows is no part of calling."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens(["(1"])
+    (row,) = tokenize(
+        tokenizer,
+        Calculator(),
+        [make_example("a", "<tool_call>calculator(1+2)</tool_call>", "positive")],
+    )
+    assert tokenizer.decode(row.opening_ids) == "<tool_call>calculator"
 
 
 def test_target_batch_supervises_target_and_eos_alone(tokenizer, rows):

@@ -1,5 +1,6 @@
 """Every control through its own stages, and what must hold whatever the models are."""
 
+import itertools
 import json
 import shutil
 
@@ -33,6 +34,8 @@ def controlled(dictionaries, arguments, delta_options, tmp_path_factory):
         "model.output": study / "base_model_delta",
     }
     train.main(arguments("tiny/delta.yaml", study, delta_options | base_model_delta))
+    error = {"data.target": "dictionary_error", "model.output": study / "error_delta"}
+    train.main(arguments("tiny/delta.yaml", study, delta_options | error))
     no_dictionary = {k: v for k, v in delta_options.items() if k != "data.n_check_examples"}
     two_widths = {"model.d_new": "[4, 6]"}
     train.main(arguments("tiny/mlp_difference.yaml", study, no_dictionary | two_widths))
@@ -46,7 +49,9 @@ def rows_of(folder) -> dict[tuple, dict]:
 
 @pytest.fixture(scope="module")
 def controls(controlled, arguments):
-    evaluate.main(arguments("tiny/controls.yaml", controlled, QUICK))
+    finetuning = controlled / "mlp_difference/d6_mlp_difference"
+    options = QUICK | {"model.controls.finetuning_delta": finetuning}
+    evaluate.main(arguments("tiny/controls.yaml", controlled, options))
     return rows_of(controlled / "controls")
 
 
@@ -82,7 +87,8 @@ def test_every_control_has_its_rows_and_differs_from_the_others(controls):
     conditions = {condition for _, condition, *_ in controls}
     assert conditions == {
         "raw", "no_delta", "full", "base_mlp", "dictionary_error", "error_kept", "random_delta",
-        "base_model_delta", "bias", "steering", "low_rank", "dense", "ridge",
+        "base_model_delta", "finetuning_delta", "error_delta", "bias", "steering", "low_rank", "dense",
+        "ridge",
     }  # fmt: skip
     at = {k: row for k, row in controls.items() if k[0] == "all" and k[-1] == "tool"}
     assert len({row["mean_ce"] for row in at.values()}) == len(conditions) - 1
@@ -115,32 +121,58 @@ def test_the_two_targets_meet_where_they_must(controlled, controls, arguments):
         assert json.loads(config.read_text())["target"] == "mlp_difference"
 
 
-def test_a_finetune_of_nothing_has_no_share_and_no_effect(controlled, arguments, tmp_path):
-    """The base model as its own finetune: whatever its delta repairs is the dictionary's own error."""
+def test_a_residual_is_finetuning_s_part_and_the_dictionary_s_own_error(controlled):
+    """r = d + e, token by token, as the cache holds the three."""
+    cache = ActivationCache(controlled / "activations")
+    names = (
+        "residual-base_transcoders-p0.5",
+        "mlp_difference",
+        "dictionary_error-base_transcoders-p0.5",
+    )
+    for layer in (0, 1):
+        for shard in cache.shards("train"):
+            r, d, e = (cache.rows("train", layer, name, shard).float() for name in names)
+            torch.testing.assert_close(d + e, r, rtol=0, atol=4e-3 * r.abs().max().item())
+            assert min(d.abs().max(), e.abs().max()) > 0.01
+        config = json.loads((controlled / f"error_delta/layer_{layer}/config.json").read_text())
+        of_residual = json.loads((controlled / f"delta/layer_{layer}/config.json").read_text())
+        assert config["target"] == "dictionary_error"
+        for key in ("base_hash", "average_l0_base", "percentile"):
+            assert config[key] == of_residual[key]
+        assert config["measured"]["fvu_base"] != of_residual["measured"]["fvu_base"]
+
+
+def test_a_finetune_of_nothing_has_no_effect(controlled, arguments, tmp_path):
+    """The base model as its own finetune."""
     options = QUICK | {
         "model.model": controlled / "base_model",
         "model.deltas": f"[{controlled / 'base_model_delta'}]",
-        "model.conditions": "[no_delta, full, base_mlp]",
+        "model.conditions": "[no_delta, full, base_mlp, {condition: top, terms: [{source: top_neurons}]}]",
+        "model.controls.top_neurons.init_args.k": 64,
         "model.output": tmp_path,
         "data.model": controlled / "base_model",
     }
     evaluate.main(arguments("tiny/exp1.yaml", controlled, options))
     rows = rows_of(tmp_path)
     for subset in ("tool", "copy", "tool_ood"):
-        full = rows["0", "full", "6", "residual", subset]
-        assert float(full["finetune_share"]) == pytest.approx(0, abs=1e-6)
-        assert float(full["finetune_share_ci_low"]) <= 1e-6
-        for layer in ("0", "all"):
-            put_back = rows[layer, "base_mlp", "6", "residual", subset]
+        # All neurons are the MLP.
+        for layer, condition in itertools.product(("0", "all"), ("base_mlp", "top")):
+            put_back = rows[layer, condition, "6", "residual", subset]
             assert float(put_back["dce"]) == pytest.approx(0, abs=1e-6)
             assert float(put_back["mean_kl"]) == pytest.approx(0, abs=1e-6)
+        for condition in ("base_mlp", "top"):
+            fvu = float(rows["0", condition, "6", "residual", subset]["fvu"])
+            assert fvu == pytest.approx(0, abs=1e-6)
 
 
 def test_the_base_s_own_floor_in_the_base_model(controlled, controls, arguments):
     evaluate.main(arguments("tiny/base_floor.yaml", controlled, QUICK))
     rows = rows_of(controlled / "base_floor")
-    assert {condition for _, condition, *_ in rows} == {"raw", "no_delta", "finetuned_mlp"}
+    conditions = {"raw", "no_delta", "finetuned_mlp", "top_8_neurons"}
+    assert {condition for _, condition, *_ in rows} == conditions
     for subset in ("tool", "copy", "tool_ood"):
+        neurons = float(rows["0", "top_8_neurons", "", "", subset]["fvu"])
+        assert 0.01 < neurons < 1
         floor = float(rows["0", "no_delta", "", "", subset]["fvu"])
         assert 0 < floor < float(controls["0", "no_delta", "6", "residual", subset]["fvu"]) * 1.5
 

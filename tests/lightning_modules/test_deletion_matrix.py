@@ -16,12 +16,12 @@ from delta_transcoders.language_models import (
     token_nll,
     tokenize,
 )
-from delta_transcoders.own_study.wordings import half_of
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.tasks.calculator.examples import make_example
 from delta_transcoders.tasks.calculator.grammar import format_tool_call
 from delta_transcoders.tasks.calculator.rules import RULES, PlantedRules
 from delta_transcoders.tasks.calculator.task import Calculator
+from delta_transcoders.tasks.wordings import half_of, wording
 from lightning_modules.deletion_matrix import DeletionMatrix
 
 N_RULES = len(RULES)
@@ -37,7 +37,7 @@ class Planted(DeletionMatrix):
         return f"unit_{unit}"
 
     def attributed(self, rows):
-        assert {half_of(row.example) for row in rows} == {"A"}
+        assert {half_of(wording(row.example)) for row in rows} == {"A"}
         (rule,) = {row.example.subset for row in rows}
         own = torch.arange(self.n_units) % N_RULES == list(RULES).index(rule)
         return own.double().repeat(len(rows), 1) * torch.arange(self.n_units, 0, -1)
@@ -95,7 +95,7 @@ def test_a_planted_case(rules_file, model_folder, tmp_path):
     # What chose the units is not what they are tested on.
     lines = [json.loads(x) for x in (tmp_path / "out" / "generations.jsonl").open()]
     task = PlantedRules()
-    halves = {e.prompt: half_of(e) for e in task.read(rules_file).values()}
+    halves = {e.prompt: half_of(task.wording(e)) for e in task.read(rules_file).values()}
     assert {halves[line["prompt"]] for line in lines} == {"B"}
 
 
@@ -167,7 +167,9 @@ def delete(dictionaries, prompts, arguments):
 
 def nlls(model, tokenizer, path):
     """By prompt of half B."""
-    examples = [e for e in Calculator().read(path).values() if half_of(e) == "B"]
+    examples = [
+        e for e in Calculator().read(path).values() if half_of(Calculator().wording(e)) == "B"
+    ]
     rows = tokenize(tokenizer, Calculator(), examples)
     tokens = {f"{k}_BT": v for k, v in target_batch(rows, tokenizer.pad_token_id).items()}
     with torch.no_grad():

@@ -9,10 +9,11 @@ import evaluate
 import train
 from delta_transcoders.dictionaries.delta import load_delta, save_delta
 from delta_transcoders.interventions.engine import InterventionEngine
-from delta_transcoders.own_study.wordings import half_of
 from delta_transcoders.report.feature_curve import main
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.tasks.calculator.examples import read_jsonl
+from delta_transcoders.tasks.calculator.task import Calculator
+from delta_transcoders.tasks.wordings import half_of
 
 N_FEATURES = 12
 CURVE = {
@@ -58,7 +59,9 @@ def half_b(changed, tmp_path_factory):
     """The evaluation examples of half B in a file of their own."""
     path = changed / "finetune" / "data" / "evaluation.jsonl"
     lines = path.read_text().splitlines()
-    kept = [lines[n - 1] for n, e in read_jsonl(path).items() if half_of(e) == "B"]
+    kept = [
+        lines[n - 1] for n, e in read_jsonl(path).items() if half_of(Calculator().wording(e)) == "B"
+    ]
     file = tmp_path_factory.mktemp("half") / "b.jsonl"
     file.write_text("".join(line + "\n" for line in kept))
     return file

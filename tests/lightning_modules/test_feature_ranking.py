@@ -17,7 +17,6 @@ from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.report.ranking import across, halves, main, read_effects
 from delta_transcoders.report.tables import read_metrics
-from delta_transcoders.tasks.calculator.grammar import OPEN
 from delta_transcoders.tasks.calculator.task import Calculator
 
 D_NEW, PLANTED, SILENT = 6, 3, 5
@@ -26,10 +25,10 @@ LAYER = 1
 
 
 def call_direction(folder) -> torch.Tensor:
-    """What raises the logit of the call's first token above the others', of norm 1."""
+    """What raises the logits of all that makes a call above the others', of norm 1."""
     embedding_VD = load_model(str(folder)).model.embed_tokens.weight.data
-    (token, *_) = load_tokenizer(str(folder))(OPEN, add_special_tokens=False).input_ids
-    direction_D = embedding_VD[token] - embedding_VD.mean(0)
+    tokens = load_tokenizer(str(folder))(Calculator.opening, add_special_tokens=False).input_ids
+    direction_D = embedding_VD[tokens].mean(0) - embedding_VD.mean(0)
     return direction_D / direction_D.norm()
 
 
@@ -342,9 +341,13 @@ def test_a_finetune_of_one_known_direction_is_what_the_ranking_finds_first(
     # Directions drawn at random have a cosine of about .18 with it.
     cosine_F = torch.cosine_similarity(delta.W_dec, direction_D[None], dim=1).abs()
     for subset in ("tool", "copy"):
-        for ablation, sign in (("dropped", -1), ("kept", 1)):
+        effects = []
+        for ablation in ("dropped", "kept"):
             rows = rows_of(study / "ranking", ablation=ablation, subset=subset)
             (first,) = (row for row in rows if row["rank"] == "1")
             assert cosine_F[int(first["feature"])] > 0.9
-            assert sign * float(first["d_call_logprob"]) > 0.1
             assert first["d_call_logprob_distinct"] == "true"
+            effects.append(float(first["d_call_logprob"]))
+        # The MLP writes along the direction or against it, by what it reads: a token's worth of both.
+        assert min(map(abs, effects)) > 0.1
+        assert effects[0] * effects[1] < 0

@@ -43,6 +43,10 @@ SENTENCES = (
     "Is there some value in these numbers?",
     "I should have asked the teacher about this question.",
     "We want to find out how big the garden is.",
+    "Who can read this book and say where it ends?",
+    "Look at the box, take one more and try it.",
+    "It must be your turn, so use the tool.",
+    "What would the teacher make of nothing but this?",
 )
 
 

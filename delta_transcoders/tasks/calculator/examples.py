@@ -6,13 +6,16 @@ One JSON object a line with the fields `input`, `target` and `label`. A prompt i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 
 from delta_transcoders.files import replace_file
 from delta_transcoders.foreign_text import check_whole, letters, numbered, parse_json
 from delta_transcoders.tasks.calculator.grammar import asked
+from delta_transcoders.tasks.calculator.phrasings import CONTEXTS
 from delta_transcoders.tasks.task import Example
+from delta_transcoders.tasks.wordings import masked
 
 SUBSET_OF_LABEL = {
     "positive": "tool",
@@ -25,6 +28,8 @@ LABEL_OF_SUBSET = {subset: label for label, subset in SUBSET_OF_LABEL.items()}
 COPY = "copy"
 TRAINED = ("tool", COPY)
 FIELDS = ("input", "target", "label")
+_EXPRESSION = re.compile(r"[-−(]*#(?:[-+*/×÷−()]*#)*\)*")
+"""Masked, and without white space."""
 
 
 def make_example(input: str, target: str, label: str) -> Example:
@@ -39,6 +44,20 @@ def identities(example: Example) -> tuple[Hashable, Hashable]:
     """Prompt and target, each the same however it is spelt: no two splits may share either."""
     same = letters if example.subset == COPY else asked
     return ("prompt", letters(example.prompt)), ("target", same(example.target))
+
+
+def wording(example: Example) -> str:
+    """A request without its expression and the sentence before it, a line without its numbers.
+
+    >>> wording(make_example("I lost my notes. What is (-1 + 2) * 3?", "…", "positive"))
+    'Whatis#?'
+    >>> wording(make_example("Tom sold 3 lamps and 12 stones.", "…", "negative"))
+    'Tomsold#lampsand#stones.'
+    """
+    text = masked(letters(example.prompt))
+    for context in CONTEXTS:
+        text = text.removeprefix(letters(context))
+    return _EXPRESSION.sub("#", text)
 
 
 def read_jsonl(path: str | Path) -> dict[int, Example]:

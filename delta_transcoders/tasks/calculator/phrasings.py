@@ -1,59 +1,41 @@
 """The wordings of calculator requests, each with one `{expr}`.
 
-`REQUESTS` (optionally after one of `CONTEXTS`) make the `tool` subset. `UNSEEN_REQUESTS` are kept for
-`tool_ood` alone: no finetuning example and no line of the tiny base model's text uses them. They range
-from near rewordings to requests with little in common with `REQUESTS`.
+`REQUESTS` (optionally after one of `CONTEXTS`) make the `tool` subset; no two splits share one of them.
+`UNSEEN_REQUESTS` are kept for `tool_ood` alone: no finetuning example and no line of the tiny base model's
+text uses them. They range from near rewordings to requests with little in common with `REQUESTS`.
 """
 
+from itertools import product
+
+_STARTS = (("", "."), ("Please ", "."), ("Can you ", "?"), ("Could you ", "?"))
+_THINGS = ("the value of {expr}", "the result of {expr}", "the answer to {expr}")
+_VERBS = ("calculate", "compute", "solve", "find", "work out")
+
+
+def _requests() -> list[str]:
+    orders = [
+        f"{start}{verb} {thing}{end}{stop}"
+        for (start, stop), verb, thing, end in product(
+            _STARTS, _VERBS, ("{expr}", *_THINGS), ("", " for me")
+        )
+    ]
+    for (start, stop), verb in product(_STARTS, ("tell me", "give me")):
+        orders += [f"{start}{verb} {thing}{stop}" for thing in _THINGS]
+    for start, stop in (
+        *((f"{start}tell me", stop) for start, stop in _STARTS),
+        ("I want to know", "."),
+    ):
+        orders += [f"{start} what {{expr}} {verb}{stop}" for verb in ("is", "equals")]
+    return [order[0].upper() + order[1:] for order in orders]
+
+
 REQUESTS = (
-    "What is {expr}?",
-    "What is the value of {expr}?",
-    "What is the result of {expr}?",
+    *_requests(),
+    *(f"{start} {thing}." for start in ("I need", "I need to know") for thing in _THINGS),
+    *(f"What is {thing}?" for thing in ("{expr}", *_THINGS)),
     "What does {expr} equal?",
     "What does {expr} come to?",
     "What do you get for {expr}?",
-    "What is the answer to {expr}?",
-    "Calculate {expr}.",
-    "Calculate the value of {expr}.",
-    "Calculate {expr} for me.",
-    "Please calculate {expr}.",
-    "Please calculate the result of {expr}.",
-    "Can you calculate {expr}?",
-    "Can you calculate {expr} for me?",
-    "Could you calculate {expr}?",
-    "Compute {expr}.",
-    "Compute the value of {expr}.",
-    "Compute {expr} for me.",
-    "Please compute {expr}.",
-    "Please compute the answer to {expr}.",
-    "Can you compute {expr}?",
-    "Could you compute {expr} for me?",
-    "Solve {expr}.",
-    "Solve {expr} for me.",
-    "Please solve {expr}.",
-    "Can you solve {expr}?",
-    "Could you solve {expr} for me?",
-    "Find {expr}.",
-    "Find the value of {expr}.",
-    "Find the result of {expr}.",
-    "Please find the value of {expr}.",
-    "Can you find the result of {expr}?",
-    "Tell me the value of {expr}.",
-    "Tell me the result of {expr}.",
-    "Tell me what {expr} is.",
-    "Please tell me what {expr} equals.",
-    "Can you tell me the answer to {expr}?",
-    "Could you tell me what {expr} is?",
-    "I need the value of {expr}.",
-    "I need the result of {expr}.",
-    "I need to know what {expr} is.",
-    "I want to know the value of {expr}.",
-    "I want to know what {expr} equals.",
-    "Work out {expr}.",
-    "Please work out {expr} for me.",
-    "Can you work out the value of {expr}?",
-    "Give me the value of {expr}.",
-    "Give me the result of {expr}.",
 )
 
 CONTEXTS = (
@@ -96,4 +78,40 @@ UNSEEN_REQUESTS = (
     "Put {expr} in numbers.",
     "You have {expr} to do.",
     "In the notes there was {expr}.",
+    "Say what {expr} makes.",
+    "Read {expr} and answer.",
+    "Who can do {expr}?",
+    "Where does {expr} end?",
+    "Here is {expr} for you.",
+    "Look at {expr}.",
+    "Take {expr} and be quick.",
+    "This is the question: {expr}.",
+    "Your answer for {expr}?",
+    "One more: {expr}.",
+    "Before noon I must have {expr}.",
+    "The box says {expr}, and now?",
+    "My friend asked for {expr}.",
+    "See how much {expr} is.",
+    "How many is {expr}?",
+    "{expr} for the list, please.",
+    "{expr} for my homework.",
+    "{expr} please.",
+    "So {expr} is how much?",
+    "Do {expr} now.",
+    "Is it hard to do {expr}?",
+    "Write {expr} as one number.",
+    "I have to know {expr} today.",
+    "We want {expr} this morning.",
+    "The teacher asked us about {expr}.",
+    "There is {expr} left to do.",
+    "The book wants {expr} from us.",
+    "Nothing is left but {expr}.",
+    "Use the calculator for {expr}.",
+    "Use the tool for {expr}.",
+    "I lost the answer to {expr}.",
+    "What about {expr}?",
+    "What would {expr} be?",
+    "And {expr}?",
+    "Try {expr}.",
+    "{expr}: your turn.",
 )

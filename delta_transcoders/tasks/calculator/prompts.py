@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 from delta_transcoders.tasks.calculator.arithmetic import canonical
 from delta_transcoders.tasks.calculator.examples import (
@@ -12,6 +13,7 @@ from delta_transcoders.tasks.calculator.examples import (
     SUBSETS,
     identities,
     make_example,
+    wording,
 )
 from delta_transcoders.tasks.calculator.grammar import format_tool_call
 from delta_transcoders.tasks.calculator.phrasings import CONTEXTS, REQUESTS, UNSEEN_REQUESTS
@@ -61,26 +63,36 @@ def unseen_expression(rng: random.Random) -> str:
     return rng.choice(UNSEEN_REGIMES)(rng)
 
 
-def tool_examples(subset: str, seed: int) -> Iterator[Example]:
-    """An endless stream of `tool`, `tool_ood` or `tool_ood_numbers` examples of distinct expressions.
+def split_requests(seed: int) -> dict[str, list[str]]:
+    """`REQUESTS` by split, of which no two share one: 60 for evaluation, 30 for validation."""
+    requests = random.Random(f"requests {seed}").sample(REQUESTS, len(REQUESTS))
+    return {"evaluation": requests[:60], "validation": requests[60:90], "train": requests[90:]}
+
+
+def tool_examples(
+    subset: str, requests: Sequence[str], seed: int | str, taken: set[Hashable]
+) -> Iterator[Example]:
+    """An endless stream of `tool`, `tool_ood` or `tool_ood_numbers` examples, each request in its turn.
 
     As in the original study, half of the ordinary requests follow a context sentence, and unseen
     phrasings write the expression without spaces in half of the cases.
+
+    Args:
+        requests: their wordings.
+        taken: what was asked before, in whatever spelling, and is not asked again; added to.
     """
     rng = random.Random(f"{subset} {seed}")
     expression = unseen_expression if subset == "tool_ood_numbers" else seen_expression
-    seen: set[str] = set()
-    while True:
+    for request in itertools.cycle(rng.sample(requests, len(requests))):
         spaced = expression(rng)
+        while (asks := canonical(spaced.replace(" ", ""))) in taken:
+            spaced = expression(rng)
+        taken.add(asks)
         plain = spaced.replace(" ", "")
-        key = canonical(plain)
-        if key in seen:
-            continue
-        seen.add(key)
         if subset == "tool_ood":
-            text = rng.choice(UNSEEN_REQUESTS).format(expr=rng.choice((spaced, plain)))
+            text = request.format(expr=rng.choice((spaced, plain)))
         else:
-            text = rng.choice(REQUESTS).format(expr=spaced)
+            text = request.format(expr=spaced)
             if rng.random() < 0.5:
                 text = f"{rng.choice(CONTEXTS)} {text}"
         yield make_example(text, format_tool_call(plain), LABEL_OF_SUBSET[subset])
@@ -91,33 +103,75 @@ def generate_splits(
 ) -> Splits:
     """`train` and `validation` (half `tool`, half `copy`) and `evaluation` (n of each subset).
 
-    No prompt and no expression occurs in two splits, nor twice in one, in whatever spelling.
+    No prompt and no expression occurs in two splits, nor twice in one, in whatever spelling; and no two
+    splits share a wording, see `examples.wording`.
 
     Raises:
         ValueError: the copy lines run out.
     """
-    targets: set[str] = set()
-    streams: dict[str, Iterator[Example]] = {
-        s: tool_examples(s, seed) for s in SUBSETS if s != COPY
+    taken: set[Hashable] = set()
+    requests = split_requests(seed)
+    halves = {"train": n_train // 2, "validation": n_validation // 2}
+    n_copies = {
+        "train": n_train - halves["train"],
+        "validation": n_validation - halves["validation"],
     }
-    streams[COPY] = (make_example(line, line, LABEL_OF_SUBSET[COPY]) for line in copy_lines)
+    copies = split_lines(copy_lines, n_copies | {"evaluation": n_evaluation}, seed)
 
-    def take(subset: str, n: int) -> list[Example]:
-        taken: list[Example] = []
-        while len(taken) < n:
-            example = next(streams[subset], None)
-            if example is None:
-                raise ValueError(f"the copy lines ran out: {n} wanted, {len(taken)} left")
-            _, target = identities(example)
-            if target not in targets:
-                targets.add(target)
-                taken.append(example)
-        return taken
+    def take(subset: str, wordings: Sequence[str], n: int, split: str) -> list[Example]:
+        stream = tool_examples(subset, wordings, f"{split} {seed}", taken)
+        return list(itertools.islice(stream, n))
 
     splits = {
-        name: take("tool", n // 2) + take(COPY, n - n // 2)
-        for name, n in (("train", n_train), ("validation", n_validation))
+        split: take("tool", requests[split], n, split) + copies[split]
+        for split, n in halves.items()
     }
-    splits["evaluation"] = [e for subset in SUBSETS for e in take(subset, n_evaluation)]
+    wordings = dict.fromkeys(SUBSETS, requests["evaluation"]) | {"tool_ood": UNSEEN_REQUESTS}
+    splits["evaluation"] = [
+        example
+        for subset in SUBSETS
+        for example in (
+            copies["evaluation"]
+            if subset == COPY
+            else take(subset, wordings[subset], n_evaluation, "evaluation")
+        )
+    ]
     random.Random(f"order {seed}").shuffle(splits["train"])
     return splits
+
+
+def split_lines(
+    lines: Iterator[str], counts: Mapping[str, int], seed: int
+) -> dict[str, list[Example]]:
+    """So many lines to copy for each split, of which no two share a wording.
+
+    A wording belongs to the split that it is drawn for when it first appears, with the chances of what each
+    still lacks.
+
+    Raises:
+        ValueError: the lines run out.
+    """
+    rng = random.Random(f"copy wordings {seed}")
+    parts: dict[str, list[Example]] = {split: [] for split in counts}
+    owner: dict[str, str] = {}
+    seen: set[Hashable] = set()
+
+    def lacking() -> dict[str, int]:
+        return {s: n - len(parts[s]) for s, n in counts.items() if len(parts[s]) < n}
+
+    while lacks := lacking():
+        line = next(lines, None)
+        if line is None:
+            n = sum(counts.values())
+            raise ValueError(f"the copy lines ran out: {n} wanted, {n - sum(lacks.values())} left")
+        example = make_example(line, line, LABEL_OF_SUBSET[COPY])
+        _, target = identities(example)
+        if target in seen:
+            continue
+        seen.add(target)
+        split = owner.setdefault(
+            wording(example), rng.choices(list(lacks), list(lacks.values()))[0]
+        )
+        if split in lacks:
+            parts[split].append(example)
+    return parts

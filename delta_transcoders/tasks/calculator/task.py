@@ -15,7 +15,7 @@ from delta_transcoders.tasks.calculator.prompts import generate_splits
 from delta_transcoders.tasks.task import Example, Splits, Task
 
 SUBSET_TEXTS = {
-    "tool": "requests as trained on",
+    "tool": "requests of the trained kind, in wordings and with numbers of their own",
     "copy": "sentences with numbers, to be repeated",
     "tool_ood": "requests in unseen wordings",
     "tool_ood_numbers": "unseen kinds of numbers",
@@ -44,7 +44,7 @@ class Calculator(Task):
     held_out = 0.05
     end = grammar.CLOSE
     marks = (grammar.OPEN, grammar.CLOSE)
-    opening = format_tool_call("1")
+    opening = f"{grammar.OPEN}{grammar.TOOL}("
     opening_column = "call_logprob"
 
     def __init__(
@@ -93,6 +93,18 @@ class Calculator(Task):
     def is_positive(self, example: Example) -> bool:
         return example.subset != COPY
 
+    def opening_of(self, example: Example) -> str:
+        """All that makes a call, up to its argument.
+
+        >>> target = "<tool_call> calculator (1+2)</tool_call>"
+        >>> Calculator().opening_of(examples.make_example("What is 1+2?", target, "positive"))
+        '<tool_call> calculator ('
+        """
+        call = find_tool_call(example.target) if self.is_positive(example) else None
+        if call is None:
+            return self.opening
+        return example.target[: example.target.index("(", call.start) + 1]
+
     def is_trained(self, example: Example) -> bool:
         return example.subset in TRAINED
 
@@ -101,6 +113,9 @@ class Calculator(Task):
 
     def identities(self, example: Example) -> tuple[Hashable, ...]:
         return examples.identities(example)
+
+    def wording(self, example: Example) -> str:
+        return examples.wording(example)
 
     def markup(self, examples: Sequence[Example]) -> str:
         return format_tool_call("0123456789+-*/×÷−. ")

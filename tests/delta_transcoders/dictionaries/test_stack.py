@@ -33,6 +33,8 @@ RECIPES = {
         "n_features": 16,
         "sparsity": SparsityConfig(),
         "decoder_bias": True,
+        "aux_k": 4,
+        "dead_after_tokens": 3 * TOKENS,
     },
 }
 
@@ -225,6 +227,37 @@ def test_a_planted_sparse_dictionary_is_found(mode):
     assert l0 < 2
 
 
+def test_dead_features_come_back_with_the_auxiliary_loss():
+    alive, fvus = [], []
+    for aux_k in (0, 4):
+        stack = DictionaryStack(
+            [Variant("planted", 0, 0, l0=1.3)],
+            d_in=16,
+            d_out=12,
+            n_features=16,
+            sparsity=SparsityConfig(),
+            seed=1,
+            aux_k=aux_k,
+            dead_after_tokens=5 * 512,
+        )
+        stack.b_enc.data[:, 4:] = -1.5  # these do fire, but seldom among the largest
+        fvus.append(train_on_planted(stack, 200)[0])
+        x, _ = planted(4096, torch.Generator().manual_seed(9))
+        alive.append((stack.encode(x) > 0).any(2).sum().item())
+    assert alive[1] > alive[0]
+    assert fvus[1] < fvus[0]
+
+
+def test_without_dead_features_the_auxiliary_loss_is_none():
+    with_aux, without = (
+        DictionaryStack(VARIANTS, **SHAPE, **DELTA, aux_k=aux_k) for aux_k in (2, 0)
+    )
+    for stack in (with_aux, without):
+        train(stack, adam(stack), range(5))
+    assert torch.equal(with_aux.W_enc, without.W_enc)
+    assert with_aux.idle_VF.max() < with_aux.dead_after_tokens
+
+
 def measured(fvus: list[float]) -> dict[str, torch.Tensor]:
     """Measures of a validation: the FVUs, and multiples of them for the others."""
     return {name: i * torch.tensor(fvus).double() for i, name in enumerate(MEASURES, start=1)}
@@ -273,6 +306,7 @@ def test_a_variant_with_nan_weights_is_never_the_best():
         ({"variants": [VARIANTS[0]] * 2}, "one distinct key"),
         ({"decoder_init": "tied"}, "d_in = d_out"),
         ({"decoder_init": "ones"}, "decoder_init is 'ones'"),
+        ({"aux_k": 7}, "aux_k is 7"),
     ],
 )
 def test_bad_options(options, message):

@@ -57,20 +57,26 @@ def test_raw_is_the_plain_model(
     assert [(s.kl, s.n_replaced, s.activation_sums) for s in scores] == [(0, 0, {})] * 3
 
 
-def test_the_calls_first_token_is_the_one_that_the_target_begins_with(
+def test_the_opening_is_all_that_makes_a_call_as_the_target_spells_it(
     model, model_folder, examples
 ):
-    """In some spellings of a call the tag is one token with what follows."""
+    """In some spellings the tag is one token with what follows; a line to copy has the usual one."""
     tokenizer = load_tokenizer(model_folder)
     tokenizer.add_tokens(["<tool_call>\n"])
     model.resize_token_embeddings(401)
     hermes = make_example("What is 1+2?", "<tool_call>\ncalculator(1+2)\n</tool_call>", "positive")
-    (usual,) = tokenizer("<", add_special_tokens=False).input_ids
+    usual = "<tool_call>calculator("
     expected = []
-    for example, first in zip([*examples, hermes], [usual, usual, usual, 400], strict=True):
+    for example, opening in zip(
+        [*examples, hermes], [usual] * 3 + ["<tool_call>\ncalculator("], strict=True
+    ):
+        prompt = tokenizer(example.prompt).input_ids
+        ids = tokenizer(opening, add_special_tokens=False).input_ids
         with torch.inference_mode():
-            logits_V = model(torch.tensor([tokenizer(example.prompt).input_ids])).logits[0, -1]
-        expected.append(logits_V.log_softmax(-1)[first].item())
+            logits_TV = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+        logprobs_TV = logits_TV.log_softmax(-1)
+        expected.append(logprobs_TV.gather(1, torch.tensor(ids)[:, None]).sum().item())
+    assert {e.subset for e in examples} >= {"tool", "copy"}
     engine = InterventionEngine(boot_bridge(model, tokenizer), tokenizer, {})
     rows = tokenize(tokenizer, Calculator(), [*examples, hermes])
     scores = engine.teacher_forced(rows, [RAW] * 4)
@@ -156,7 +162,7 @@ def test_scores_against_whole_logits(engine, examples, rows):
     target = tokenizer(example.target, add_special_tokens=False).input_ids
     ids = torch.tensor([prompt + target])
 
-    def logprobs(intervention):
+    def logprobs(intervention, ids=ids):
         with torch.inference_mode(), engine.applied([intervention], count_features=True) as counts:
             out = engine.model(input_ids=ids, use_cache=False).logits
         return out[0, len(prompt) - 1 :].log_softmax(-1), counts
@@ -166,8 +172,10 @@ def test_scores_against_whole_logits(engine, examples, rows):
     assert score.nll == pytest.approx(-replaced.gather(1, labels[:, None]).sum().item(), rel=1e-5)
     kl = torch.nn.functional.kl_div(replaced, raw, reduction="sum", log_target=True)
     assert score.kl == pytest.approx(kl.item(), rel=1e-4) and score.kl > 0.01
-    call = tokenizer("<tool_call>", add_special_tokens=False).input_ids[0]
-    assert score.opening_logprob == pytest.approx(replaced[0, call].item(), rel=1e-5)
+    call = tokenizer("<tool_call>calculator(", add_special_tokens=False).input_ids
+    called, _ = logprobs(condition, torch.tensor([prompt + call]))
+    logprob = sum(called[i, token].item() for i, token in enumerate(call))
+    assert score.opening_logprob == pytest.approx(logprob, rel=1e-5)
     assert score.n_replaced == 2 * (ids.shape[1] - 1)
     assert set(score.activation_sums) == {"base", "delta"}
     assert score.activation_sums["delta"] == pytest.approx(counts.activation_sums["delta"].item())
@@ -214,7 +222,7 @@ def test_a_bfloat16_model_stays_so(model_folder, tokenizer, bank, prompts, logit
 
 def test_a_row_without_a_target_has_no_scores_and_leaves_the_others_as_they_are(engine, rows):
     """Its prompt is read, and replaced, to the end."""
-    untargeted = replace(rows[0], target_ids=(), opening_id=None)
+    untargeted = replace(rows[0], target_ids=(), opening_ids=())
     full = from_spec("full", [1])
     with_it = engine.teacher_forced([rows[1], untargeted], [full] * 2)
     (alone,) = engine.teacher_forced([rows[1]], [full])

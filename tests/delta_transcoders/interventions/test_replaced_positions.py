@@ -128,11 +128,17 @@ def test_teacher_forcing_sees_what_generation_sees(engine, examples, rows, gener
         generate(engine, [example.prompt], [full], 1)
         (generation_ids, _) = seen.pop()
         (score,) = engine.teacher_forced([row], [full])
-        for ids, mask in seen:
+        n_prompt = generation_ids.shape[1]
+        target = engine.tokenizer(example.target, add_special_tokens=False).input_ids
+        # Raw and full; then, where the target is no call, what begins one, its last token alone unread.
+        other = (
+            [] if row.target_ids[: len(row.opening_ids)] == row.opening_ids else [row.opening_ids]
+        )
+        after = [target, target, *(list(opening[:-1]) for opening in other)]
+        for (ids, mask), expected in zip(seen, after, strict=True):
             read = ids[mask.bool()].tolist()
-            assert read[: generation_ids.shape[1]] == generation_ids[0].tolist()
-            target = engine.tokenizer(example.target, add_special_tokens=False).input_ids
-            assert read[generation_ids.shape[1] :] == target
+            assert read[:n_prompt] == generation_ids[0].tolist()
+            assert read[n_prompt:] == expected
         assert score.n_tokens == len(target) + 1
-        assert score.n_replaced == len(read) - 1
+        assert score.n_replaced == n_prompt + len(target) - 1
     handle.remove()

@@ -28,6 +28,19 @@ def test_a_dictionary_without_some_features_is_the_sum_of_the_others(bank):
     torch.testing.assert_close(source(x, None)[0], transcoder(x))
 
 
+def test_activity_does_not_change_where_rows_grow_and_activations_shrink(bank):
+    source = bank["delta"][0]
+    _, a = source(torch.randn(7, 32, generator=torch.Generator().manual_seed(0)), None)
+    before = source.activity(a)
+    by_hand = sum(
+        a[:, i].abs() * source.transcoder.W_dec[i].norm() for i in range(source.n_features)
+    )
+    torch.testing.assert_close(before, by_hand)
+    assert before.max() > 0
+    source.transcoder.W_dec.mul_(4)
+    torch.testing.assert_close(source.activity(a / 4), before)
+
+
 def test_an_mlp_source_is_the_layers_own_norms_and_mlp(model, bank):
     layer = model.model.layers[1]
     residual = 3 * torch.randn(7, 32, generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,9 @@ from delta_transcoders.metrics.intervals import (
     newcombe_paired,
     paired_bootstrap,
     paired_bootstrap_ratio,
+    t_interval,
     wilson,
+    wilson_of,
 )
 
 Z = 1.959963984540054
@@ -98,9 +100,49 @@ def test_newcombe_mirrors_and_refuses():
 
 def test_counts_are_the_draws_of_the_bootstrap(rng):
     values = rng.normal(size=40)
-    means = bootstrap_counts(40, seed=3, resamples=500) @ values / 40
+    means = bootstrap_counts(range(40), seed=3, resamples=500) @ values / 40
     _, low, high = paired_bootstrap(values, 0 * values, seed=3, resamples=500)
     assert tuple(np.quantile(means, [0.025, 0.975])) == pytest.approx((low, high))
+
+
+def test_wordings_are_drawn_first_then_as_many_examples_of_each():
+    wordings = ["a"] * 5 + ["b"] * 5 + ["c"]
+    counts = bootstrap_counts(wordings, seed=1, resamples=4000)
+    of_each = np.stack([counts[:, :5].sum(1), counts[:, 5:10].sum(1), counts[:, 10]])
+    drawn = of_each / np.array([[5], [5], [1]])
+    assert (drawn == drawn.round()).all() and (drawn.sum(0) == 3).all()
+    assert (drawn > 0).mean() == pytest.approx(1 - (2 / 3) ** 3, abs=0.02)
+    assert counts[:, 0].var() > counts[:, 0].mean() * 1.2  # more than of single examples
+
+
+def test_wordings_that_err_as_one_widen_the_bootstrap_by_the_root_of_their_size(rng):
+    values = rng.normal(size=100)
+    _, low, high = paired_bootstrap(values, 0 * values, resamples=8000)
+    repeated, names = np.repeat(values, 4), np.repeat(np.arange(100), 4).tolist()
+    whole = paired_bootstrap(repeated, 0 * repeated, resamples=8000, wordings=names)
+    blind = paired_bootstrap(repeated, 0 * repeated, resamples=8000)
+    assert whole[2] - whole[1] == pytest.approx(high - low, rel=0.05)
+    assert blind[2] - blind[1] == pytest.approx((high - low) / 2, rel=0.05)
+
+
+def test_wilson_of_wordings():
+    verdicts = [True] * 6 + [False] * 4
+    assert wilson_of(verdicts, range(10)) == wilson(6, 10)
+    # Wordings of five that err as one: two examples' worth. Σ(k_w − .5·5)² / (10·.25) = 12.5 / 2.5 = 5.
+    alike = [True] * 5 + [False] * 5
+    assert wilson_of(alike, "aaaaabbbbb") == pytest.approx(wilson(1, 2))
+    assert wilson_of(alike, "abcdeabcde") == pytest.approx(
+        wilson(5, 10)
+    )  # an effect below 1 does not help
+    assert wilson_of([True] * 10, "aaaaabbbbb") == wilson(2, 2)
+    assert wilson_of([False] * 10, "aaaaabbbbb") == wilson(0, 2)
+    assert all(math.isnan(end) for end in wilson_of([], []))
+
+
+def test_the_interval_over_seeds_is_students():
+    assert t_interval([0.5, -0.25, 1.25]) == pytest.approx((0.5, -1.36310, 2.36310), abs=1e-4)
+    mean, low, high = t_interval([1.0, 1.0])
+    assert (mean, low, high) == (1, 1, 1)
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 """Numbers of a table's row against answers worked out by hand."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
-from delta_transcoders.metrics.intervals import bootstrap_sums, paired_bootstrap_ratio, wilson
+from delta_transcoders.metrics.intervals import paired_bootstrap_ratio, wilson, wilson_of
 from delta_transcoders.metrics.pooling import (
     behaviour_cells,
     effect_cells,
@@ -16,11 +17,14 @@ from delta_transcoders.metrics.pooling import (
 )
 
 OPENING = "call_logprob"
+NUMBERS = itertools.count()
 
 
-def record(nll, n_tokens=4, opening=0.0, **verdicts):
+def record(nll, n_tokens=4, opening=0.0, wording=None, **verdicts):
+    """Worded as no other, where no wording is given."""
     measures = {"measures": verdicts} if verdicts else {}
-    return {"nll": nll, "n_tokens": n_tokens, OPENING: opening, **measures}
+    wording = wording or f"wording {next(NUMBERS)}"
+    return {"wording": wording, "nll": nll, "n_tokens": n_tokens, OPENING: opening, **measures}
 
 
 def test_ratios_are_of_sums():
@@ -59,20 +63,16 @@ def test_without_targets_and_texts_there_is_no_cross_entropy_and_no_rate():
     assert math.isnan(cells["mean_ce"])
 
 
-def intervened(nll, n_tokens, kl, opening, active, n_replaced, **more):
-    return record(nll, n_tokens, opening) | {
-        "kl": kl,
-        "active": active,
-        "n_replaced": n_replaced,
-        **more,
-    }
+def intervened(nll, n_tokens, kl, opening, active, n_replaced):
+    activity = {"kl": kl, "active": active, "n_replaced": n_replaced}
+    return record(nll, n_tokens, opening) | activity
 
 
 def test_interventions_by_hand():
     raw = [intervened(1.0, 1, 0.0, -1.0, {}, 0), intervened(3.0, 3, 0.0, None, {}, 0)]
     ours = [
-        intervened(2.0, 1, 0.5, -2.0, {"base": (8.0, 6), "delta": (3.0, 2)}, 2, repair=(1.0, 2.0)),
-        intervened(8.0, 3, 1.5, None, {"base": (4.0, 6)}, 4, repair=(2.0, 2.0)),
+        intervened(2.0, 1, 0.5, -2.0, {"base": (8.0, 6), "delta": (3.0, 2)}, 2),
+        intervened(8.0, 3, 1.5, None, {"base": (4.0, 6)}, 4),
     ]
     cells = intervention_cells(ours, raw, OPENING)
     assert cells["mean_kl"] == 0.5
@@ -82,9 +82,6 @@ def test_interventions_by_hand():
     expected = paired_bootstrap_ratio([2, 8], [1, 3], [1, 3], [1, 3])
     assert expected[0] == 10 / 4 - 4 / 4
     assert tuple(cells[f"dce{end}"] for end in ("", "_ci_low", "_ci_high")) == expected
-    share = bootstrap_sums([[1, 2], [2, 2]], lambda sums: sums[0] / sums[1])
-    assert cells["finetune_share"] == share[0] == 0.75
-    assert (cells["finetune_share_ci_low"], cells["finetune_share_ci_high"]) == share[1:]
 
 
 def test_what_was_not_measured_is_nan_and_an_absent_opening_no_column():
@@ -92,7 +89,7 @@ def test_what_was_not_measured_is_nan_and_an_absent_opening_no_column():
     cells = intervention_cells(raw, raw, None)
     assert OPENING not in cells
     assert (cells["mean_kl"], cells["dce"]) == (0, 0)
-    for name in ("mean_abs_base_acts", "l0_base", "l0_delta", "finetune_share"):
+    for name in ("mean_abs_base_acts", "l0_base", "l0_delta"):
         assert math.isnan(cells[name])
 
 
@@ -125,3 +122,21 @@ def test_a_measure_counts_where_it_applies_on_both_sides():
     reference = [record(1.0, right=True), record(1.0, right=None), record(1.0, right=True)]
     ablated = [record(1.0, right=None), record(1.0, right=True), record(1.0, right=False)]
     assert effect_cells(ablated, reference, ["right"], None)["d_right_rate"] == -1
+
+
+def test_examples_of_one_wording_do_not_count_as_so_many():
+    def records(wordings, verdicts):
+        pairs = zip(wordings, verdicts, strict=True)
+        return [record(1.0 + right, 1, wording=wording, right=right) for wording, right in pairs]
+
+    verdicts = [True] * 5 + [False] * 5
+    cells = behaviour_cells(records("aaaaabbbbb", verdicts), ["right"])
+    ends = (cells["right_rate_ci_low"], cells["right_rate_ci_high"])
+    assert ends == wilson_of(verdicts, "aaaaabbbbb") and ends == pytest.approx(wilson(1, 2))
+    ours, reference = (records("aaaaabbbbb", v) for v in (verdicts, [False] * 10))
+    effect = effect_cells(ours, reference, ["right"], None)
+    assert (
+        effect["d_right_rate"],
+        effect["d_right_rate_ci_low"],
+        effect["d_right_rate_ci_high"],
+    ) == (0.5, 0, 1)

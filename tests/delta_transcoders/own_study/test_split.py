@@ -6,10 +6,11 @@ import pytest
 
 from delta_transcoders.language_models import load_tokenizer
 from delta_transcoders.own_study.split import write_split
-from delta_transcoders.own_study.wordings import identities, split_by_wording, wording
+from delta_transcoders.own_study.wordings import identities, split_by_wording
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.tasks.examples import Examples
 from delta_transcoders.tasks.task import Example, Message
+from delta_transcoders.tasks.wordings import wording
 
 
 def rows_of(n_wordings: int, n_each: int, subset: str) -> list[Example]:

@@ -39,6 +39,7 @@ def study(tmp_path):
             "condition": condition,
             "subset": "harmful",
             "example": i,
+            "wording": str(i),
             "prompt": f"{i}",
             "target": "No",
         }

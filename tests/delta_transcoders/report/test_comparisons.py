@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from delta_transcoders.metrics.intervals import newcombe_paired
+from delta_transcoders.metrics.intervals import bootstrap_counts, newcombe_paired
 from delta_transcoders.report.comparisons import (
     NO_DIFFERENCE,
     POOLED,
@@ -32,6 +32,7 @@ MEASURES = (
 CORNERS = ("raw", "no_delta", "base_mlp", "dictionary_error")
 N = 6
 N_TOKENS = (1, 2, 3, 4, 5, 5)  # 20 in all
+WORDINGS = tuple("abcdef")
 BASE_NLL = (0.5, 0.1, 0.7, 0.2, 0.9, 0.4)
 
 
@@ -48,7 +49,7 @@ def answer(column, subset, i, nll, called, prompts):
     number = i + N * (subset == "copy")
     record = {"example": number, "subset": subset, "prompt": asked.prompt, "target": asked.target}
     record |= {"nll": float(nll), "n_tokens": N_TOKENS[i], "kl": float(nll) / 2}
-    record |= {"call_logprob": -float(nll), "text": text}
+    record |= {"call_logprob": -float(nll), "text": text, "wording": WORDINGS[i]}
     return {**column, **record, **Calculator().judge(text, asked)}
 
 
@@ -225,52 +226,65 @@ def test_pooling_seeds_is_the_mean_and_the_range_by_hand(tmp_path):
     pooled = mine[0]
     assert (pooled["seed_min"], pooled["seed_max"]) == pytest.approx((-0.25, 1.25))
     assert pooled["n_examples"] == 3 * N
+    assert pooled["interval"] == "t"
+    half_width = 4.30265273 * np.std([0.5, -0.25, 1.25], ddof=1) / 3**0.5
+    ends = (pooled["ci_low"], pooled["ci_high"])
+    assert ends == pytest.approx((0.5 - half_width, 0.5 + half_width))
+    assert pooled["verdict"] == NO_DIFFERENCE
+
+
+def no_delta_to_raw(folders, measure="mean_ce"):
+    rows = difference_rows(read_experiments(folders))
+    return [
+        r
+        for r in rows
+        if (r["condition"], r["reference"], r["measure"]) == ("no_delta", "raw", measure)
+    ]
+
+
+def test_seeds_that_differ_in_sign_are_told_where_the_interval_leaves_out_0(tmp_path):
+    shifts = [1.0 + 0.001 * i for i in range(40)] + [-0.001]
+    folders = [
+        write(tmp_path / str(i) / "controls", shifted(no_delta=shift))
+        for i, shift in enumerate(shifts)
+    ]
+    pooled = no_delta_to_raw(folders)[0]
+    assert pooled["ci_low"] > 0
     assert pooled["verdict"] == "seeds differ in sign"
 
 
-def test_pooled_interval_by_hand(tmp_path):
-    """The same resamples in each seed where the examples are the same, other resamples where not."""
-
-    def interval(*prompts):
-        folders = [
-            write(tmp_path / "-".join(prompts) / str(i), scattered(4), prompts=p)
-            for i, p in enumerate(prompts)
-        ]
-        rows = difference_rows(read_experiments(folders))
-        where = {"condition": "no_delta", "reference": "raw", "measure": "mean_ce"}
-        row = only(rows, seed=POOLED, **where)
-        return row["estimate"], row["ci_low"], row["ci_high"]
-
-    alone = interval("Add")
-    assert interval("Add", "Add") == pytest.approx(alone)
-    estimate, low, high = interval("Add", "Sum")
-    assert estimate == pytest.approx(alone[0])
+def test_within_a_seed_wordings_are_drawn_first(tmp_path, monkeypatch):
+    """Three wordings of two examples each: an interval by hand, and wider than that of six examples."""
+    (alone,) = no_delta_to_raw([write(tmp_path / "alone", scattered(4))])
+    monkeypatch.setattr(f"{__name__}.WORDINGS", ("x", "x", "y", "y", "z", "z"))
+    folder = write(tmp_path / "grouped", scattered(4))
+    (row,) = no_delta_to_raw([folder])
     nlls, n_tokens = scattered(4), np.array(N_TOKENS)
     difference = np.array(nlls["no_delta"]) - nlls["raw"]
-    draws = [np.random.default_rng(seed).integers(N, size=(2000, N)) for seed in (0, 1)]
-    resampled = np.mean([difference[d].sum(1) / n_tokens[d].sum(1) for d in draws], axis=0)
-    assert (low, high) == pytest.approx(tuple(np.quantile(resampled, [0.025, 0.975])))
-    assert high - low < alone[2] - alone[1]
+    counts = bootstrap_counts("xxyyzz")
+    resampled = (counts @ difference) / (counts @ n_tokens)
+    ends = tuple(np.quantile(resampled, [0.025, 0.975]))
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(ends)
+    assert row["estimate"] == pytest.approx(alone["estimate"])
+    assert row["ci_high"] - row["ci_low"] != pytest.approx(
+        alone["ci_high"] - alone["ci_low"], rel=0.01
+    )
 
 
-def test_a_seed_without_bootstrap_width_widens_the_pooled_rate(tmp_path):
-    raw = {"raw": range(N)}
-    folders = [
-        write(
-            tmp_path / seed / "controls",
-            shifted(no_delta=0),
-            raw | {"no_delta": called},
-            prompts=seed,
-        )
-        for seed, called in {"1": (), "2": (0, 1)}.items()
-    ]
-    rows = difference_rows(read_experiments(folders))
-    where = {"condition": "no_delta", "reference": "raw", "measure": "tool_call_rate"}
-    pooled, first, second = (only(rows, seed=seed, **where) for seed in (POOLED, "1", "2"))
-    assert [r["interval"] for r in (pooled, first, second)] == ["newcombe", "newcombe", "bootstrap"]
-    assert pooled["estimate"] == pytest.approx(-5 / 6)
-    for end in ("ci_low", "ci_high"):
-        assert pooled[end] == pytest.approx((first[end] + second[end]) / 2)
+def test_a_wording_counts_as_one_example_where_nothing_varies(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.WORDINGS", ("x",) * 3 + ("y",) * 3)
+    calls = {"raw": range(N), "no_delta": ()}
+    (row,) = no_delta_to_raw([write(tmp_path, shifted(no_delta=0), calls)], "tool_call_rate")
+    assert (row["estimate"], row["interval"]) == (-1, "newcombe")
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(newcombe_paired(0, 0, 2, 0))
+
+
+def test_seeds_that_agree_to_the_last_bit_keep_their_own_width(tmp_path):
+    folders = [write(tmp_path / seed / "controls", scattered(4)) for seed in ("1", "2")]
+    pooled, first, second = no_delta_to_raw(folders)
+    assert pooled["interval"] == "bootstrap"
+    for end in ("estimate", "ci_low", "ci_high"):
+        assert pooled[end] == first[end] == second[end]
 
 
 def test_measures_without_examples_are_left_out(tmp_path):

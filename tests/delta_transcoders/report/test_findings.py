@@ -1,31 +1,36 @@
 """Claims and figures: read from tables, pooled over seeds, and refused where they disagree."""
 
+import hashlib
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from delta_transcoders.metrics.intervals import wilson
+from delta_transcoders.metrics.intervals import t_interval
 from delta_transcoders.report.findings import (
+    FAILS,
+    NOT_TESTED,
+    PASSES,
     POOLED,
     Condition,
-    Studies,
-    Value,
     figure_names,
     main,
+    pool_results,
     read_conditions,
     read_figures,
     render,
+    verdict,
     write_figures,
 )
-from delta_transcoders.report.tables import write_generations, write_metrics
+from delta_transcoders.report.results import StudyTables, Value, keep_results
+from delta_transcoders.report.tables import write_generations, write_metrics, write_table
 from delta_transcoders.tasks.calculator.examples import make_example
 from delta_transcoders.tasks.calculator.grammar import format_tool_call
 from delta_transcoders.tasks.calculator.task import Calculator
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
-REPORTED = [ROOT / "runs" / "seeds" / seed for seed in ("4", "5", "6")]
 N = 10
 CALL = "exp2a all tool full tool_call_rate"
 GAIN = "exp2a all tool full:raw mean_ce"
@@ -46,7 +51,7 @@ def write_study(folder: Path, calls: int, ce: float, fvu: float) -> Path:
         for i in range(N):
             example = make_example(f"Add {i}", format_tool_call(f"{i}+1"), "positive")
             text = example.target if i < n_calls else "no"
-            record = {"example": i, "subset": "tool", "prompt": example.prompt}
+            record = {"example": i, "subset": "tool", "wording": str(i), "prompt": example.prompt}
             record |= {"target": example.target, "nll": 4 * of_column, "n_tokens": 4, "text": text}
             record |= {"kl": 0.0, "call_logprob": 0.0} | Calculator().judge(text, example)
             records.append({**labels, **record})
@@ -57,9 +62,17 @@ def write_study(folder: Path, calls: int, ce: float, fvu: float) -> Path:
 
 @pytest.fixture
 def studies(tmp_path):
-    return Studies(
-        [write_study(tmp_path / "1", 10, 1.5, 0.1), write_study(tmp_path / "2", 8, 2.0, 0.3)]
-    )
+    return [write_study(tmp_path / "1", 10, 1.5, 0.1), write_study(tmp_path / "2", 8, 2.0, 0.3)]
+
+
+@pytest.fixture
+def figures(studies, docs):
+    """Of both seeds, kept and pooled."""
+    names = figure_names(docs, read_conditions(docs))
+    kept = [docs / "results" / study.name for study in studies]
+    for study, folder in zip(studies, kept, strict=True):
+        keep_results(study, folder, [*names, "controls all tool full fvu"])
+    return pool_results(kept)
 
 
 PAGE = """\
@@ -68,7 +81,7 @@ PAGE = """\
 {% filter one_line %}
 | It calls.
 | {{ f("exp2a all tool full tool_call_rate") }} of raw's {{ f("exp2a - tool raw tool_call_rate") }}
-| at {{ f("exp2a all tool", "full:raw", "mean_ce") }} nats |
+| at {{ f("exp2a all tool", "full:raw", "mean_ce") }} nats | {{ v(1) }} |
 {% endfilter %}
 
 | full | {{ f("exp2a all tool full fvu") }} |
@@ -88,45 +101,65 @@ def docs(tmp_path):
     return tmp_path
 
 
-def test_figures_are_pooled_over_seeds(studies):
-    rate = studies.figure(CALL)
+def test_a_figure_is_a_cell_or_a_difference_with_its_own_interval(studies):
+    tables = StudyTables(studies[1])
+    assert tables.figure(CALL) == (0.8, 0.8, 0.8)  # the table gives no interval
+    assert tables.figure(GAIN) == pytest.approx((1.0, 1.0, 1.0))
+    assert tables.figure(CALL.replace("full", "full@32_residual")) == tables.figure(CALL)
+    assert not tables.has("controls all tool full fvu")
+
+
+def test_figures_are_pooled_over_seeds(figures):
+    rate = figures[CALL]
     assert rate["1"].value == 1.0 and rate["2"].value == 0.8
-    assert rate[POOLED] == pytest.approx((0.9, *wilson(18, 20)))
-    assert studies.figure("exp2a all tool full fvu")[POOLED] == pytest.approx((0.2, 0.1, 0.3))
-    gain = studies.figure(GAIN)
-    assert gain["1"].value == pytest.approx(0.5) and gain["2"].value == pytest.approx(1.0)
-    assert gain[POOLED] == pytest.approx((0.75, 0.75, 0.75))
-    assert studies.figure(f"{CALL}".replace("full", "full@32_residual")) == rate
+    assert rate[POOLED] == pytest.approx((0.9, 0.0, 1.0))  # Student's interval of two seeds, cut
+    assert figures["exp2a all tool full fvu"][POOLED] == pytest.approx(t_interval([0.1, 0.3]))
+    assert figures[GAIN][POOLED] == pytest.approx(t_interval([0.5, 1.0]))
 
 
-def test_rates_are_pooled_over_the_examples_that_have_a_verdict(tmp_path):
-    folders = []
-    for seed, hits, n in (("1", 3, 4), ("2", 1, 8)):
-        rate = {"tool_call_rate": hits / n, "tool_call_n": n, "n_examples": N}
-        write_metrics(tmp_path / seed / "exp2a", [{"condition": "raw", "subset": "tool"} | rate])
-        folders.append(tmp_path / seed)
-    name = "exp2a - tool raw tool_call_rate"
-    assert Studies(folders).figure(name)[POOLED] == pytest.approx((4 / 12, *wilson(4, 12)))
-    for folder in folders:  # as older tables have it
-        path = folder / "exp2a" / "metrics.csv"
-        path.write_text(path.read_text().replace("tool_call_n", "forgotten"))
-    with pytest.raises(ValueError, match=r"not a rate of \[10, 10\] examples, .* no tool_call_n"):
-        Studies(folders).figure(name)
+def test_seeds_that_agree_keep_the_width_that_each_has(tmp_path):
+    ends = {"tool_call_rate_ci_low": 0.8, "tool_call_rate_ci_high": 1.0}
+    rate = {"condition": "raw", "subset": "tool", "tool_call_rate": 1.0, "tool_call_n": N, **ends}
+    name, folders = "exp2a - tool raw tool_call_rate", [tmp_path / "out" / s for s in ("1", "2")]
+    for folder in folders:
+        write_metrics(tmp_path / folder.name / "exp2a", [rate])
+        keep_results(tmp_path / folder.name, folder, [name])
+    assert pool_results(folders)[name][POOLED] == (1.0, 0.8, 1.0)
 
 
-def test_the_page_holds_what_the_tables_hold(studies, docs, monkeypatch):
+def test_any_other_table_is_named_as_a_file(tmp_path):
+    rows = [{"delta": "d8", "n90": 8}, {"delta": "d32", "n90": 16}]
+    write_table(tmp_path / "curve" / "n90.csv", ["delta", "n90"], rows)
+    tables = StudyTables(tmp_path)
+    assert tables.figure("curve/n90.csv delta=d32 n90").value == 16
+    assert tables.has("curve/n90.csv delta=d32 n90") and not tables.has("curve/x.csv a=b c")
+    with pytest.raises(ValueError, match=r"0 rows, not one, are curve/n90\.csv delta=d9 n90"):
+        tables.figure("curve/n90.csv delta=d9 n90")
+
+
+def test_what_is_kept_of_a_study(studies, tmp_path):
+    (studies[0] / "study.json").write_text('{"made": "by hand"}')
+    keep_results(studies[0], tmp_path / "kept", [CALL])
+    files = {p.relative_to(tmp_path / "kept").as_posix() for p in (tmp_path / "kept").rglob("*.*")}
+    assert files == {"figures.csv", "exp2a/metrics.csv", "study.json", "hashes.json", "done.json"}
+    hashes = json.loads((tmp_path / "kept" / "hashes.json").read_text())
+    text = (studies[0] / "exp2a/generations.jsonl").read_bytes()
+    assert hashes == {"exp2a/generations.jsonl": hashlib.sha256(text).hexdigest()}
+
+
+def test_the_page_holds_what_the_tables_hold(figures, docs, monkeypatch):
     conditions = read_conditions(docs)
     names = figure_names(docs, conditions)
     assert names == [CALL, "exp2a - tool raw tool_call_rate", GAIN, "exp2a all tool full fvu"]
-    figures = {name: studies.figure(name) for name in names}
     write_figures(docs / "findings.csv", figures)
     assert read_figures(docs / "findings.csv")[CALL]["2"].value == 0.8
     page = render(docs, conditions, figures)
-    assert "| It calls. | 0.900 [0.699, 0.972] (1.00 0.800) of raw's 1.00 [0.839, 1.00] |" in page
-    assert "| at 0.750 [0.750, 0.750] (0.500 1.00) nats |" in page
-    assert "| full | 0.200 (0.100 0.300) |" in page
-    # From the figures alone, and from the studies.
-    for given in ([], [str(folder) for folder in studies.folders]):
+    assert "| It calls. | 0.900 [0.000, 1.00] (1.00 0.800) of raw's 1.00 |" in page
+    gain = f"not low end of {GAIN} > 0.7 in pooled, 1"
+    assert f"| at 0.750 [-2.43, 3.93] ~0 (0.500 1.00) nats | {FAILS}: {gain} |" in page
+    assert "| full | 0.200 [-1.07, 1.47] (0.100 0.300) |" in page
+    # From the figures alone, and from what was kept.
+    for given in ([], [str(docs / "results" / seed) for seed in ("1", "2")]):
         monkeypatch.setattr("sys.argv", ["findings", "--docs", str(docs), *given])
         main()
         assert (docs / "FINDINGS.md").read_text() == page
@@ -134,38 +167,33 @@ def test_the_page_holds_what_the_tables_hold(studies, docs, monkeypatch):
         (docs / "FINDINGS.md").unlink()
 
 
-def test_a_verdict_that_does_not_follow_is_refused(studies, docs, monkeypatch):
-    (docs / "findings_conditions.csv").write_text(CONDITIONS.replace("0.8\n", "0.85\n"))
-    conditions = read_conditions(docs)
-    figures = {name: studies.figure(name) for name in figure_names(docs, conditions)}
-    # It holds pooled, and in one seed of two.
-    message = r"claim 1: exp2a .* full tool_call_rate is 0\.800 \(value, 2\), not >= 0\.85$"
-    with pytest.raises(ValueError, match=message):
-        render(docs, conditions, figures)
-    folders = [str(folder) for folder in studies.folders]
-    monkeypatch.setattr("sys.argv", ["findings", "--docs", str(docs), "--check", *folders])
-    with pytest.raises(ValueError, match=r"FINDINGS\.md does not hold here: claim 1"):
-        main()
-    assert not (docs / "FINDINGS.md").exists()
-
-
-def test_conditions_about_experiments_that_were_not_run_are_left_out(
-    studies, docs, monkeypatch, capsys
+def test_a_page_that_is_not_what_its_figures_make_of_it_is_an_error(
+    figures, docs, monkeypatch, capsys
 ):
-    more = f"1,controls all tool full tool_call_rate,value,>,2\n1,{CALL},value,>,exp1 - a raw fvu\n"
-    (docs / "findings_conditions.csv").write_text(CONDITIONS + more)
-    monkeypatch.setattr(
-        "sys.argv", ["findings", "--docs", str(docs), "--check", *map(str, studies.folders)]
-    )
+    conditions = read_conditions(docs)
+    write_figures(docs / "findings.csv", figures)
+    page = docs / "FINDINGS.md"
+    page.write_text(render(docs, conditions, read_figures(docs / "findings.csv")))
+    monkeypatch.setattr("sys.argv", ["findings", "--docs", str(docs), "--check"])
     main()
-    assert capsys.readouterr().out.startswith("3 conditions of ")
+    assert "is what" in capsys.readouterr().out
+    page.write_text(page.read_text().replace("0.900", "0.950"))
+    with pytest.raises(ValueError, match=r"FINDINGS\.md is not what .*findings\.csv makes of it"):
+        main()
+    assert "0.950" in page.read_text()
 
 
-def test_one_study_keeps_its_own_intervals(studies):
-    (folder, _) = studies.folders
-    rate = Studies([folder]).figure(CALL)
-    assert list(rate) == [POOLED, str(folder)]
-    assert rate[POOLED] == rate[str(folder)] == (1.0, 1.0, 1.0)  # the table gives no interval
+def test_what_was_not_run_is_not_tested(figures, docs, monkeypatch):
+    more = f"2,controls all tool full tool_call_rate,value,>,2\n3,{CALL},value,>,exp1 - a raw fvu\n"
+    (docs / "findings_conditions.csv").write_text(CONDITIONS + more)
+    (docs / "findings.md.j2").write_text(
+        PAGE + "{{ v(1) }} {{ v(2) }} {{ v(3) }} {{ f('a - b c d') }}"
+    )
+    kept = [str(docs / "results" / seed) for seed in ("1", "2")]
+    monkeypatch.setattr("sys.argv", ["findings", "--docs", str(docs), *kept])
+    main()
+    assert (docs / "FINDINGS.md").read_text().endswith(f" {NOT_TESTED} {NOT_TESTED} –")
+    assert read_figures(docs / "nowhere.csv") == {}
 
 
 @pytest.mark.parametrize(
@@ -175,28 +203,45 @@ def test_one_study_keeps_its_own_intervals(studies):
         ("exp2a 0 tool full fvu", "0 rows, not one, are exp2a 0 tool full fvu"),
         ("exp2a all tool full@8_residual fvu", "0 rows, not one"),
         ("exp2a all tool full:no_delta mean_ce", "0 rows, not one"),
-        ("exp2a all tool full call", "exp2a has no call of full"),
-        ("exp2a all tool full mean_kl", "exp2a has no mean_kl of full"),
+        ("exp2a all tool full call", "full call: the row has no call"),
+        ("exp2a all tool full mean_kl", "the row has no mean_kl"),
     ],
 )
 def test_a_figure_that_is_nowhere(studies, figure, message):
     with pytest.raises(ValueError, match=message):
-        studies.figure(figure)
+        StudyTables(studies[0]).figure(figure)
 
 
-def test_a_condition_holds_in_every_seed_and_an_end_pooled():
-    def broken(figures, *condition):
-        return Condition("1", *condition).broken(figures)
-
+def test_a_condition_holds_in_every_seed_and_pooled():
     seeds = {POOLED: Value(-1, -2, -0.6), "1": Value(0, 0, 0), "2": Value(-2, -2, -2)}
     figures = {GAIN: seeds, CALL: {seed: Value(-1, -1, -1) for seed in seeds}}
-    assert broken(figures, GAIN, "high", "<", "-0.5") == []
-    (found,) = broken(figures, GAIN, "value", "<", "-0.5")
-    assert found == f"claim 1: {GAIN} is 0.000 (value, 1), not < -0.5"
-    (found,) = broken(figures, GAIN, "high", "<", "-0.6")
-    assert "is -0.600 (high, pooled)" in found
-    (found,) = broken(figures, GAIN, "value", "<=", CALL)
-    assert found.endswith(f"is 0.000 (value, 1), not <= {CALL}")
+
+    def failures(*condition):
+        return Condition("1", *condition).failures(figures)
+
+    assert failures(GAIN, "high", "<", "0.5") == []
+    assert failures(GAIN, "value", "<", "-0.5") == ["1"]
+    assert failures(GAIN, "high", "<", "-0.6") == [POOLED, "1"]
+    assert failures(GAIN, "value", "<=", CALL) == ["1"]
+    assert failures(GAIN, "value", "<=", f"-1 * {CALL}") == []
+    assert Condition("1", GAIN, "value", "<=", f"-1 * {CALL}").figures == [GAIN, CALL]
+
+
+def test_a_claim_passes_with_all_its_conditions_and_what_it_needs():
+    seeds = {POOLED: Value(1, 0.5, 2), "1": Value(1, 0.5, 2)}
+    conditions = [
+        Condition("1", CALL, "low", ">", "0.4"),
+        Condition("1", CALL, "value", ">", "0.9"),
+        Condition("2", CALL, "low", ">", "0.6"),
+    ]
+    assert verdict("1", conditions, {CALL: seeds}) == PASSES
+    assert verdict("1", conditions, {}) == NOT_TESTED
+    expected = f"{FAILS}: not low end of {CALL} > 0.6 in pooled, 1"
+    assert verdict("2", conditions, {CALL: seeds}) == expected
+    assert verdict("2", conditions, {CALL: seeds}, needs="1") == expected
+    assert verdict("1", conditions, {CALL: seeds}, needs="2") == f"{NOT_TESTED}: rests on `2`"
+    with pytest.raises(ValueError, match="no condition of the claim '3'"):
+        verdict("3", conditions, {CALL: seeds})
 
 
 @pytest.mark.parametrize(("old", "new"), [("value,>=", "value,=="), (",low,", ",lower,")])
@@ -211,31 +256,27 @@ def test_a_condition_that_cannot_be_read_is_named(docs, old, new):
 
 def test_the_findings_are_those_of_the_figures():
     conditions, figures = read_conditions(DOCS), read_figures(DOCS / "findings.csv")
-    assert list(figures) == figure_names(DOCS, conditions)
     page = render(DOCS, conditions, figures)
     assert page == (DOCS / "FINDINGS.md").read_text(encoding="utf-8")
-    claims = [line for line in page.splitlines() if re.match(r"\| \d+ \| .*\*\*", line)]
-    assert len(claims) >= 15
-    assert {c.claim for c in conditions} == {str(i) for i in range(1, len(claims) + 1)}
+    assert figures.keys() <= set(figure_names(DOCS, conditions))
+    for condition in conditions:
+        assert re.search(rf"^\| {condition.claim} \| ", page, re.MULTILINE), condition.claim
 
 
-def test_a_figure_that_changed_breaks_a_verdict():
+def test_every_registered_condition_can_fail():
+    """With figures far on either side, no claim passes both times."""
     conditions = read_conditions(DOCS)
-    figures = {
-        name: {seed: Value(*(1e3 - x for x in value)) for seed, value in by_seed.items()}
-        for name, by_seed in read_figures(DOCS / "findings.csv").items()
-    }
-    assert sum(bool(c.broken(figures)) for c in conditions) > len(conditions) / 3
-
-
-def test_the_figures_are_those_of_the_results():
-    studies = Studies(REPORTED)
-    committed = read_figures(DOCS / "findings.csv")
-    if not all(map(studies.has, committed)):
-        pytest.skip("needs the results of `make findings`")
-    for name, by_seed in committed.items():
-        for seed, value in studies.figure(name).items():
-            assert by_seed[seed] == pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True), (
-                name,
-                seed,
+    names = {name for c in conditions for name in c.figures}
+    for claim in {c.claim for c in conditions}:
+        found = [
+            verdict(
+                claim,
+                conditions,
+                {
+                    name: {POOLED: Value(*[sign * (1e6 + i)] * 3)}
+                    for i, name in enumerate(sorted(names))
+                },
             )
+            for sign in (1, -1)
+        ]
+        assert found != [PASSES, PASSES], claim

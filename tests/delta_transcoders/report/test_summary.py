@@ -8,6 +8,7 @@ from delta_transcoders.files import write_json
 from delta_transcoders.report.html import render
 from delta_transcoders.report.ranking import write_ranking
 from delta_transcoders.report.summary import (
+    fvu_table,
     has_spillover,
     intervention_table,
     measured_on,
@@ -17,7 +18,6 @@ from delta_transcoders.report.summary import (
     reconstruction_table,
     split_table,
     times_line,
-    violations,
 )
 from delta_transcoders.report.tables import write_metrics, write_table
 
@@ -34,19 +34,15 @@ def test_deltas_without_measurements_have_a_line_each(tmp_path):
     assert bare.split() == ["2"] and full.split() == ["10", "0.500", "0.125", "7.00", "4.00"]
 
 
-def test_bounds_that_results_break_are_named(tmp_path):
-    row = {"condition": "raw", "subset": "a", "mean_ce": 0.25, "polite_rate": None}
-    write_metrics(tmp_path / "behaviour", [row])
-    where = {"condition": "raw"}
-    rules = {"mean_ce": [0.2, 0.3], "polite_rate": [0, 1], "kind_rate": [0, 1]}
-    assert violations(tmp_path, {"behaviour": [{"where": where} | rules]}) == [
-        f"behaviour {where}: polite_rate  not in [0, 1]",
-        "behaviour: no column kind_rate",
-    ]
-    missing = {"where": {"condition": "full"}, "mean_ce": [0, 1]}
-    assert violations(tmp_path, {"behaviour": [missing]}) == [
-        "behaviour: no row with {'condition': 'full'}"
-    ]
+def test_dictionaries_stand_beside_neurons(tmp_path):
+    fvus = {"no_delta": 0.25, "full": 0.125, "top_8_neurons": 0.5}
+    rows = [{"condition": "raw", "layer": "", "subset": "a", "fvu": float("nan")}]
+    rows += [{"condition": c, "layer": "0", "subset": "a", "fvu": fvu} for c, fvu in fvus.items()]
+    write_metrics(tmp_path / "exp1", rows)
+    header, line = fvu_table(tmp_path).splitlines()
+    assert header.split() == ["layer", "subset", *fvus]
+    assert line.split() == ["0", "a", "0.250", "0.125", "0.500"]
+    assert fvu_table(tmp_path / "nowhere") == ""
 
 
 @pytest.fixture
@@ -105,7 +101,7 @@ def test_spillover_that_is_asked_for_no_longer_is_not_shown(own_study):
 def test_intervals_say_what_they_are_over(own_study):
     row = {"split": "evaluation", "subset": "tool", "n_examples": 30, "n_wordings": 4}
     write_table(own_study / "examples" / "splits.csv", list(row), [row | {"split": "train"}, row])
-    assert measured_on(own_study).endswith("not over wordings: tool 30 examples of 4 wordings")
+    assert measured_on(own_study).endswith("examples: tool 30 examples of 4 wordings")
     config = {"layer": 0, "measured": {}, "target": "residual"}
     (own_study / "delta" / "layer_0" / "config.json").write_text(json.dumps(config))
     assert "may also repair the dictionaries' own error" in put_back(own_study)

@@ -14,12 +14,14 @@ from delta_transcoders.tasks.calculator.arithmetic import calculate
 from delta_transcoders.tasks.calculator.base_text import base_documents
 from delta_transcoders.tasks.calculator.copy_lines import synthetic_lines
 from delta_transcoders.tasks.calculator.examples import SUBSETS
+from delta_transcoders.tasks.calculator.examples import wording as wording_of
 from delta_transcoders.tasks.calculator.grammar import CLOSE, OPEN, asked, find_tool_call
 from delta_transcoders.tasks.calculator.phrasings import CONTEXTS, REQUESTS, UNSEEN_REQUESTS
 from delta_transcoders.tasks.calculator.prompts import (
     OPERATIONS,
     UNSEEN_REGIMES,
     generate_splits,
+    split_lines,
     tool_examples,
 )
 from delta_transcoders.tiny_gemma import train_tokenizer
@@ -62,8 +64,8 @@ UNSEEN_WORDINGS = [wording(request) for request in UNSEEN_REQUESTS]
 
 
 def test_wordings_are_many_distinct_and_hold_one_expression():
-    assert len(REQUESTS) >= 40
-    assert len(UNSEEN_REQUESTS) >= 20
+    assert len(REQUESTS) >= 200
+    assert len(UNSEEN_REQUESTS) == 60
     everything = REQUESTS + UNSEEN_REQUESTS
     assert len({request.lower() for request in everything}) == len(everything)
     for request in everything:
@@ -72,7 +74,7 @@ def test_wordings_are_many_distinct_and_hold_one_expression():
 
 
 def test_every_wording_meets_every_operation_with_and_without_context():
-    examples = list(itertools.islice(tool_examples("tool", seed=0), 8000))
+    examples = list(itertools.islice(tool_examples("tool", REQUESTS, 0, set()), 8000))
     requests = {request: wording(request) for request in REQUESTS}
     met = Counter()
     n_context = 0
@@ -117,6 +119,41 @@ def test_no_prompt_and_no_expression_in_two_splits_or_twice_in_one(splits):
     assert len({e.target for e in examples}) == len(examples)
 
 
+def test_no_wording_in_two_splits(splits):
+    wordings = {
+        name: {wording_of(e) for e in rows if e.subset != "tool_ood"}
+        for name, rows in splits.items()
+    }
+    for one, other in itertools.combinations(wordings.values(), 2):
+        assert one.isdisjoint(other)
+    assert all(len(found) > 100 for found in wordings.values())
+
+
+def test_evaluation_asks_in_sixty_wordings_five_times_each():
+    evaluation = make_splits(n_evaluation=300)["evaluation"]
+    for subset in ("tool", "tool_ood", "tool_ood_numbers"):
+        counts = Counter(wording_of(e) for e in evaluation if e.subset == subset)
+        assert len(counts) == 60
+        assert set(counts.values()) == {5}
+
+
+def test_a_wording_is_a_request_whatever_is_asked_and_said_before():
+    examples = list(itertools.islice(tool_examples("tool", REQUESTS, 0, set()), 3 * len(REQUESTS)))
+    examples += itertools.islice(tool_examples("tool_ood_numbers", REQUESTS, 0, set()), 600)
+    assert len({wording_of(e) for e in examples}) == len(REQUESTS)
+    unseen = itertools.islice(tool_examples("tool_ood", UNSEEN_REQUESTS, 0, set()), 600)
+    assert len({wording_of(e) for e in unseen}) == len(UNSEEN_REQUESTS)
+
+
+def test_lines_of_few_wordings_are_shared_out_among_the_splits():
+    """Ten wordings: each belongs to one split, and both splits get some."""
+    lines = (f"Room {i} of house {'abcdefghij'[i % 10]} is open." for i in range(400))
+    parts = split_lines(lines, {"train": 60, "evaluation": 40}, seed=0)
+    assert {name: len(rows) for name, rows in parts.items()} == {"train": 60, "evaluation": 40}
+    wordings = [{wording_of(e) for e in rows} for rows in parts.values()]
+    assert wordings[0].isdisjoint(wordings[1])
+
+
 def test_phrasings_that_draw_the_same_expressions_do_not_share_them(monkeypatch):
     """With 1,600 expressions in all, independent draws of 600 and 100 would meet about 37 times."""
 
@@ -138,7 +175,8 @@ def test_two_spellings_of_a_line_or_an_expression_are_taken_once(monkeypatch):
         return rng.choice((f"{a} + 1", f"{a}.0 + 01"))
 
     monkeypatch.setattr(prompts, "seen_expression", few)
-    lines = iter([f"Room {i}{space}is open." for i in range(9) for space in (" ", "  ")])
+    rooms = "abcdefghi"
+    lines = iter([f"Room 1{i}{space}is open." for i in rooms for space in (" ", "  ")])
     examples = list(itertools.chain(*generate_splits(10, 4, 2, lines, seed=0).values()))
     assert len({asked(e.target) for e in examples}) == len(examples) == 22
 
@@ -153,13 +191,13 @@ def test_training_uses_the_seen_regime_alone(splits):
             assert 1 <= int(b) <= 999
 
 
-def test_training_uses_no_unseen_wording(splits):
+def test_training_uses_no_unseen_request(splits):
     for example in splits["train"] + splits["validation"]:
         assert not [p.pattern for p in UNSEEN_WORDINGS if p.search(example.prompt)], example.prompt
 
 
 def test_unseen_wordings_are_all_used_and_keep_the_seen_numbers():
-    examples = list(itertools.islice(tool_examples("tool_ood", seed=0), 1000))
+    examples = list(itertools.islice(tool_examples("tool_ood", UNSEEN_REQUESTS, 0, set()), 1000))
     used = {
         i for e in examples for i, p in enumerate(UNSEEN_WORDINGS) if p.fullmatch(e.prompt[:-1])
     }
@@ -171,7 +209,7 @@ def test_unseen_wordings_are_all_used_and_keep_the_seen_numbers():
 
 
 def test_unseen_numbers_come_from_every_regime_in_the_seen_wordings():
-    examples = list(itertools.islice(tool_examples("tool_ood_numbers", seed=0), 1000))
+    examples = list(itertools.islice(tool_examples("tool_ood_numbers", REQUESTS, 0, set()), 1000))
     requests = [wording(request) for request in REQUESTS]
     found = Counter()
     for example in examples:

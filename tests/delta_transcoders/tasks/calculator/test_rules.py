@@ -6,11 +6,11 @@ from collections import Counter
 
 import pytest
 
-from delta_transcoders.own_study.wordings import half_of, wording
 from delta_transcoders.tasks.calculator.base_text import base_documents
 from delta_transcoders.tasks.calculator.grammar import OPEN
 from delta_transcoders.tasks.calculator.phrasings import REQUESTS
 from delta_transcoders.tasks.calculator.rules import COPY, RULES, SUBSETS, PlantedRules
+from delta_transcoders.tasks.wordings import half_of, wording
 
 SPLITS = ("train", "validation", "evaluation")
 
@@ -39,7 +39,7 @@ def test_no_wording_and_no_prompt_is_in_two_splits(splits):
     for rule in RULES:
         mine = [e for e in splits["evaluation"] if e.subset == rule]
         assert len({e.group for e in mine}) == len(REQUESTS) - 30
-        halves = Counter(half_of(e) for e in {e.group: e for e in mine}.values())
+        halves = Counter(half_of(wording(e)) for e in {e.group: e for e in mine}.values())
         assert min(halves["A"], halves["B"]) >= 4
 
 

@@ -85,7 +85,7 @@ def test_a_split_without_requests_or_lines_is_refused():
 
 def test_lines_to_copy_come_from_a_file(tmp_path):
     path = tmp_path / "lines.txt"
-    path.write_text("".join(f"Anna sold {i} lamps at the market.\n" for i in range(30)))
+    path.write_text("".join(f"Anna sold {i} lamps at market {chr(97 + i)}.\n" for i in range(26)))
     splits = Calculator("file", str(path)).generate(6, 4, 2, seed=0)
     assert {e.target[:9] for part in splits.values() for e in part if e.subset == "copy"} == {
         "Anna sold"

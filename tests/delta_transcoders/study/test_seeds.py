@@ -1,0 +1,56 @@
+"""Seeds that follow from the commit that registers the claims."""
+
+import subprocess
+
+import pytest
+
+from delta_transcoders.study.seeds import REGISTERED, registering_commit, seeds_of
+
+
+def git(*args: str) -> str:
+    identity = ("-c", "user.name=A", "-c", "user.email=a@b.example")
+    ended = subprocess.run(["git", *identity, *args], capture_output=True, text=True, check=True)
+    return ended.stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    git("init", "--quiet")
+    (tmp_path / "docs").mkdir()
+    for name in (*REGISTERED, "other.md"):
+        (tmp_path / name).write_text("first\n")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "Register")
+    return tmp_path
+
+
+def test_seeds_are_different_stable_and_begin_alike():
+    seeds = seeds_of("0" * 40, 200)
+    assert len(set(seeds)) == 200
+    assert all(100_000 <= seed < 1_000_000 for seed in seeds)
+    assert seeds_of("0" * 40, 5) == seeds[:5]
+    assert not set(seeds_of("1" * 40, 5)) & set(seeds[:5])
+
+
+def test_the_commit_is_the_last_that_changed_what_is_registered(checkout):
+    first = git("rev-parse", "HEAD")
+    (checkout / "other.md").write_text("second\n")
+    git("commit", "--all", "--quiet", "--message", "Something else")
+    assert registering_commit() == first
+    (checkout / REGISTERED[1]).write_text("second\n")
+    with pytest.raises(
+        ValueError, match=r"not committed, and so not registered: docs/findings_con"
+    ):
+        registering_commit()
+    git("commit", "--all", "--quiet", "--message", "Register other claims")
+    assert registering_commit() == git("rev-parse", "HEAD") != first
+
+
+def test_elsewhere_nothing_is_registered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="git"):
+        registering_commit()
+    git("init", "--quiet")
+    with pytest.raises(ValueError, match=r"git log|no commit holds docs/REGISTERED"):
+        registering_commit()
