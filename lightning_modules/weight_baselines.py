@@ -112,10 +112,10 @@ class WeightBaselines(Evaluation):
         d_model = family_of(self.base.config).d_model
         examples = list(self.task.read(h.examples).values())
         rows = tokenize(self.tokenizer, self.task, examples)
-        self.base.to(self.trainer.strategy.root_device)  # before Lightning does
-        scores = attribute_components(
-            self.base, neuron_differences(changes), rows, self.tokenizer.pad_token_id
-        )
+        device = self.trainer.strategy.root_device
+        self.base.to(device)  # before Lightning does
+        neurons = neuron_differences(changes).to(device)
+        scores = attribute_components(self.base, neurons, rows, self.tokenizer.pad_token_id)
         scores = {path: scores_EC.mean(0) for path, scores_EC in scores.items()}
         found = {f"alpha_{a:g}": scaled_difference(changes, a) for a in h.alphas}
         for n in h.n_features:
