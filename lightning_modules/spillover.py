@@ -67,8 +67,8 @@ class Spillover(InterventionModule):
             check_model_source(source)
         if "transplant" in conditions and not transplant:
             raise ValueError(
-                "conditions: 'transplant' adds the delta to the base model's MLPs, and these are the finetuned "
-                "model's: give transplant: true"
+                "conditions: 'transplant' adds the delta to the base model's MLPs, and these are the "
+                "finetuned model's: give transplant: true"
             )
         self.save_hyperparameters()
 

@@ -19,6 +19,7 @@ from delta_transcoders.fingerprints import model_fingerprint
 from delta_transcoders.language_models import (
     IGNORE,
     check_model_source,
+    check_same_architecture,
     load_model,
     load_tokenizer,
     supervised_hidden,
@@ -81,6 +82,7 @@ class WeightRefit(LightningModule):
 
     def setup(self, stage: str) -> None:
         h = self.hparams
+        check_same_architecture(h.base_model, h.finetuned_model)
         load_tokenizer(h.base_model, h.finetuned_model)  # refuses two that differ
         # In a tuple, where neither the optimizer nor checkpoints find them.
         self.models = tuple(load_model(m, h.dtype) for m in (h.base_model, h.finetuned_model))

@@ -36,9 +36,7 @@ def random_delta():
 def save_transplant() -> SaveTransplant:
     """Write deltas by layer to a folder, as if trained end to end in a base model for a finetuned one."""
 
-    def save(
-        folder: Path, deltas: Mapping[int, Transcoder], base: Path, finetuned: Path
-    ) -> Path:
+    def save(folder: Path, deltas: Mapping[int, Transcoder], base: Path, finetuned: Path) -> Path:
         n_features = sum(delta.n_features for delta in deltas.values())
         for layer, delta in deltas.items():
             hook_in, hook_out = GEMMA_SCOPE.names(layer)

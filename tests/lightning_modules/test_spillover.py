@@ -141,7 +141,9 @@ def test_a_residual_delta(spill, dictionaries):
         spill(dictionaries / "delta", **models)
 
 
-@pytest.mark.parametrize(("name", "of"), [("model_fingerprint", "finetuned"), ("base_hash", "base")])
+@pytest.mark.parametrize(
+    ("name", "of"), [("model_fingerprint", "finetuned"), ("base_hash", "base")]
+)
 def test_a_delta_of_other_models(spill, delta, tmp_path, name, of):
     for layer in range(N_LAYERS):
         found, config = load_delta(delta / f"layer_{layer}")
