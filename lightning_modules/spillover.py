@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from delta_transcoders.language_models import (
     supervised_logits,
     target_batch,
 )
+from delta_transcoders.metrics.intervals import bootstrap_sums
+from delta_transcoders.metrics.pooling import Record, interval
 from lightning_modules.interventions import Column, InterventionModule
 
 BASE_MODEL = Intervention("base_model", {})
@@ -30,8 +32,8 @@ class Spillover(InterventionModule):
     """KL and ΔCE to the base model, on general text (`tasks.paragraphs.Paragraphs`) or other examples.
 
     Writes `metrics.csv` with a row for the base model, for the finetuned model (`raw`: the finetune's own
-    spillover) and for each condition, all layers with a delta together. `mean_kl` is
-    KL(base model ‖ condition) per target token, `dce` the condition's cross-entropy minus the base model's.
+    spillover) and for each condition, all layers with a delta together. `mean_kl` is KL(base model ‖ condition)
+    per target token, `dce` the condition's cross-entropy minus the base model's; both have an interval.
 
     Args:
         model: folder or hub id of the finetuned model.
@@ -123,6 +125,15 @@ class Spillover(InterventionModule):
                     for row, nll, kl in zip(batch, *sums, strict=True)
                 ]
             )
+
+    def cells(
+        self, column: int, subset: str, records: list[Record], raw: list[Record]
+    ) -> dict[str, Any]:
+        cells = super().cells(column, subset, records, raw)
+        sums = [[r[name] for r in records] for name in ("kl", "n_tokens")]
+        wordings = [r["wording"] for r in records]
+        per_token = bootstrap_sums(sums, lambda s: s[0] / s[1], wordings=wordings)
+        return cells | interval("mean_kl", per_token)
 
     def _measured(
         self, intervention: Intervention, base_NV: Tensor, tokens: dict[str, Tensor], n_rows: int

@@ -90,9 +90,12 @@ def test_the_finetune_s_and_the_transplant_s_are_those_of_the_plain_models(
             row = found[name, subset]
             assert row["n_tokens"] == str(n)
             assert float(row["mean_kl"]) == pytest.approx(kl[name] / n, rel=1e-4, abs=1e-7)
+            low, high = (float(row[f"mean_kl_ci_{end}"]) for end in ("low", "high"))
+            assert low <= float(row["mean_kl"]) <= high
             dce = (nll[name] - nll["base_model"]) / n
             assert float(row["dce"]) == pytest.approx(dce, rel=1e-3, abs=1e-6)
-        assert float(found["transplant", subset]["mean_kl"]) > 1e-3
+        row = found["transplant", subset]
+        assert 1e-3 < float(row["mean_kl_ci_low"]) < float(row["mean_kl_ci_high"])
 
 
 def test_a_delta_that_writes_nothing_has_none(
