@@ -32,8 +32,9 @@ class Spillover(InterventionModule):
     """KL and ΔCE to the base model, on general text (`tasks.paragraphs.Paragraphs`) or other examples.
 
     Writes `metrics.csv` with a row for the base model, for the finetuned model (`raw`: the finetune's own
-    spillover) and for each condition, all layers with a delta together. `mean_kl` is KL(base model ‖ condition)
-    per target token, `dce` the condition's cross-entropy minus the base model's; both have an interval.
+    spillover) and for each condition, all layers with a delta together. `mean_kl` is
+    KL(base model ‖ condition) per target token, and `dce` the condition's cross-entropy minus the base
+    model's, with their intervals.
 
     Args:
         model: folder or hub id of the finetuned model.
