@@ -17,6 +17,7 @@ from delta_transcoders.fingerprints import check_hash, model_fingerprint
 from delta_transcoders.generation import greedy_texts
 from delta_transcoders.language_models import (
     check_model_source,
+    check_same_architecture,
     load_model,
     load_tokenizer,
     supervised_logits,
@@ -86,6 +87,7 @@ class WeightBaselines(Evaluation):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         h, data = self.hparams, self.trainer.datamodule
+        check_same_architecture(h.base_model, h.finetuned_model)
         self.tokenizer = load_tokenizer(data.hparams.model, h.base_model, h.finetuned_model)
         data.warn_of_impossible_answers(h.max_new_tokens)
         self.base, self.finetuned = (

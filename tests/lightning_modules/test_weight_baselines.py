@@ -168,3 +168,13 @@ def test_a_resumed_refit_ends_as_an_uninterrupted_one(refit, study, arguments, p
         assert config == expected
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
             assert torch.equal(a, b)
+
+
+def test_a_refit_with_room_for_the_whole_change_is_the_finetuned_model(refit, study):
+    n = 2000  # more numbers than all components have
+    models = [load_model(str(study / name)) for name in ("base_model", "finetune/merged")]
+    changes = differences(*models)
+    patch, config = load_patch(refit(model__n_features=f"[{n}]") / f"svd_n{n}")
+    for path, layer in patch.items():
+        torch.testing.assert_close(layer.A @ layer.B, changes[path], atol=1e-6, rtol=1e-4)
+    assert max(config.kl.values()) < 1e-6
