@@ -75,6 +75,7 @@ def test_what_the_controls_read():
     assert "base_model_on_examples" in reads["base_model_delta"]
     assert {"corrections", "dense", "base_model_delta", "delta"} <= reads["controls"]
     assert {"mlp_difference", "delta"} <= reads["targets"]
+    assert reads["visible_change"] == {"base_model", "base_transcoders", "finetune"}
     assert reads["report"] == {*DEMO["report"], "controls"}
 
 
