@@ -14,6 +14,8 @@ from delta_transcoders.report.formatting import number, table_number
 from delta_transcoders.report.tables import format_table, read_metrics, write_table
 
 FIDELITY = ("cos", "unexplained", "norm_ratio")
+MORE_THAN = ">"
+"""Before the largest number of a grid of which none is enough."""
 ENDS = ("", "_ci_low", "_ci_high")
 Row = dict[str, object]
 
@@ -43,9 +45,10 @@ def write_curve(
 def n90_rows(rows: Sequence[Row], fidelity: Sequence[Row], enough: float) -> list[Row]:
     """The N90 of each delta: the fewest features with enough of the correct answers and all else intact.
 
-    It is 0 where the delta's bias, or what it is added to, is enough, and None where no number of features
-    is. Beside it: how many of the random sets of as many features would do; the fidelity there, its mean over
-    the layers in which the delta writes anything, and their number.
+    It is 0 where the delta's bias, or what it is added to, is enough. Where no number of features is, it
+    reads `>128`, more than all there are, and the fidelity is nan, with which no claim passes. Beside it: how
+    many of the random sets of as many features would do; the fidelity there, its mean over the layers in
+    which the delta writes anything, and their number.
 
     Args:
         rows, fidelity: of `write_curve`.
@@ -58,7 +61,10 @@ def n90_rows(rows: Sequence[Row], fidelity: Sequence[Row], enough: float) -> lis
         does = _sufficient(chosen, enough)
         n90 = min((n for n, sufficient in does.items() if sufficient), default=None)
         row = {"delta": delta, "student": ours[0]["student"], "n90": n90, "n_features": max(does)}
-        if n90 is not None:
+        row |= dict.fromkeys(FIDELITY, float("nan"))
+        if n90 is None:
+            row["n90"] = f"{MORE_THAN}{max(does)}"
+        else:
             drawn = [r for r in ours if r["draw"] is not None and r["n"] == n90]
             draws = dict.fromkeys(r["draw"] for r in drawn)
             sufficient = [
@@ -107,8 +113,7 @@ def main() -> None:
         n90 = read_metrics(folder / "n90.csv")
         print(f"{folder}: N90, beside the fidelity there (mean over the layers written to)\n")
         shown = [
-            {k: number(v) if k in FIDELITY and v else v or "none" for k, v in row.items()}
-            for row in n90
+            {k: number(v) if k in FIDELITY else v or "–" for k, v in row.items()} for row in n90
         ]
         print(format_table(shown, list(n90[0])))
         print(f"\nchosen on half A of the wordings, scored on half B\n\n{curve_table(folder)}\n")
