@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +16,8 @@ from delta_transcoders.dictionaries.delta import ON_DICTIONARIES
 from delta_transcoders.files import write_json
 from delta_transcoders.interventions.attribution import at_random, largest, minus_kl_from
 from delta_transcoders.interventions.engine import TeacherForced
-from delta_transcoders.interventions.intervention import RAW, Intervention, Term, Write
-from delta_transcoders.interventions.loading import DictionarySet, relabel
+from delta_transcoders.interventions.intervention import RAW
+from delta_transcoders.interventions.loading import DictionarySet
 from delta_transcoders.interventions.sources import Source
 from delta_transcoders.language_models import check_model_source, load_model, target_batch
 from delta_transcoders.metrics.fidelity import Fidelity
@@ -27,59 +26,16 @@ from delta_transcoders.metrics.sufficiency import sufficiency_cells
 from delta_transcoders.report.feature_curve import n90_rows, write_curve
 from delta_transcoders.report.figures import feature_curve
 from lightning_modules.attribution import in_half, mean_attributions
+from lightning_modules.curve_students import (
+    CurveColumn,
+    Features,
+    Student,
+    features_of,
+    refits_of,
+    student_with,
+)
 from lightning_modules.interventions import Column, InterventionModule
-
-Features = Mapping[int, tuple[int, ...]]
-"""By layer."""
-Student = Literal["transplant", "base_mlp", "dictionary"]
-WRITES: dict[str, Write] = {
-    "transplant": Write(1.0, (Term("delta"),)),
-    "base_mlp": Write(0.0, (Term("base_mlp"), Term("delta"))),
-    "dictionary": Write(0.0, (Term("base"), Term("delta"))),
-}
-
-
-@dataclass(frozen=True)
-class CurveColumn(Column):
-    """A student with some of the delta's features."""
-
-    curve: str
-    """Its label."""
-    n: int
-    """How many, in all layers."""
-    draw: int | None
-    """Of features drawn at random; None: those with the largest attributions."""
-
-
-def features_of(dictionaries: DictionarySet) -> Features:
-    """All of a delta's."""
-    by_layer = dictionaries.sources["delta"]
-    return {layer: tuple(range(by_layer[layer].n_features)) for layer in sorted(by_layer)}
-
-
-def refits_of(folder: str, grid: Sequence[int]) -> list[str]:
-    """The deltas of an end-to-end run with as many features as the grid says, and the largest one.
-
-    Raises:
-        FileNotFoundError: no such folder, or no delta in it.
-        ValueError: it was not trained with one of these numbers.
-    """
-    found = {
-        int(path.name.removeprefix("n"))
-        for path in Path(folder).glob("n*")
-        if path.name.removeprefix("n").isdecimal()
-    }
-    if not found:
-        raise FileNotFoundError(
-            f"refits: {folder} holds no n128, n64 or the like; train.py with an EndToEndDelta writes them"
-        )
-    if missing := {*grid} - found:
-        there = ", ".join(map(str, sorted(found, reverse=True)))
-        raise ValueError(
-            f"grid asks for {min(missing)} features, {folder} was trained with {there}: leave it out, or "
-            "train with it among --model.budgets"
-        )
-    return [f"{folder}/n{n}" for n in sorted({*grid, max(found)}, reverse=True)]
+from lightning_modules.sufficiency import check_half, check_measures
 
 
 class FeatureCurve(InterventionModule):
@@ -169,17 +125,11 @@ class FeatureCurve(InterventionModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        h, rows = self.hparams, self.trainer.datamodule.rows
+        h = self.hparams
         self.trainer.datamodule.warn_of_impossible_answers(h.max_new_tokens)
-        self._check_measures()
+        check_measures(self.trainer.datamodule, h.correct, h.side)
         for half, does in (("A", "choose features on"), ("B", "score them on")):
-            if missing := set(h.correct) - {
-                row.example.subset for row in in_half(self.task, rows, half)
-            }:
-                raise ValueError(
-                    f"subset {min(missing)!r} has no example in half {half} of the wordings to {does}: give "
-                    "more wordings"
-                )
+            check_half(self.trainer.datamodule, half, does, h.correct)
         self.curves = self._curves()
         self.base = load_model(h.base_model, h.dtype) if h.student == "transplant" else None
 
@@ -197,23 +147,6 @@ class FeatureCurve(InterventionModule):
                 )
             curves[dictionaries.label] = {total: dictionaries}
         return curves
-
-    def _check_measures(self) -> None:
-        """Refuse what the task does not have, which would come to light when everything has run."""
-        for option in ("correct", "side"):
-            for subset, measure in self.hparams[option].items():
-                examples = (e for e in self.trainer.datamodule.examples if e.subset == subset)
-                if (example := next(examples, None)) is None:
-                    raise ValueError(
-                        f"{option}: there is no subset {subset!r} among {self.subsets}"
-                    )
-                known = self.task.verdicts(example.target or "", example)
-                if known.get(measure) is None:
-                    applies = [name for name, verdict in known.items() if verdict is not None]
-                    raise ValueError(
-                        f"{option}: the subset {subset!r} has no measure {measure!r}, but "
-                        f"{', '.join(applies)}"
-                    )
 
     def load_sets(self) -> list[DictionarySet]:
         h = self.hparams
@@ -254,20 +187,6 @@ class FeatureCurve(InterventionModule):
         ]
         self.fidelity = Fidelity(len(self.groups)).to(self.device)
 
-    def _student(self, dictionaries: DictionarySet, name: str, features: Features) -> Intervention:
-        """The student with these features alone."""
-        write = WRITES[self.hparams.student]
-        *others, delta = write.terms
-        writes = {
-            layer: Write(
-                write.keep,
-                (*others, Term(delta.source, keep_features=tuple(features[layer]))),
-            )
-            for layer in sorted(dictionaries.layers)
-        }
-        intervention = Intervention(name, writes)
-        return relabel(intervention, dictionaries.label, set(dictionaries.sources))
-
     def _choose(
         self, deltas: Mapping[int, DictionarySet]
     ) -> dict[int, tuple[DictionarySet, Features]]:
@@ -283,7 +202,7 @@ class FeatureCurve(InterventionModule):
                 self.engine,
                 in_half(self.task, self.trainer.datamodule.rows, "A"),
                 self.subsets,
-                self._student(dictionaries, "attributed", kept),
+                student_with(dictionaries, self.hparams.student, "attributed", kept),
                 f"delta@{dictionaries.label}",
                 lambda tokens: minus_kl_from(self.finetuned.logprobs(tokens)),
                 self.hparams.steps,
@@ -310,7 +229,7 @@ class FeatureCurve(InterventionModule):
         def add(
             name: str, dictionaries: DictionarySet, features: Features, n: int, draw: int | None
         ) -> None:
-            intervention = self._student(dictionaries, name, features)
+            intervention = student_with(dictionaries, self.hparams.student, name, features)
             label = intervention.layer_label(self.family.n_layers)
             columns.append(CurveColumn(label, intervention, dictionaries, curve, n, draw))
 

@@ -28,7 +28,8 @@ def write_curve(
     Args:
         rows: delta, student, n, draw (None for the features with the largest attributions), subset,
             n_examples, rates, mean_kl; `share_of_finetuned` for subsets that the finetune is about,
-            `side_change` and `intact` for side subsets.
+            `side_change` and `intact` for side subsets. Means of the fidelity over the layers in which the
+            delta writes anything are added to those without a draw.
         fidelity: delta, n, layer and `metrics.fidelity.Fidelity` of it.
         n90: of `n90_rows`.
     """
@@ -36,7 +37,9 @@ def write_curve(
     of_rates = [f"{rate}{end}" for rate in rates(names) for end in ENDS]
     measures = [f"{name}{end}" for name in ("share_of_finetuned", "side_change") for end in ENDS]
     columns = ["delta", "student", "n", "draw", "subset", "n_examples", *measures, "intact"]
-    write_table(Path(folder) / "curve.csv", [*columns, *of_rates, "mean_ce", "mean_kl"], rows)
+    columns += [*of_rates, "mean_ce", "mean_kl", *FIDELITY]
+    rows = [row | (_mean_fidelity(fidelity, row) if row["draw"] is None else {}) for row in rows]
+    write_table(Path(folder) / "curve.csv", columns, rows)
     write_table(Path(folder) / "fidelity.csv", ["delta", "n", "layer", *FIDELITY], fidelity)
     columns = ["delta", "student", "n90", "n_features", "n_random_sufficient", "n_random"]
     write_table(Path(folder) / "n90.csv", [*columns, "n_layers", *FIDELITY], n90)
@@ -61,9 +64,9 @@ def n90_rows(rows: Sequence[Row], fidelity: Sequence[Row], enough: float) -> lis
         does = _sufficient(chosen, enough)
         n90 = min((n for n, sufficient in does.items() if sufficient), default=None)
         row = {"delta": delta, "student": ours[0]["student"], "n90": n90, "n_features": max(does)}
-        row |= dict.fromkeys(FIDELITY, float("nan"))
         if n90 is None:
-            row["n90"] = f"{MORE_THAN}{max(does)}"
+            nothing = dict.fromkeys(FIDELITY, float("nan"))
+            row |= nothing | {"n90": f"{MORE_THAN}{max(does)}"}
         else:
             drawn = [r for r in ours if r["draw"] is not None and r["n"] == n90]
             draws = dict.fromkeys(r["draw"] for r in drawn)
@@ -71,13 +74,19 @@ def n90_rows(rows: Sequence[Row], fidelity: Sequence[Row], enough: float) -> lis
                 _sufficient([r for r in drawn if r["draw"] == draw], enough)[n90] for draw in draws
             ]
             row |= {"n_random": len(draws), "n_random_sufficient": sum(sufficient)}
-            layers = [f for f in fidelity if f["delta"] == delta and f["n"] == n90]
-            written = [f for f in layers if f["norm_ratio"] > 0]
-            row["n_layers"] = len(written)
-            for name in FIDELITY if written else ():
-                row[name] = sum(f[name] for f in written) / len(written)
+            row |= _mean_fidelity(fidelity, {"delta": delta, "n": n90})
         found.append(row)
     return found
+
+
+def _mean_fidelity(fidelity: Sequence[Row], of: Row) -> Row:
+    """Over the layers in which a delta of so many features writes anything, and their number."""
+    layers = [f for f in fidelity if (f["delta"], f["n"]) == (of["delta"], of["n"])]
+    written = [f for f in layers if f["norm_ratio"] > 0]
+    return {"n_layers": len(written)} | {
+        name: sum(f[name] for f in written) / len(written) if written else float("nan")
+        for name in FIDELITY
+    }
 
 
 def _sufficient(rows: Sequence[Row], enough: float) -> dict[int, bool]:

@@ -176,7 +176,9 @@ def figure_names(docs: Path, conditions: Sequence[Condition]) -> list[str]:
     """All figures of the page and the conditions, in the order in which they first appear."""
     names: list[str] = []
     template = environment(docs).get_template("findings.md.j2")
-    template.render(f=lambda *w: names.append(_name(w)), v=lambda *w, **needs: "", seeds=["any"])
+    template.render(
+        f=lambda *w: names.append(_name(w)) or "", v=lambda *w, **needs: "", seeds=["any"]
+    )
     return list(dict.fromkeys([*names, *(name for c in conditions for name in c.figures)]))
 
 
