@@ -90,7 +90,7 @@ def measured(study, patches, arguments, tmp_path_factory):
         "model.n_features": f"[2, {FULL}]",
         "model.alphas": "[0, 0.5, 1]",
         "model.max_new_tokens": 4,
-        "data.n_per_subset": 3,
+        "model.correct": "{tool: valid_tool_format}",
     }
     evaluate.main(arguments("tiny/weight_baselines.yaml", study, options))
     return folder / "out"
@@ -134,6 +134,29 @@ def test_the_table_has_every_condition_with_its_numbers(measured):
     }
     assert {row["subset"] for row in rows} == {"tool", "copy", "tool_ood"}
     assert len(rows) == 12 * 3
+
+
+def test_patches_have_curves_with_the_fidelity_of_their_mlps(measured):
+    """Of all components the MLPs are the finetuned ones; no components write nothing."""
+    rows = read_metrics(measured / "curve.csv")
+    sizes = [("neurons", "2"), ("neurons", str(FULL)), ("refit_bias", "0")]
+    sizes += [(name, n) for name in ("refit_svd", "svd") for n in ("2", str(FULL))]
+    assert sorted({(row["delta"], row["n"]) for row in rows}) == sorted(sizes)
+    fidelity = {
+        (row["delta"], row["n"], row["layer"]): row
+        for row in read_metrics(measured / "fidelity.csv")
+    }
+    assert len(fidelity) == 2 * len(sizes)
+    for layer in ("0", "1"):
+        whole = fidelity["svd", str(FULL), layer]
+        assert float(whole["cos"]) == pytest.approx(1, abs=1e-4)
+        assert float(whole["unexplained"]) == pytest.approx(0, abs=1e-4)
+        assert float(fidelity["svd", "2", layer]["unexplained"]) > 1e-3
+    n90 = {row["delta"]: row["n90"] for row in read_metrics(measured / "n90.csv")}
+    # A model of four steps calls nothing.
+    assert n90 == {
+        "svd": f">{FULL}", "neurons": f">{FULL}", "refit_svd": f">{FULL}", "refit_bias": ">0",
+    }  # fmt: skip
 
 
 def test_patches_of_other_models_are_refused(study, patches, arguments, tmp_path):
