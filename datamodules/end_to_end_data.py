@@ -77,9 +77,11 @@ class EndToEndData(ResumableData):
         self.examples: dict[str, list[Example]] = {}
         for name, (path, n) in files.items():
             numbered = task.read(path)
-            if without := [line for line, e in numbered.items() if e.target is None]:
+            without = [line for line, e in numbered.items() if e.target is None]
+            if without and not own_continuations:
                 raise ValueError(
-                    f"{path}, line {without[0]}: no target, and so nothing to train on"
+                    f"{path}, line {without[0]}: no target, and so nothing to train on: give one, or "
+                    "own_continuations: true"
                 )
             examples = list(numbered.values())
             self.examples[name] = [examples[i] for i in evenly(examples, n)]

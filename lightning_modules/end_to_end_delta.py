@@ -115,6 +115,7 @@ class EndToEndDelta(LightningModule):
         self.save_hyperparameters()
         self.deltas = nn.ModuleDict()
         self.phase = 0
+        self.phase_steps: int | None = None
         self.best: list[dict[str, Any]] = []
         """Of each phase so far: `worst_kl`, what was `measured` then, and the deltas' `weights`."""
         self._step = ExitStack()
@@ -151,9 +152,10 @@ class EndToEndDelta(LightningModule):
             self.deltas[str(layer)] = DictionarySource(TrainedTranscoder(delta))
         sizes = [source.n_features for source in self.deltas.values()]
         if h.budgets and h.budgets[0] > sum(sizes):
+            more = "a larger d_new" if h.warm_start is None else "a larger delta to start from"
             raise ValueError(
                 f"budgets begin with {h.budgets[0]} features, there are {sum(sizes)} ({len(sizes)} layers "
-                f"of {max(sizes)}): give smaller budgets or a larger d_new"
+                f"of {max(sizes)}): give smaller budgets or {more}"
             )
         self.phases = [sum(sizes), *(n for n in h.budgets if n < sum(sizes))]
         if self.trainer.fast_dev_run:
@@ -234,7 +236,13 @@ class EndToEndDelta(LightningModule):
         h = self.hparams
         parameters = [p for p in self.deltas.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(parameters, lr=h.lr, betas=h.betas, fused=fused(self.trainer))
-        self.phase_steps = total = steps_of_phases(self.trainer, len(self.phases))
+        total = steps_of_phases(self.trainer, len(self.phases))
+        if self.phase_steps not in (None, total):
+            raise ValueError(
+                f"--trainer.max_steps makes phases of {total} steps, the checkpoint's have "
+                f"{self.phase_steps}: give {self.phase_steps * len(self.phases)}, or train anew"
+            )
+        self.phase_steps = total
 
         def factor(step: int) -> float:
             return warm_up_and_decay(step % total, total, h.warmup_steps, h.decay_fraction)
@@ -271,16 +279,23 @@ class EndToEndDelta(LightningModule):
             ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["phases"] = {"phase": self.phase, "best": self.best}
+        checkpoint["phases"] = {"features": self.phases, "steps": self.phase_steps}
+        checkpoint["phases"] |= {"phase": self.phase, "best": self.best}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        budgets = list(checkpoint["hyper_parameters"]["budgets"])
-        if budgets != list(self.hparams.budgets):
+        saved, student = checkpoint["phases"], checkpoint["hyper_parameters"]["student"]
+        if student != self.hparams.student:
             raise ValueError(
-                f"--model.budgets is {list(self.hparams.budgets)}, the checkpoint was trained with "
-                f"{budgets}: go on with those, or train anew"
+                f"--model.student is {self.hparams.student}, the checkpoint was trained with {student}: go "
+                "on with that, or train anew"
             )
-        self.phase, self.best = checkpoint["phases"]["phase"], checkpoint["phases"]["best"]
+        if self.phases != saved["features"]:
+            raise ValueError(
+                f"--model.budgets gives phases of {self.phases} features, the checkpoint was trained with "
+                f"{saved['features']}: go on with those, or train anew"
+            )
+        self.phase, self.best = saved["phase"], saved["best"]
+        self.phase_steps = saved["steps"]  # those of this run are known later
 
     def on_fit_end(self) -> None:
         phases = {n: self._best_of(phase) for phase, n in enumerate(self.phases)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +16,8 @@ from delta_transcoders.dictionaries.delta import ON_DICTIONARIES
 from delta_transcoders.files import write_json
 from delta_transcoders.interventions.attribution import at_random, largest, minus_kl_from
 from delta_transcoders.interventions.engine import TeacherForced
-from delta_transcoders.interventions.intervention import RAW, Intervention, Term, Write
-from delta_transcoders.interventions.loading import DictionarySet, relabel
+from delta_transcoders.interventions.intervention import RAW
+from delta_transcoders.interventions.loading import DictionarySet
 from delta_transcoders.interventions.sources import Source
 from delta_transcoders.language_models import check_model_source, load_model, target_batch
 from delta_transcoders.metrics.fidelity import Fidelity
@@ -27,26 +26,16 @@ from delta_transcoders.metrics.sufficiency import sufficiency_cells
 from delta_transcoders.report.feature_curve import n90_rows, write_curve
 from delta_transcoders.report.figures import feature_curve
 from lightning_modules.attribution import in_half, mean_attributions
+from lightning_modules.curve_students import (
+    CurveColumn,
+    Features,
+    Student,
+    features_of,
+    refits_of,
+    student_with,
+)
 from lightning_modules.interventions import Column, InterventionModule
-
-Features = Mapping[int, tuple[int, ...]]
-"""By layer."""
-Student = Literal["transplant", "base_mlp", "dictionary"]
-WRITES: dict[str, Write] = {
-    "transplant": Write(1.0, (Term("delta"),)),
-    "base_mlp": Write(0.0, (Term("base_mlp"), Term("delta"))),
-    "dictionary": Write(0.0, (Term("base"), Term("delta"))),
-}
-
-
-@dataclass(frozen=True)
-class CurveColumn(Column):
-    """A student with some of the delta's features."""
-
-    n: int
-    """How many, in all layers."""
-    draw: int | None
-    """Of features drawn at random; None: those with the largest attributions."""
+from lightning_modules.sufficiency import check_half, check_measures
 
 
 class FeatureCurve(InterventionModule):
@@ -56,7 +45,9 @@ class FeatureCurve(InterventionModule):
     attribution (`interventions.attribution`; the measure is −KL(finetuned ‖ student), the mean over subsets
     counts), attributed anew, cut to the next N, and so on. They are chosen on the wordings of half A
     (`wordings.half_of`) and scored on those of half B, beside as many features drawn at random. A delta's
-    bias has no feature and always stays: N = 0 shows what it does.
+    bias has no feature and always stays: N = 0 shows what it does. Where `refits` are given nothing is
+    chosen: they are one curve, N's features are all those of the delta trained with N, and random ones are
+    drawn from the largest delta's.
 
     N90 is the smallest N, of the grid or all features, with at least `enough` of the finetuned model's
     correct answers in each subset of `correct`, and each subset of `side` intact: the lower end of the
@@ -65,12 +56,13 @@ class FeatureCurve(InterventionModule):
     Writes to `output`, beside what an experiment writes (mean_kl is KL(finetuned ‖ condition)): `curve.csv`,
     a row for every delta, N, set of features and subset; `fidelity.csv`, for every delta, N and layer, on
     half B: how like the change of the MLP on the finetuned model's own inputs the delta is
-    (`metrics.fidelity`); `n90.csv`; `features.json`, the features that were kept.
+    (`metrics.fidelity`); `n90.csv`; and `features.json`, those that were chosen.
 
     Args:
         model: folder or hub id of the finetuned model.
         base_model: folder or hub id of the un-finetuned model.
-        deltas: folders or hub ids of trained deltas.
+        deltas: folders or hub ids of trained deltas, a curve each.
+        refits: in place of `deltas`, the folder of an `EndToEndDelta` with `n{N}` for each N of the grid.
         student: what the features are added to: `transplant`, the base model; `base_mlp`, the base model's
             MLPs in the finetuned model; `dictionary`, the base dictionaries there.
         output: folder of the results.
@@ -85,7 +77,9 @@ class FeatureCurve(InterventionModule):
         experiment, max_new_tokens, rows_per_pass, dtype: see `InterventionEvaluation`.
 
     Raises:
-        ValueError: a grid with more features than a delta has; a delta that the student does not go with.
+        ValueError: a grid with more features than a delta has, or numbers without a refit; a delta that the
+            student does not go with.
+        FileNotFoundError: no refits in the folder.
     """
 
     def __init__(
@@ -93,12 +87,13 @@ class FeatureCurve(InterventionModule):
         experiment: str,
         model: str,
         base_model: str,
-        deltas: list[str],
         student: Student,
         output: str,
         grid: list[PositiveInt],
         correct: dict[str, str],
         side: dict[str, str],
+        deltas: list[str] = (),
+        refits: str | None = None,
         enough: NonNegativeFloat = 0.9,
         margin: NonNegativeFloat = 0.05,
         n_random: PositiveInt = 20,
@@ -111,9 +106,14 @@ class FeatureCurve(InterventionModule):
         super().__init__()
         for source in (model, base_model):
             check_model_source(source)
-        for name, value in (("deltas", deltas), ("grid", grid), ("correct", correct)):
+        for name, value in (("grid", grid), ("correct", correct)):
             if not value:
                 raise ValueError(f"{name} is empty, expected at least one")
+        if bool(deltas) == (refits is not None):
+            raise ValueError(
+                f"deltas are {list(deltas)} and refits {refits!r}: give deltas whose features are to be "
+                "chosen, or the folder of an end-to-end run with one for each number of features"
+            )
         if len(set(grid)) < len(grid):
             raise ValueError(f"grid names a number twice: {grid}")
         if (student == "dictionary") != (base_transcoders is not None):
@@ -125,53 +125,36 @@ class FeatureCurve(InterventionModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        h, rows = self.hparams, self.trainer.datamodule.rows
+        h = self.hparams
         self.trainer.datamodule.warn_of_impossible_answers(h.max_new_tokens)
-        self._check_measures()
+        check_measures(self.trainer.datamodule, h.correct, h.side)
         for half, does in (("A", "choose features on"), ("B", "score them on")):
-            if missing := set(h.correct) - {
-                row.example.subset for row in in_half(self.task, rows, half)
-            }:
-                raise ValueError(
-                    f"subset {min(missing)!r} has no example in half {half} of the wordings to {does}: give "
-                    "more wordings"
-                )
-        self.all_features = {}
-        for dictionaries in self.sets:
-            by_layer = dictionaries.sources["delta"]
-            sizes = {layer: by_layer[layer].n_features for layer in sorted(by_layer)}
-            if max(h.grid) > sum(sizes.values()):
-                raise ValueError(
-                    f"grid asks for {max(h.grid)} features, the delta {dictionaries.label} has "
-                    f"{sum(sizes.values())} in all layers"
-                )
-            everything = {layer: tuple(range(size)) for layer, size in sizes.items()}
-            self.all_features[dictionaries.label] = everything
+            check_half(self.trainer.datamodule, half, does, h.correct)
+        self.curves = self._curves()
         self.base = load_model(h.base_model, h.dtype) if h.student == "transplant" else None
 
-    def _check_measures(self) -> None:
-        """Refuse what the task does not have, which would come to light when everything has run."""
-        for option in ("correct", "side"):
-            for subset, measure in self.hparams[option].items():
-                examples = (e for e in self.trainer.datamodule.examples if e.subset == subset)
-                if (example := next(examples, None)) is None:
-                    raise ValueError(
-                        f"{option}: there is no subset {subset!r} among {self.subsets}"
-                    )
-                known = self.task.verdicts(example.target or "", example)
-                if known.get(measure) is None:
-                    applies = [name for name, verdict in known.items() if verdict is not None]
-                    raise ValueError(
-                        f"{option}: the subset {subset!r} has no measure {measure!r}, but "
-                        f"{', '.join(applies)}"
-                    )
+    def _curves(self) -> dict[str, dict[int, DictionarySet]]:
+        """By label, each curve's deltas by number of features: refits, or the one that is chosen from."""
+        if self.hparams.refits is not None:
+            refits = {s.d_new: s for s in self.sets}
+            return {refits[max(refits)].label: refits}
+        curves, most = {}, max(self.hparams.grid)
+        for dictionaries in self.sets:
+            total = sum(map(len, features_of(dictionaries).values()))
+            if most > total:
+                raise ValueError(
+                    f"grid asks for {most} features, the delta {dictionaries.label} has {total} in all layers"
+                )
+            curves[dictionaries.label] = {total: dictionaries}
+        return curves
 
     def load_sets(self) -> list[DictionarySet]:
         h = self.hparams
+        folders = h.deltas if h.refits is None else refits_of(h.refits, h.grid)
         if h.student != "dictionary":
-            return self.load_transplants(h.deltas, h.model, h.base_model)
-        sets = self.load_deltas(h.deltas)
-        for folder, dictionaries in zip(h.deltas, sets, strict=True):
+            return self.load_transplants(folders, h.model, h.base_model)
+        sets = self.load_deltas(folders)
+        for folder, dictionaries in zip(folders, sets, strict=True):
             if dictionaries.target not in ON_DICTIONARIES:
                 raise ValueError(
                     f"{folder} has the target {dictionaries.target!r}, which no dictionary has a part in: "
@@ -190,46 +173,36 @@ class FeatureCurve(InterventionModule):
         self.finetuned = self.engine
         if self.base is not None:
             self.engine = self.engine_of(self.base)
-        self.chosen = {s.label: self._choose(s) for s in self.sets}
-        for dictionaries in self.sets:
-            self.columns += self._columns(dictionaries)
+        self.chosen = {label: self._choose(deltas) for label, deltas in self.curves.items()}
+        for label, deltas in self.curves.items():
+            self.columns += self._columns(label, deltas[max(deltas)])
         self.label_columns()
         self.engine.check([column.intervention for column in self.columns])
-        # Label of the delta, number of features and layer: what fidelity is measured for.
+        # Label of the curve, number of features and layer: what fidelity is measured for.
         self.groups = [
             (label, n, layer)
             for label, by_n in self.chosen.items()
             for n in sorted(by_n)
-            for layer in by_n[n]
+            for layer in by_n[n][1]
         ]
         self.fidelity = Fidelity(len(self.groups)).to(self.device)
 
-    def _student(self, dictionaries: DictionarySet, name: str, features: Features) -> Intervention:
-        """The student with these features alone."""
-        write = WRITES[self.hparams.student]
-        *others, delta = write.terms
-        writes = {
-            layer: Write(
-                write.keep,
-                (*others, Term(delta.source, keep_features=tuple(features[layer]))),
-            )
-            for layer in self.all_features[dictionaries.label]
+    def _choose(
+        self, deltas: Mapping[int, DictionarySet]
+    ) -> dict[int, tuple[DictionarySet, Features]]:
+        """The delta and its features of each number, 0 and the largest too."""
+        chosen = {
+            n: (dictionaries, features_of(dictionaries)) for n, dictionaries in deltas.items()
         }
-        intervention = Intervention(name, writes)
-        return relabel(intervention, dictionaries.label, set(dictionaries.sources))
-
-    def _choose(self, dictionaries: DictionarySet) -> dict[int, Features]:
-        """The features of each number, descending, 0 and all of them too."""
-        kept = self.all_features[dictionaries.label]
-        total = sum(map(len, kept.values()))
-        chosen = {total: kept}
-        for n in sorted({*self.hparams.grid} - {total}, reverse=True):
+        total = max(deltas)
+        dictionaries, kept = chosen[total]
+        for n in sorted({*self.hparams.grid} - deltas.keys(), reverse=True):
             means = mean_attributions(
                 self.trainer,
                 self.engine,
                 in_half(self.task, self.trainer.datamodule.rows, "A"),
                 self.subsets,
-                self._student(dictionaries, "attributed", kept),
+                student_with(dictionaries, self.hparams.student, "attributed", kept),
                 f"delta@{dictionaries.label}",
                 lambda tokens: minus_kl_from(self.finetuned.logprobs(tokens)),
                 self.hparams.steps,
@@ -240,22 +213,31 @@ class FeatureCurve(InterventionModule):
                 gone = [f for f in range(len(scores_F)) if f not in kept[layer]]
                 scores_F[gone] = -torch.inf
                 scores[layer] = scores_F
-            chosen[n] = kept = largest(scores, n)
-        return chosen | {0: dict.fromkeys(kept, ())}
+            kept = largest(scores, n)
+            chosen[n] = dictionaries, kept
+        return chosen | {0: (dictionaries, dict.fromkeys(kept, ()))}
 
-    def _columns(self, dictionaries: DictionarySet) -> list[Column]:
-        sizes = {layer: len(f) for layer, f in self.all_features[dictionaries.label].items()}
+    def _columns(self, curve: str, whole: DictionarySet) -> list[Column]:
+        """Those of a curve.
+
+        Args:
+            whole: the delta with the most features, of which some are drawn at random.
+        """
+        sizes = {layer: len(f) for layer, f in features_of(whole).items()}
         columns: list[Column] = []
 
-        def add(name: str, features: Features, n: int, draw: int | None) -> None:
-            intervention = self._student(dictionaries, name, features)
+        def add(
+            name: str, dictionaries: DictionarySet, features: Features, n: int, draw: int | None
+        ) -> None:
+            intervention = student_with(dictionaries, self.hparams.student, name, features)
             label = intervention.layer_label(self.family.n_layers)
-            columns.append(CurveColumn(label, intervention, dictionaries, n, draw))
+            columns.append(CurveColumn(label, intervention, dictionaries, curve, n, draw))
 
-        for n, features in sorted(self.chosen[dictionaries.label].items()):
-            add(f"n{n}", features, n, None)
-            for draw in range(self.hparams.n_random if 0 < n < sum(sizes.values()) else 0):
-                add(f"n{n}_random_{draw:02d}", at_random(sizes, n, f"{n} {draw}"), n, draw)
+        for n, (dictionaries, features) in sorted(self.chosen[curve].items()):
+            add(f"n{n}", dictionaries, features, n, None)
+            for draw in range(self.hparams.n_random if 0 < n < max(self.curves[curve]) else 0):
+                drawn = at_random(sizes, n, f"{n} {draw}")
+                add(f"n{n}_random_{draw:02d}", whole, drawn, n, draw)
         return columns
 
     def test_step(self, batch: list[PromptRow], batch_idx: int) -> None:
@@ -304,9 +286,10 @@ class FeatureCurve(InterventionModule):
         for group, (label, n, layer) in enumerate(self.groups):
             x_ND, y_ND = captured.activations[layer]
             change_ND = y_ND - self.bank["base_mlp"][layer](x_ND, None)[0]
-            source = self.bank[f"delta@{label}"][layer]
+            dictionaries, features = self.chosen[label][n]
+            source = self.bank[f"delta@{dictionaries.label}"][layer]
             mask_F = torch.zeros(source.n_features, dtype=torch.bool, device=x_ND.device)
-            mask_F[list(self.chosen[label][n][layer])] = True
+            mask_F[list(features[layer])] = True
             delta_ND, _ = source(x_ND, mask_F.expand(len(x_ND), -1))
             self.fidelity.update(group, delta_ND, change_ND)
 
@@ -334,11 +317,16 @@ class FeatureCurve(InterventionModule):
             for subset in self.subsets if isinstance(column, CurveColumn) else ():
                 ours, theirs = by_group[c, subset], by_group[0, subset]
                 wordings = [record["wording"] for record in theirs]
-                where = {"delta": column.dictionaries.label, "student": h.student}
+                where = {"delta": column.curve, "student": h.student}
                 where |= {"n": column.n, "draw": column.draw}
                 measures = h.correct.get(subset), h.side.get(subset)
                 sufficiency = sufficiency_cells(ours, theirs, wordings, *measures, h.margin)
                 rows.append(where | cells[c, subset] | sufficiency)
         write_curve(folder, rows, self._fidelity, n90_rows(rows, self._fidelity, h.enough))
-        write_json(folder / "features.json", self.chosen)
+        if h.refits is None:
+            chosen = {
+                label: {n: features for n, (_, features) in by_n.items()}
+                for label, by_n in self.chosen.items()
+            }
+            write_json(folder / "features.json", chosen)
         self.write_figures(folder, {"feature_curve": feature_curve(rows, self._fidelity)})

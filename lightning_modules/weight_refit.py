@@ -19,6 +19,7 @@ from delta_transcoders.fingerprints import model_fingerprint
 from delta_transcoders.language_models import (
     IGNORE,
     check_model_source,
+    check_same_architecture,
     load_model,
     load_tokenizer,
     supervised_hidden,
@@ -42,7 +43,8 @@ class WeightRefit(LightningModule):
     Patches are `bias`, of every layer that the finetune changed, and for each size `svd_nN`: the singular
     components of the finetune's change that take no more numbers than N features of a delta, as the start.
     Each has a loss, gradient, clipping and optimiser state of its own, and takes the path that it would take
-    alone. Kept are the weights with the least KL on the *worst* validation subset.
+    alone. Kept are the weights with the least KL on the *worst* validation subset, with `num_sanity_val_steps`
+    −1 among them those of the start.
     The model's head is not trained: where the finetune changed it, its components stay as they start.
 
     Fed by `EndToEndData`. Writes `output/{bias,svd_nN}/{patch.safetensors,config.json}`.
@@ -81,6 +83,7 @@ class WeightRefit(LightningModule):
 
     def setup(self, stage: str) -> None:
         h = self.hparams
+        check_same_architecture(h.base_model, h.finetuned_model)
         load_tokenizer(h.base_model, h.finetuned_model)  # refuses two that differ
         # In a tuple, where neither the optimizer nor checkpoints find them.
         self.models = tuple(load_model(m, h.dtype) for m in (h.base_model, h.finetuned_model))

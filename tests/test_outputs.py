@@ -31,6 +31,7 @@ STAGES = {
     "activations": (evaluate, "activations", {}),
     "behaviour": (evaluate, "behaviour", PROMPTS),
     "exp2a": (evaluate, "exp2a", PROMPTS | {"model.layers": "[0]"}),
+    "visible_change": (evaluate, "visible_change", {"data.n_per_subset": 2, "data.batch_size": 2}),
     "ranking": (evaluate, "ranking", PROMPTS | {"model.layers": "[0]"}),
 }
 

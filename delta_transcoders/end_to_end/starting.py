@@ -11,6 +11,7 @@ from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.end_to_end.trained import TrainedTranscoder, from_scratch
 from delta_transcoders.families import ModelFamily
 from delta_transcoders.families.sites import HOOK_SITES, HookSite
+from delta_transcoders.interventions.loading import check_transplant
 from delta_transcoders.interventions.sources import DictionarySource
 
 
@@ -109,7 +110,10 @@ def _warm(
     if first.d_in != family.d_model:
         raise ValueError(f"{warm_start} has d_model {first.d_in}, the model {family.d_model}")
     loaded = {}
-    if base_model is None:
+    if base_model is not None:
+        for path, _, config in local.values():
+            check_transplant(path, config, fingerprint, base_model.hash)
+    else:
         if first.target not in ON_DICTIONARIES:
             raise ValueError(
                 f"{warm_start} corrects no dictionary (target {first.target!r}): a student on the dictionary "

@@ -238,18 +238,23 @@ def load_transplant(
         FileNotFoundError, ConnectionError: as `load_delta_set`.
     """
     for path, _, config in load_deltas(folder).values():
-        if config.target in ON_DICTIONARIES:
-            raise ValueError(
-                f"{path} has the target {config.target!r}: it also repairs what a dictionary gets wrong, and "
-                "base MLPs need no such repairs. Transplant a delta of the target mlp_difference or "
-                "end_to_end_transplant"
-            )
-        for whose, of, recorded, found in (
-            ("finetuned", "the finetuned model", config.model_fingerprint, finetuned),
-            ("base", "the base model", config.base_hash, base),
-        ):
-            check_hash(f"{path} was trained with another {whose} model", recorded, of, found)
+        check_transplant(path, config, finetuned, base)
     return load_delta_alone(folder, finetuned, layers)
+
+
+def check_transplant(path: Path, config: DeltaConfig, finetuned: str, base: str) -> None:
+    """Refuse a delta that the base model's MLPs have no use for; errors as `load_transplant`'s."""
+    if config.target in ON_DICTIONARIES:
+        raise ValueError(
+            f"{path} has the target {config.target!r}: it also repairs what a dictionary gets wrong, and "
+            "base MLPs need no such repairs. Transplant a delta of the target mlp_difference or "
+            "end_to_end_transplant"
+        )
+    for whose, of, recorded, found in (
+        ("finetuned", "the finetuned model", config.model_fingerprint, finetuned),
+        ("base", "the base model", config.base_hash, base),
+    ):
+        check_hash(f"{path} was trained with another {whose} model", recorded, of, found)
 
 
 def _set_of(

@@ -38,6 +38,8 @@ LAST = (
     "target",
 )
 """Older tables may lack some of these."""
+KL_ENDS = ("mean_kl_ci_low", "mean_kl_ci_high")
+"""Where KL is what is tested: of spillover."""
 PER_TOKEN = {"mean_ce": "nll", "mean_kl": "kl"}
 """Means over target tokens, each with the key of an example's sum in `generations.jsonl`."""
 TITLES = {
@@ -114,7 +116,9 @@ def metrics_columns(names: Iterable[str]) -> list[str]:
         for column in (f"{rate}_ci_low", f"{rate}_ci_high", count(rate))
         if column in names
     ]
-    columns = [*FIRST, *of_rates, *ends, *logprobs(names), *LAST]
+    ends += logprobs(names)
+    ends += [column for column in KL_ENDS if column in names]
+    columns = [*FIRST, *of_rates, *ends, *LAST]
     if unknown := sorted(set(names) - set(columns)):
         raise ValueError(f"unknown columns {unknown}")
     return columns

@@ -14,6 +14,8 @@ from delta_transcoders.report.formatting import number, table_number
 from delta_transcoders.report.tables import format_table, read_metrics, write_table
 
 FIDELITY = ("cos", "unexplained", "norm_ratio")
+MORE_THAN = ">"
+"""Before the largest number of a grid of which none is enough."""
 ENDS = ("", "_ci_low", "_ci_high")
 Row = dict[str, object]
 
@@ -26,7 +28,8 @@ def write_curve(
     Args:
         rows: delta, student, n, draw (None for the features with the largest attributions), subset,
             n_examples, rates, mean_kl; `share_of_finetuned` for subsets that the finetune is about,
-            `side_change` and `intact` for side subsets.
+            `side_change` and `intact` for side subsets. Means of the fidelity over the layers in which the
+            delta writes anything are added to those without a draw.
         fidelity: delta, n, layer and `metrics.fidelity.Fidelity` of it.
         n90: of `n90_rows`.
     """
@@ -34,7 +37,9 @@ def write_curve(
     of_rates = [f"{rate}{end}" for rate in rates(names) for end in ENDS]
     measures = [f"{name}{end}" for name in ("share_of_finetuned", "side_change") for end in ENDS]
     columns = ["delta", "student", "n", "draw", "subset", "n_examples", *measures, "intact"]
-    write_table(Path(folder) / "curve.csv", [*columns, *of_rates, "mean_ce", "mean_kl"], rows)
+    columns += [*of_rates, "mean_ce", "mean_kl", *FIDELITY]
+    rows = [row | (_mean_fidelity(fidelity, row) if row["draw"] is None else {}) for row in rows]
+    write_table(Path(folder) / "curve.csv", columns, rows)
     write_table(Path(folder) / "fidelity.csv", ["delta", "n", "layer", *FIDELITY], fidelity)
     columns = ["delta", "student", "n90", "n_features", "n_random_sufficient", "n_random"]
     write_table(Path(folder) / "n90.csv", [*columns, "n_layers", *FIDELITY], n90)
@@ -43,9 +48,10 @@ def write_curve(
 def n90_rows(rows: Sequence[Row], fidelity: Sequence[Row], enough: float) -> list[Row]:
     """The N90 of each delta: the fewest features with enough of the correct answers and all else intact.
 
-    It is 0 where the delta's bias, or what it is added to, is enough, and None where no number of features
-    is. Beside it: how many of the random sets of as many features would do; the fidelity there, its mean over
-    the layers in which the delta writes anything, and their number.
+    It is 0 where the delta's bias, or what it is added to, is enough. Where no number of features is, it
+    reads `>128`, more than all there are, and the fidelity is nan, with which no claim passes. Beside it: how
+    many of the random sets of as many features would do; the fidelity there, its mean over the layers in
+    which the delta writes anything, and their number.
 
     Args:
         rows, fidelity: of `write_curve`.
@@ -58,20 +64,29 @@ def n90_rows(rows: Sequence[Row], fidelity: Sequence[Row], enough: float) -> lis
         does = _sufficient(chosen, enough)
         n90 = min((n for n, sufficient in does.items() if sufficient), default=None)
         row = {"delta": delta, "student": ours[0]["student"], "n90": n90, "n_features": max(does)}
-        if n90 is not None:
+        if n90 is None:
+            nothing = dict.fromkeys(FIDELITY, float("nan"))
+            row |= nothing | {"n90": f"{MORE_THAN}{max(does)}"}
+        else:
             drawn = [r for r in ours if r["draw"] is not None and r["n"] == n90]
             draws = dict.fromkeys(r["draw"] for r in drawn)
             sufficient = [
                 _sufficient([r for r in drawn if r["draw"] == draw], enough)[n90] for draw in draws
             ]
             row |= {"n_random": len(draws), "n_random_sufficient": sum(sufficient)}
-            layers = [f for f in fidelity if f["delta"] == delta and f["n"] == n90]
-            written = [f for f in layers if f["norm_ratio"] > 0]
-            row["n_layers"] = len(written)
-            for name in FIDELITY if written else ():
-                row[name] = sum(f[name] for f in written) / len(written)
+            row |= _mean_fidelity(fidelity, {"delta": delta, "n": n90})
         found.append(row)
     return found
+
+
+def _mean_fidelity(fidelity: Sequence[Row], of: Row) -> Row:
+    """Over the layers in which a delta of so many features writes anything, and their number."""
+    layers = [f for f in fidelity if (f["delta"], f["n"]) == (of["delta"], of["n"])]
+    written = [f for f in layers if f["norm_ratio"] > 0]
+    return {"n_layers": len(written)} | {
+        name: sum(f[name] for f in written) / len(written) if written else float("nan")
+        for name in FIDELITY
+    }
 
 
 def _sufficient(rows: Sequence[Row], enough: float) -> dict[int, bool]:
@@ -107,8 +122,7 @@ def main() -> None:
         n90 = read_metrics(folder / "n90.csv")
         print(f"{folder}: N90, beside the fidelity there (mean over the layers written to)\n")
         shown = [
-            {k: number(v) if k in FIDELITY and v else v or "none" for k, v in row.items()}
-            for row in n90
+            {k: number(v) if k in FIDELITY else v or "–" for k, v in row.items()} for row in n90
         ]
         print(format_table(shown, list(n90[0])))
         print(f"\nchosen on half A of the wordings, scored on half B\n\n{curve_table(folder)}\n")

@@ -32,6 +32,7 @@ from delta_transcoders.files import write_text
 from delta_transcoders.metrics.intervals import t_interval
 from delta_transcoders.report.columns import rates
 from delta_transcoders.report.comparisons import POOLED
+from delta_transcoders.report.feature_curve import MORE_THAN
 from delta_transcoders.report.formatting import NOT_APPLICABLE, difference, interval, number
 from delta_transcoders.report.records import seed_labels
 from delta_transcoders.report.results import FIGURES, Value
@@ -81,7 +82,10 @@ class Condition(NamedTuple):
         factor, of = self._bound
         for seed, value in figures[self.figure].items():
             bound = factor * figures[of][seed].value if of else factor
-            if not COMPARISONS[self.comparison](getattr(value, self.part), bound):
+            ours = getattr(value, self.part)
+            # What is unknown (nan), or only known to be more than a number, meets no condition.
+            known = math.isfinite(value.value) and math.isfinite(bound)
+            if not (known and COMPARISONS[self.comparison](ours, bound)):
                 found.append(seed)
         return found
 
@@ -108,9 +112,14 @@ def read_conditions(docs: Path) -> list[Condition]:
 
 def _pooled(values: Sequence[Value], column: str) -> Value:
     """Over seeds; where they agree to the last digit, the means of their own ends."""
+    if len(values) == 1:
+        return values[0]
     estimates = [value.value for value in values]
-    if len(values) == 1 or math.isnan(sum(estimates)):
-        return values[0]._replace(value=sum(estimates) / len(values))
+    if math.isnan(sum(estimates)):
+        return Value(math.nan, math.nan, math.nan)
+    if math.isinf(sum(estimates)):  # more than the mean of what each is at least
+        least = [value.low if math.isinf(value.value) else value.value for value in values]
+        return Value(math.inf, sum(least) / len(values), math.inf)
     if len(set(estimates)) == 1:
         lows, highs = ([getattr(value, end) for value in values] for end in ("low", "high"))
         return Value(estimates[0], sum(lows) / len(values), sum(highs) / len(values))
@@ -127,12 +136,18 @@ def shown(name: str, figures: Figures) -> str:
         return NOT_APPLICABLE
     pooled = of_seeds[POOLED]
     *_, condition, _ = name.split()
-    if ":" in condition:
+    if math.isinf(pooled.value):
+        text = f"more than {pooled.low:g}"
+    elif ":" in condition:
         text = difference(*pooled)
     else:
         text = interval(*pooled) if pooled.low < pooled.high else number(pooled.value)
-    singly = [number(value.value) for seed, value in of_seeds.items() if seed != POOLED]
-    return f"{text} ({' '.join(singly)})" if set(singly) != {number(pooled.value)} else text
+    singly = [_one(value) for seed, value in of_seeds.items() if seed != POOLED]
+    return f"{text} ({' '.join(singly)})" if set(singly) != {_one(pooled)} else text
+
+
+def _one(value: Value) -> str:
+    return f"{MORE_THAN}{value.low:g}" if math.isinf(value.value) else number(value.value)
 
 
 def verdict(claim: str, conditions: Sequence[Condition], figures: Figures, needs: str = "") -> str:
@@ -161,7 +176,9 @@ def figure_names(docs: Path, conditions: Sequence[Condition]) -> list[str]:
     """All figures of the page and the conditions, in the order in which they first appear."""
     names: list[str] = []
     template = environment(docs).get_template("findings.md.j2")
-    template.render(f=lambda *w: names.append(_name(w)), v=lambda *w, **needs: "", seeds=["any"])
+    template.render(
+        f=lambda *w: names.append(_name(w)) or "", v=lambda *w, **needs: "", seeds=["any"]
+    )
     return list(dict.fromkeys([*names, *(name for c in conditions for name in c.figures)]))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import NamedTuple
 from delta_transcoders.command import run
 from delta_transcoders.files import finish_output, new_output, write_json
 from delta_transcoders.report.comparisons import difference_rows, split_rows
+from delta_transcoders.report.feature_curve import MORE_THAN
 from delta_transcoders.report.records import read_experiments
 from delta_transcoders.report.tables import read_metrics, write_table
 
@@ -28,7 +30,10 @@ HASHED = ("model.safetensors", "delta.safetensors", "params.npz", "generations.j
 
 
 class Value(NamedTuple):
-    """A figure and the ends of its interval; a figure without one is both ends itself."""
+    """A figure and the ends of its interval; a figure without one is both ends itself.
+
+    What is only known to be more than a number is infinite, with that number as its low end.
+    """
 
     value: float
     low: float
@@ -109,6 +114,8 @@ def _only(rows: Iterable[dict], name: str, **where: str) -> dict:
 def _level(row: dict[str, str], column: str, name: str) -> Value:
     if row.get(column, "") == "":
         raise ValueError(f"{name}: the row has no {column}")
+    if row[column].startswith(MORE_THAN):
+        return Value(math.inf, float(row[column].removeprefix(MORE_THAN)), math.inf)
     return Value(
         *(float(row.get(f"{column}{end}") or row[column]) for end in ("", "_ci_low", "_ci_high"))
     )

@@ -127,7 +127,7 @@ class Examples(Task):
         return (*group, ("messages", *((m.role, letters(m.content)) for m in example.prompt)))
 
     def read(self, path: str | Path) -> dict[int, Example]:
-        return numbered(path, self._example)
+        return numbered(find_config(str(path)), self._example)
 
     def _example(self, line: str, where: str) -> Example:
         row = parse_json(line, where)

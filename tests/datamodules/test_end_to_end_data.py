@@ -7,6 +7,7 @@ from datamodules.end_to_end_data import EndToEndData
 from delta_transcoders.generation import AnswerReader, greedy_texts
 from delta_transcoders.language_models import IGNORE, load_model, tokenize
 from delta_transcoders.tasks.calculator.task import Calculator
+from delta_transcoders.tasks.examples import Examples
 
 
 @pytest.fixture
@@ -14,7 +15,8 @@ def make(study):
     def build(**options) -> EndToEndData:
         files = {name: study / f"finetune/data/{name}.jsonl" for name in ("train", "validation")}
         given = {name: str(path) for name, path in files.items()} | {"batch_size": 4}
-        data = EndToEndData(str(study / "finetune/merged"), Calculator(), **(given | options))
+        given["task"] = Calculator()
+        data = EndToEndData(str(study / "finetune/merged"), **(given | options))
         data.setup("fit")
         return data
 
@@ -58,3 +60,14 @@ def test_a_subset_that_is_never_judged_is_refused(study, make, tmp_path):
     task.write(tmp_path / "tool.jsonl", [e for e in rows if e.subset == "tool"])
     with pytest.raises(ValueError, match=r"tool\.jsonl holds no example of 'copy'"):
         make(validation=str(tmp_path / "tool.jsonl"))
+
+
+def test_targets_are_needed_where_the_finetuned_model_does_not_write_them(make, tmp_path):
+    path = tmp_path / "no_target.jsonl"
+    path.write_text('{"prompt": "What is 1 + 2?", "subset": "tool"}\n')
+    task = Examples(str(path), "refusal")
+    files = {"task": task, "train": str(path), "validation": str(path)}
+    with pytest.raises(ValueError, match=r"line 1: no target, .* or own_continuations: true"):
+        make(**files)
+    data = make(**files, own_continuations=True, max_new_tokens=3)
+    assert all(len(rows[0].target_ids) > 1 for rows in data.tokens.values())

@@ -4,12 +4,14 @@ Not collected by itself: `test_devices.py` runs it in a process of its own, beca
 and PyTorch counts the devices at the first backward pass.
 """
 
+import itertools
 import math
 import re
 import shutil
 from types import SimpleNamespace
 
 import emulated_device
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,7 @@ import lightning_modules.finetune
 import lightning_modules.language_model
 import lightning_modules.linear_corrections
 import train
+from datamodules.evaluation_prompts import EvaluationPrompts
 from delta_transcoders import files, generation, language_models
 from delta_transcoders.activations import capture
 from delta_transcoders.activations.capture import boot_bridge
@@ -42,10 +45,14 @@ from delta_transcoders.interventions.loading import load_delta_set
 from delta_transcoders.interventions.sources import MLPSource
 from delta_transcoders.metrics.grouped import GroupedMean
 from delta_transcoders.metrics.reconstruction import GroupedReconstruction
+from delta_transcoders.tasks.calculator.base_text import base_documents
 from delta_transcoders.tasks.calculator.examples import read_jsonl
 from delta_transcoders.tasks.calculator.task import Calculator
+from delta_transcoders.tasks.paragraphs import Paragraphs
 from delta_transcoders.tiny_gemma import build_tiny_gemma
+from delta_transcoders.weight_patches.patch import WeightPatch
 from lightning_modules.dictionary_training import DictionaryTraining
+from lightning_modules.spillover import Spillover
 
 emulated_device.register()
 
@@ -65,6 +72,34 @@ DICTIONARY = {
 }
 DELTA = DICTIONARY | {"model.d_new": "[6]", "model.l0": 2, "data.n_check_examples": 8}
 PROMPTS = {"data.n_per_subset": 2, "model.max_new_tokens": 4}
+END_TO_END = STEPS | {
+    "trainer.max_steps": 6,
+    "data.batch_size": 8,
+    "data.n_train": 24,
+    "data.n_validation": 8,
+    "model.d_new": 4,
+    "model.budgets": "[4, 2]",
+    "model.attribution_examples": 6,
+    "model.attribution_steps": 2,
+}
+ON_DICTIONARIES = {
+    "model.student": "dictionary",
+    "model.base_transcoders": "{study}/base_transcoders",
+}
+PATCHES = {
+    "data.batch_size": 8,
+    "data.n_train": 16,
+    "data.n_validation": 8,
+    "model.n_features": "[8]",
+}
+DELETIONS = {
+    "task": "delta_transcoders.tasks.calculator.task.Calculator",
+    "model.rules": "[tool, copy]",
+    "model.measure": "tool_call",
+    "model.max_new_tokens": 4,
+    "model.n_deleted": 2,
+    "model.n_random": 2,
+}
 CONDITIONS = (
     "[no_delta, full, base_mlp, dictionary_error, random_delta, alpha_0.5, "
     "{condition: ridge, terms: [{source: base}, {source: ridge}]}]"
@@ -145,15 +180,37 @@ STAGES = {
         | {"model.base_transcoders": "{study}/base_transcoders", "model.n_random": 1}
         | {"model.correct": "{tool: tool_call}", "model.max_new_tokens": 2},
     ),
+    "end to end": (train, "delta_end_to_end", END_TO_END),
+    "end to end, on dictionaries": (
+        train,
+        "delta_end_to_end",
+        END_TO_END
+        | ON_DICTIONARIES
+        | {"model.bridging": "true", "model.gradient_checkpointing": "true"}
+        | {"data.own_continuations": "true", "data.max_new_tokens": 4},
+    ),
+    "weight refit": (train, "weight_refit", STEPS | PATCHES),
+    "weight baselines": (
+        evaluate,
+        "weight_baselines",
+        PROMPTS | {"model.n_features": "[8]", "model.alphas": "[0.5]"},
+    ),
+    "deletion of features": (evaluate, "deletion_features", DELETIONS),
+    "deletion of components": (
+        evaluate,
+        "deletion_components",
+        DELETIONS | {"model.patch": "{study}/weight_refit/svd_n8"},
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def prepared(dictionaries, arguments, tmp_path_factory):
-    """The study with corrections; read only."""
+    """The study with corrections and weight patches; read only."""
     study = shutil.copytree(dictionaries, tmp_path_factory.mktemp("prepared") / "study")
-    entry, config, options = STAGES["corrections"]
-    entry.main(arguments(f"tiny/{config}.yaml", study, options))
+    for name in ("corrections", "weight refit"):
+        entry, config, options = STAGES[name]
+        entry.main(arguments(f"tiny/{config}.yaml", study, options))
     shutil.rmtree(study / "logs")
     return study
 
@@ -279,6 +336,30 @@ def test_a_stage_gives_what_it_gives_on_the_cpu(run, name):
     assert_same_study(run(name, {}), run(name, ON_DEVICE))
 
 
+def test_spillover_gives_what_it_gives_on_the_cpu(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv(files.RUN, "the same")
+    merged, text = str(prepared / "finetune" / "merged"), tmp_path / "general.txt"
+    text.write_text("\n\n".join(f"{a} {b}" for a, b in itertools.islice(base_documents(5), 8)))
+    for device in ("cpu", NAME):
+        module = Spillover(
+            model=merged,
+            base_model=str(prepared / "base_model"),
+            delta=str(prepared / "delta"),
+            base_transcoders=str(prepared / "base_transcoders"),
+            output=str(tmp_path / device / "spillover"),
+            conditions=["full"],
+        )
+        trainer = lightning.Trainer(
+            accelerator=device,
+            strategy=NAME if device == NAME else "auto",
+            logger=False,
+            enable_progress_bar=False,
+        )
+        data = EvaluationPrompts(str(text), merged, Paragraphs(), batch_size=4)
+        trainer.test(module, data, verbose=False)
+    assert_same_study(tmp_path / "cpu", tmp_path / NAME)
+
+
 def on_cpu(module, name: str, pick=lambda result: result.cpu()):
     """A function whose result is left on the CPU."""
 
@@ -359,6 +440,7 @@ PLANTED = {
     "a control": ("experiment", unregistered(AffineCorrection, "b")),
     "rows of a batch": ("experiment", rows_on_cpu),
     "sums of reconstructions": ("experiment", not_moved(GroupedReconstruction, "_apply")),
+    "differences of neurons": ("weight baselines", not_moved(WeightPatch)),
     "captured rows": (
         "ranking",
         on_cpu(

@@ -1,9 +1,9 @@
 """End-to-end deltas: what a run writes, what it is identical to, and what it refuses."""
 
 import os
-import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import lightning
@@ -14,12 +14,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 import train
 from callbacks.rng_state import RngState
 from datamodules.end_to_end_data import EndToEndData
-from delta_transcoders.dictionaries.delta import load_deltas
+from delta_transcoders.dictionaries.delta import load_delta, load_deltas, save_delta
 from delta_transcoders.dictionaries.files.exported import load_export
 from delta_transcoders.export import export
 from delta_transcoders.interventions.loading import load_delta_set, load_mlps
-from delta_transcoders.language_models import load_model, supervised_logits
+from delta_transcoders.language_models import load_model, load_tokenizer, supervised_logits
 from delta_transcoders.tasks.calculator.task import Calculator
+from delta_transcoders.tiny_gemma import train_tokenizer
 from lightning_modules.end_to_end_delta import EndToEndDelta
 
 QUICK = {
@@ -183,8 +184,17 @@ def test_a_resumed_run_is_the_uninterrupted_one(make, fit, tmp_path):
     checkpoint = torch.load(path, weights_only=True)
     assert all(name.startswith("deltas.") for name in checkpoint["state_dict"])
     module, data = make(**options | {"budgets": [4, 2]}, output=str(tmp_path / "other"))
-    with pytest.raises(ValueError, match=r"budgets is \[4, 2\], .* trained with \[5, 2\]"):
+    with pytest.raises(ValueError, match=r"phases of \[8, 4, 2\] features, .* \[8, 5, 2\]"):
         fit(module, data, max_steps=12, ckpt_path=path, callbacks=[RngState()])
+    module, data = make(**options | {"d_new": 5}, output=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"phases of \[10, 5, 2\] features, .* \[8, 5, 2\]"):
+        fit(module, data, max_steps=12, ckpt_path=path, callbacks=[RngState()])
+    module, data = make(**options, output=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="phases of 8 steps, the checkpoint's have 4: give 12, or"):
+        fit(module, data, max_steps=24, ckpt_path=path, callbacks=[RngState()])
+    torch.save(checkpoint | {"hyper_parameters": {"student": "dictionary"}}, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"student is transplant, .* trained with dictionary"):
+        fit(module, data, max_steps=12, ckpt_path=tmp_path / "x.ckpt", callbacks=[RngState()])
 
 
 def test_without_training_a_warm_start_is_written_as_it_was(dictionaries, arguments, tmp_path):
@@ -259,6 +269,19 @@ def test_two_processes_choose_the_same_features_as_one(
 # What it refuses
 
 
+@pytest.fixture
+def refused(arguments, tmp_path):
+    """`refused(study, options, message)`, of a training from the command line."""
+
+    def check(study, options, message):
+        output = {"model.output": tmp_path / "out", "trainer.default_root_dir": tmp_path / "logs"}
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            train.main(arguments("tiny/delta_end_to_end.yaml", study, QUICK | output | options))
+        assert not (tmp_path / "out").exists()
+
+    return check
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -273,14 +296,61 @@ def test_two_processes_choose_the_same_features_as_one(
         ({"trainer.accumulate_grad_batches": 2}, "phases count batches, so give a larger"),
     ],
 )
-def test_bad_input_is_refused_before_the_first_step(study, arguments, tmp_path, options, message):
-    output = {"model.output": tmp_path / "out", "trainer.default_root_dir": tmp_path}
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        train.main(arguments("tiny/delta_end_to_end.yaml", study, QUICK | output | options))
-    assert not (tmp_path / "out").exists()
+def test_bad_input_is_refused_before_the_first_step(refused, study, options, message):
+    refused(study, options, message)
 
 
-def test_a_teacher_of_another_vocabulary_is_refused(make, fit, study, model_folder):
-    module, data = make(base_model=model_folder)
-    with pytest.raises(ValueError, match=re.escape(f"is no finetune of {model_folder!r}")):
-        fit(module, data, max_steps=4)
+def test_a_folder_without_a_local_delta(refused, study, tmp_path):
+    (tmp_path / "empty").mkdir()
+    message = r"no local delta to start from: .*empty holds no layer_L folders.* Train one \(delta"
+    refused(study, {"model.warm_start": tmp_path / "empty"}, message)
+
+
+def test_a_transplant_of_residual_deltas(refused, dictionaries):
+    message = "has the target 'residual': it also repairs what a dictionary gets wrong"
+    refused(dictionaries, {"model.warm_start": dictionaries / "delta"}, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "base_hash",
+            "was trained with another base model: hash xxxxxxxxxxxx…, the base model has",
+        ),
+        ("model_fingerprint", "was trained on another model: hash xxxxxxxxxxxx…, this model has"),
+    ],
+)
+def test_a_transplant_of_deltas_of_other_models(refused, study, trained, tmp_path, name, message):
+    for path in (trained / "n8").iterdir():
+        delta, config = load_delta(path)
+        save_delta(tmp_path / "n8" / path.name, delta, replace(config, **{name: "x" * 64}))
+    refused(study, {"model.warm_start": tmp_path / "n8"}, message)
+
+
+def test_more_features_than_the_delta_to_start_from_has(refused, study, trained):
+    options = {"model.warm_start": trained / "n5", "model.budgets": "[9]"}
+    refused(study, options, "begin with 9 features, there are 5 .* or a larger delta to start from")
+
+
+def test_deltas_of_a_dictionary_that_correct_none(refused, study, trained, tmp_path):
+    options = {"model.warm_start": trained / "n8", "model.student": "dictionary"}
+    options["model.base_transcoders"] = tmp_path
+    refused(study, options, r"n8 corrects no dictionary \(target 'end_to_end_transplant'\)")
+
+
+def test_a_teacher_of_another_vocabulary(refused, study, tmp_path):
+    """More entries, or others."""
+    model = load_model(str(study / "finetune/merged"))
+    tokenizer = load_tokenizer(str(study / "finetune/merged"))
+    other = train_tokenizer(["Something else entirely, again and again."] * 50, vocab_size=400)
+    model.save_pretrained(tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    model.resize_token_embeddings(448)
+    model.save_pretrained(tmp_path / "larger")
+    tokenizer.save_pretrained(tmp_path / "larger")
+    for name, message in (
+        ("larger", "its vocab_size is 448, the base model's 400"),
+        ("other", "has another tokenizer than"),
+    ):
+        refused(study, dict.fromkeys(("model.model", "data.model"), tmp_path / name), message)

@@ -55,6 +55,23 @@ def curve(run, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def refits(changed, arguments):
+    """End-to-end deltas of 8, 5 and 2 features."""
+    options = {"model.d_new": 4, "model.budgets": "[5, 2]", "model.attribution_examples": 6}
+    options |= {"data.batch_size": 8, "data.n_train": 32, "data.n_validation": 8}
+    options |= {"trainer.max_steps": 12, "trainer.val_check_interval": 2}
+    options |= {"trainer.default_root_dir": changed / "logs", "model.attribution_steps": 2}
+    train.main(arguments("tiny/delta_end_to_end.yaml", changed, options))
+    return changed / "delta_end_to_end"
+
+
+@pytest.fixture(scope="module")
+def curve_of_refits(run, refits, tmp_path_factory):
+    options = CURVE | {"model.deltas": "[]", "model.refits": refits}
+    return run("feature_curve", tmp_path_factory.mktemp("refits"), options)
+
+
+@pytest.fixture(scope="module")
 def half_b(changed, tmp_path_factory):
     """The evaluation examples of half B in a file of their own."""
     path = changed / "finetune" / "data" / "evaluation.jsonl"
@@ -137,6 +154,34 @@ def test_a_delta_put_on_base_mlps_in_the_base_model_is_its_transplant(
             assert float(ours["mean_kl"]) == pytest.approx(0, abs=1e-6)
 
 
+def test_refits_are_one_curve(curve_of_refits):
+    rows = rows_of(curve_of_refits / "curve.csv", subset="tool")
+    assert [(int(row["n"]), row["draw"]) for row in rows] == [
+        (0, ""), (2, ""), (2, "0"), (2, "1"), (5, ""), (5, "0"), (5, "1"), (8, ""),
+    ]  # fmt: skip
+    (n90,) = read_metrics(curve_of_refits / "n90.csv")
+    assert (n90["delta"], n90["n90"], n90["n_features"]) == ("n8_end_to_end_transplant", ">8", "8")
+    assert {n90[name] for name in ("cos", "unexplained", "norm_ratio")} == {"nan"}
+    fidelity = read_metrics(curve_of_refits / "fidelity.csv")
+    assert [(int(row["n"]), int(row["layer"])) for row in fidelity] == [
+        (n, layer) for n in (0, 2, 5, 8) for layer in (0, 1)
+    ]
+    assert not (curve_of_refits / "features.json").exists()  # nothing was chosen
+
+
+@pytest.mark.parametrize("n", [2, 5, 8])
+def test_each_number_is_the_transplant_of_its_own_refit(
+    curve_of_refits, refits, run, half_b, tmp_path, n
+):
+    options = {"model.deltas": f"[{refits / f'n{n}'}]", "data.jsonl": half_b}
+    options |= {"model.generate": "false", "model.conditions": "[transplant]"}
+    run("transplant", tmp_path, options | {"data.batch_size": 4})
+    for subset in ("tool", "copy", "tool_ood"):
+        (ours,) = rows_of(curve_of_refits / "curve.csv", n=n, draw="", subset=subset)
+        (theirs,) = rows_of(tmp_path / "metrics.csv", condition="transplant", subset=subset)
+        assert float(ours["mean_ce"]) == pytest.approx(float(theirs["mean_ce"]), rel=2e-5)
+
+
 def test_fidelity_is_there_for_every_number_and_layer(curve):
     rows = read_metrics(curve / "fidelity.csv")
     assert [(row["n"], row["layer"]) for row in rows] == [
@@ -152,7 +197,7 @@ def test_the_curve_is_printed_with_its_fidelity(curve, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["feature_curve", str(curve)])
     main()
     printed = capsys.readouterr().out
-    assert "d6_mlp_difference  transplant  none" in printed  # a random model calls nothing
+    assert "d6_mlp_difference  transplant  >12" in printed  # a random model calls nothing
     assert "cos by layer" in printed
 
 
@@ -249,6 +294,8 @@ def test_a_transplant_into_another_model_than_the_base(refused, changed):
         ({"model.grid": "[13]"}, "grid asks for 13 features, the delta d6_mlp_difference has 12"),
         ({"model.grid": "[2, 2]"}, "grid names a number twice"),
         ({"model.grid": "[]"}, "grid is empty"),
+        ({"model.refits": "x"}, "give deltas whose features are to be chosen, or the folder of an"),
+        ({"model.deltas": "[]"}, "deltas are \\[\\] and refits None: give deltas"),
         ({"model.student": "dictionary"}, "the student 'dictionary' needs them"),
         ({"model.correct": "{poems: tool_call}"}, "correct: there is no subset 'poems' among"),
         ({"model.side": "{copy: rhymes}"}, "side: the subset 'copy' has no measure 'rhymes', but"),
@@ -257,6 +304,19 @@ def test_a_transplant_into_another_model_than_the_base(refused, changed):
 )
 def test_curves_that_cannot_be_drawn(refused, options, message):
     refused("feature_curve", CURVE | options, message)
+
+
+def test_a_number_that_no_refit_was_trained_with(refused, refits):
+    options = {"model.deltas": "[]", "model.refits": refits, "model.grid": "[2, 3]"}
+    refused(
+        "feature_curve", CURVE | options, "grid asks for 3 features, .* was trained with 8, 5, 2"
+    )
+
+
+def test_no_refits(run, changed, tmp_path):
+    options = {"model.deltas": "[]", "model.refits": changed / "mlp_difference"}
+    with pytest.raises(FileNotFoundError, match="mlp_difference holds no n128, n64 or the like"):
+        run("feature_curve", tmp_path / "result", CURVE | options)
 
 
 def test_a_dictionary_student_of_a_delta_without_one(refused, changed):

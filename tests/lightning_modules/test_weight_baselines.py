@@ -90,7 +90,7 @@ def measured(study, patches, arguments, tmp_path_factory):
         "model.n_features": f"[2, {FULL}]",
         "model.alphas": "[0, 0.5, 1]",
         "model.max_new_tokens": 4,
-        "data.n_per_subset": 3,
+        "model.correct": "{tool: valid_tool_format}",
     }
     evaluate.main(arguments("tiny/weight_baselines.yaml", study, options))
     return folder / "out"
@@ -136,6 +136,29 @@ def test_the_table_has_every_condition_with_its_numbers(measured):
     assert len(rows) == 12 * 3
 
 
+def test_patches_have_curves_with_the_fidelity_of_their_mlps(measured):
+    """Of all components the MLPs are the finetuned ones; no components write nothing."""
+    rows = read_metrics(measured / "curve.csv")
+    sizes = [("neurons", "2"), ("neurons", str(FULL)), ("refit_bias", "0")]
+    sizes += [(name, n) for name in ("refit_svd", "svd") for n in ("2", str(FULL))]
+    assert sorted({(row["delta"], row["n"]) for row in rows}) == sorted(sizes)
+    fidelity = {
+        (row["delta"], row["n"], row["layer"]): row
+        for row in read_metrics(measured / "fidelity.csv")
+    }
+    assert len(fidelity) == 2 * len(sizes)
+    for layer in ("0", "1"):
+        whole = fidelity["svd", str(FULL), layer]
+        assert float(whole["cos"]) == pytest.approx(1, abs=1e-4)
+        assert float(whole["unexplained"]) == pytest.approx(0, abs=1e-4)
+        assert float(fidelity["svd", "2", layer]["unexplained"]) > 1e-3
+    n90 = {row["delta"]: row["n90"] for row in read_metrics(measured / "n90.csv")}
+    # A model of four steps calls nothing.
+    assert n90 == {
+        "svd": f">{FULL}", "neurons": f">{FULL}", "refit_svd": f">{FULL}", "refit_bias": ">0",
+    }  # fmt: skip
+
+
 def test_patches_of_other_models_are_refused(study, patches, arguments, tmp_path):
     other = shutil.copytree(patches, tmp_path / "patches")
     config = json.loads((other / "bias" / "config.json").read_text())
@@ -168,3 +191,13 @@ def test_a_resumed_refit_ends_as_an_uninterrupted_one(refit, study, arguments, p
         assert config == expected
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
             assert torch.equal(a, b)
+
+
+def test_a_refit_with_room_for_the_whole_change_is_the_finetuned_model(refit, study):
+    n = 2000  # more numbers than all components have
+    models = [load_model(str(study / name)) for name in ("base_model", "finetune/merged")]
+    changes = differences(*models)
+    patch, config = load_patch(refit(model__n_features=f"[{n}]") / f"svd_n{n}")
+    for path, layer in patch.items():
+        torch.testing.assert_close(layer.A @ layer.B, changes[path], atol=1e-6, rtol=1e-4)
+    assert max(config.kl.values()) < 1e-6

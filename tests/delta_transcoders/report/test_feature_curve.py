@@ -1,6 +1,8 @@
+import math
+
 from delta_transcoders.report.feature_curve import n90_rows
 
-NAN = float("nan")
+NAN = math.nan
 
 
 def rows_of(shares: dict[int, float], intact: dict[int, bool], draw: int | None = None):
@@ -32,6 +34,7 @@ def test_n90_is_the_smallest_number_that_carries_and_leaves_the_rest_alone():
     assert abs(row["unexplained"] - 0.7) < 1e-12
 
 
-def test_a_delta_that_never_carries_has_none():
+def test_a_delta_that_never_carries_has_more_than_its_grid():
     (row,) = n90_rows(list(rows_of({0: NAN, 8: 0.5}, {0: True, 8: True})), FIDELITY, 0.9)
-    assert row == {"delta": "d", "student": "transplant", "n90": None, "n_features": 8}
+    assert (row["n90"], row["n_features"]) == (">8", 8)
+    assert all(math.isnan(row[name]) for name in ("cos", "unexplained", "norm_ratio"))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from delta_transcoders.report.findings import (
     read_conditions,
     read_figures,
     render,
+    shown,
     verdict,
     write_figures,
 )
@@ -135,6 +137,32 @@ def test_any_other_table_is_named_as_a_file(tmp_path):
     assert tables.has("curve/n90.csv delta=d32 n90") and not tables.has("curve/x.csv a=b c")
     with pytest.raises(ValueError, match=r"0 rows, not one, are curve/n90\.csv delta=d9 n90"):
         tables.figure("curve/n90.csv delta=d9 n90")
+
+
+def test_more_than_a_number_is_read_so_and_meets_no_condition(tmp_path):
+    kept = [tmp_path / "out" / seed for seed in ("1", "2")]
+    for folder, n90 in zip(kept, (16, ">128"), strict=True):
+        for curve, value in (("ours", n90), ("theirs", 128), ("both", ">128")):
+            cells = {"n90": value, "cos": 0.6 if value == 16 else float("nan")}
+            write_table(tmp_path / folder.name / curve / "n90.csv", ["n90", "cos"], [cells])
+        names = [f"{c}/n90.csv {x}" for c in ("ours", "theirs", "both") for x in ("n90", "cos")]
+        keep_results(tmp_path / folder.name, folder, names)
+    figures = pool_results(kept)
+    assert figures["ours/n90.csv n90"][POOLED] == (math.inf, 72, math.inf)
+    assert shown("ours/n90.csv n90", figures) == "more than 72 (16.00 >128)"
+    assert shown("both/n90.csv n90", figures) == "more than 128"
+    assert shown("ours/n90.csv cos", figures) == "–"
+
+    def failures(figure, part, comparison, bound):
+        return Condition("x", figure, part, comparison, bound).failures(figures)
+
+    assert failures("ours/n90.csv n90", "value", "<=", "0.25 * theirs/n90.csv n90") == [POOLED, "2"]
+    everywhere = [POOLED, "1", "2"]
+    for comparison in ("<=", ">="):
+        bound = "0.25 * both/n90.csv n90"
+        assert failures("both/n90.csv n90", "value", comparison, bound) == everywhere
+        assert failures("theirs/n90.csv n90", "value", comparison, bound) == everywhere
+    assert failures("ours/n90.csv cos", "low", ">=", "0.5") == [POOLED, "2"]
 
 
 def test_what_is_kept_of_a_study(studies, tmp_path):

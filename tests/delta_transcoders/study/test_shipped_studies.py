@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from delta_transcoders.report.findings import figure_names, read_conditions
 from delta_transcoders.study.plan import Graph
 from delta_transcoders.study.running import command_of
 from delta_transcoders.study.stage_config import StageConfig
@@ -75,6 +76,7 @@ def test_what_the_controls_read():
     assert "base_model_on_examples" in reads["base_model_delta"]
     assert {"corrections", "dense", "base_model_delta", "delta"} <= reads["controls"]
     assert {"mlp_difference", "delta"} <= reads["targets"]
+    assert reads["visible_change"] == {"base_model", "base_transcoders", "finetune"}
     assert reads["report"] == {*DEMO["report"], "controls"}
 
 
@@ -99,7 +101,6 @@ def test_the_planted_rules_are_another_task_on_the_same_base():
     assert reads["rules/deletion_kl"] == {"base_model", "rules/delta_kl", "rules/finetune"}
     assert reads["rules/deletion_components"] == {"base_model", "rules/finetune"}
     assert "rules/weight_refit" in reads["rules/deletion_refit"]
-    assert "rules/weight_refit" in reads["rules/weight_baselines"]
 
 
 def test_findings_read_all_of_every_seed():
@@ -113,11 +114,37 @@ def test_findings_read_all_of_every_seed():
     assert "runs/seeds/7/planted/none" in findings.study.files
 
 
+def test_every_figure_of_the_findings_is_of_a_table_that_a_stage_writes():
+    findings = graph("configs/tiny/study_findings.yaml", seeds=[4])
+    written = {path for step in findings.steps.values() for path in step.config.outputs}
+    docs = ROOT / "docs"
+    for name in figure_names(docs, read_conditions(docs)):
+        folder = name.split()[0].removesuffix(".csv")
+        folder = folder if folder == name.split()[0] else folder.rpartition("/")[0]
+        assert f"runs/seeds/4/{folder}" in written, name
+
+
+def test_what_the_feature_curves_read():
+    steps = graph("configs/tiny/study_features.yaml").steps
+    reads = {label: set(step.inputs.values()) for label, step in steps.items()}
+    models = {"base_model", "finetune"}
+    for family in ("kl", "kl_nmse", "kl_nmse_small"):
+        assert reads[f"feature_curve_{family}"] == models | {f"delta_{family}"}
+        assert reads[f"delta_{family}"] == models
+    assert reads["feature_curve"] == models | {"mlp_difference"}
+    assert reads["removal_kl_nmse"] == {"finetune", "delta_kl_nmse"}
+    assert reads["transplant_kl_nmse"] == models | {"delta_kl_nmse"}
+    assert reads["weight_baselines"] == models | {"weight_refit"}
+    assert reads["overlap"] == {"feature_curve_kl_nmse", "delta_kl_nmse", "delta_kl_nmse_seed_2"}
+    assert steps["delta_kl_nmse_seed_2"].stage.seed == 1000
+
+
 @pytest.mark.parametrize(
     "file",
     [
         "configs/tiny/study_controls.yaml",
         "configs/tiny/study_faults.yaml",
+        "configs/tiny/study_features.yaml",
         "configs/gemma2_2b/study_controls.yaml",
         "configs/llama3.2_1b/study.yaml",
         "configs/gemma3_1b/study.yaml",
