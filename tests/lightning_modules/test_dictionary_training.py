@@ -275,7 +275,7 @@ def test_experiments_write_a_row_for_every_layer_subset_and_condition(
     exp1, exp2a, exp2b = (
         read_metrics(tmp_path / n / "metrics.csv") for n in ("exp1", "exp2a", "exp2b")
     )
-    assert len(exp1) == (1 + 3 * 2) * 3
+    assert len(exp1) == (1 + 3 * 3) * 3
     assert len(exp2a) == (1 + 3 * 4) * 3
     assert len(exp2b) == (1 + 3 * 7) * 3
 
@@ -296,6 +296,7 @@ def test_experiments_write_a_row_for_every_layer_subset_and_condition(
     assert 0 < config["measured"]["fvu_full"] < 1
     one = cell(exp1, "fvu", subset="tool", layer="0", condition="full")
     assert 0 < one < cell(exp1, "fvu", subset="tool", layer="0", condition="no_delta")
+    assert 0 < cell(exp1, "fvu", subset="tool", layer="0", condition="top_8_neurons") < 1
     lines = (tmp_path / "exp2a" / "generations.jsonl").read_text().splitlines()
     assert len(lines) == (1 + 3 * 4) * 15
     assert {"layer", "condition", "prompt", "target", "text", "parsed_call"} <= set(

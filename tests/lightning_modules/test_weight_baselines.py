@@ -28,6 +28,17 @@ QUICK = {
 
 
 @pytest.fixture(scope="module")
+def study(study, arguments, tmp_path_factory):
+    """The study with a finetune of few components: LoRA of rank 2 on the MLPs alone."""
+    folder = shutil.copytree(study, tmp_path_factory.mktemp("few_components") / "study")
+    few = {"model.lora_r": 2, "model.target_modules": "[gate_proj, up_proj, down_proj]"}
+    calls = {"data.n_train": 64, "data.n_validation": 15, "data.n_evaluation": 5}
+    steps = {"data.batch_size": 8, "trainer.max_steps": 4, "trainer.val_check_interval": 2}
+    train.main(arguments("tiny/lora.yaml", folder, few | calls | steps))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def refit(study, arguments, tmp_path_factory):
     """`refit(**options)`: the folder of patches, trained for a few steps."""
 

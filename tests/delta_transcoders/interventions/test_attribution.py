@@ -73,13 +73,13 @@ def test_it_is_exact_where_the_measure_is_linear_in_what_is_written(engine, rows
 
 
 def test_attributions_add_up_to_what_opening_the_gates_changes(relu, rows):
-    found = attribute(relu, rows, ADDED, "delta", steps=32)
+    found = attribute(relu, rows, ADDED, "delta", steps=64)
     assert {layer: tuple(values.shape) for layer, values in found.items()} == {
         layer: (3, 6) for layer in ALL
     }
     closed, opened = ends(relu, rows, ADDED)
     total = sum(values_EF.sum(1) for values_EF in found.values())
-    assert (opened - closed).abs().min() > 0.3
+    assert (opened - closed).abs().min() > 0.2  # two hundred times what is tolerated
     torch.testing.assert_close(total, opened - closed, rtol=1e-3, atol=1e-3)
 
 

@@ -13,18 +13,20 @@ from delta_transcoders.tasks.calculator.rules import COPY, RULES, SUBSETS, Plant
 from delta_transcoders.tasks.wordings import half_of, wording
 
 SPLITS = ("train", "validation", "evaluation")
+N_EVALUATION = len(REQUESTS) - 30
+"""Of each subset: every wording that is kept for evaluation, once."""
 
 
 @pytest.fixture(scope="module")
 def splits():
-    return PlantedRules().generate(1600, 160, 60, seed=3)
+    return PlantedRules().generate(1600, 160, N_EVALUATION, seed=3)
 
 
 def test_half_is_copied_and_the_rules_share_the_rest(splits):
     expected = {
         "train": dict.fromkeys(RULES, 200) | {COPY: 800},
         "validation": dict.fromkeys(RULES, 20) | {COPY: 80},
-        "evaluation": dict.fromkeys(SUBSETS, 60),
+        "evaluation": dict.fromkeys(SUBSETS, N_EVALUATION),
     }
     assert {n: dict(Counter(e.subset for e in rows)) for n, rows in splits.items()} == expected
 
@@ -38,7 +40,7 @@ def test_no_wording_and_no_prompt_is_in_two_splits(splits):
     assert {e.group for rows in splits.values() for e in rows if e.group} == set(REQUESTS)
     for rule in RULES:
         mine = [e for e in splits["evaluation"] if e.subset == rule]
-        assert len({e.group for e in mine}) == len(REQUESTS) - 30
+        assert len({e.group for e in mine}) == N_EVALUATION
         halves = Counter(half_of(wording(e)) for e in {e.group: e for e in mine}.values())
         assert min(halves["A"], halves["B"]) >= 4
 
@@ -59,10 +61,11 @@ def test_the_sentence_alone_decides(splits):
 def test_the_base_model_has_read_each_sentence_and_each_request(splits):
     lines = {masked(line) for line, _ in itertools.islice(base_documents(0), 20_000)}
     before = {line.split(". ")[0] for line in lines}
+    requests = {line.split(". ")[-1] for line in lines}  # some only after a sentence
     for example in itertools.chain(*splits.values()):
         if example.group:
             sentence, request = masked(example.prompt[:-1]).split(". ")
-            assert sentence in before and request in lines
+            assert sentence in before and request in requests
 
 
 def masked(line: str) -> str:
@@ -71,8 +74,8 @@ def masked(line: str) -> str:
 
 def test_the_same_seed_gives_the_same_examples_and_files(splits, tmp_path):
     task = PlantedRules()
-    assert task.generate(1600, 160, 60, seed=3) == splits
-    assert task.generate(1600, 160, 60, seed=4) != splits
+    assert task.generate(1600, 160, N_EVALUATION, seed=3) == splits
+    assert task.generate(1600, 160, N_EVALUATION, seed=4) != splits
     task.write(tmp_path / "rows.jsonl", splits["validation"])
     assert list(task.read(tmp_path / "rows.jsonl").values()) == splits["validation"]
 
