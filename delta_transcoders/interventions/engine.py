@@ -262,11 +262,9 @@ class InterventionEngine:
         ]
         read = {i: replace(examples[i], target_ids=examples[i].opening_ids) for i in others}
         logprobs = {}
-        for part in self._passes(
-            [interventions[i] for i in others], [len(read[i]) for i in others]
-        ):
+        for part in self.passes([interventions[i] for i in others], [len(read[i]) for i in others]):
             rows = [others[index] for index in part]
-            logits, labels, _ = self._supervised(
+            logits, labels, _ = self.supervised(
                 [read[row] for row in rows], [interventions[row] for row in rows]
             )
             for row, logits_NV, labels_N in zip(rows, logits, labels, strict=True):
