@@ -99,7 +99,6 @@ def test_the_planted_rules_are_another_task_on_the_same_base():
     assert reads["rules/deletion_kl"] == {"base_model", "rules/delta_kl", "rules/finetune"}
     assert reads["rules/deletion_components"] == {"base_model", "rules/finetune"}
     assert "rules/weight_refit" in reads["rules/deletion_refit"]
-    assert "rules/weight_refit" in reads["rules/weight_baselines"]
 
 
 def test_findings_read_all_of_every_seed():
