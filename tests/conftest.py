@@ -9,7 +9,6 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import lightning  # noqa: F401  pytest-xdist's threads import it where warnings come in, two at once can fail
 import pytest
 import torch
 

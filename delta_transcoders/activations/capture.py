@@ -11,6 +11,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -46,17 +47,20 @@ def boot_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> T
     tokenizer, and puts no BOS before them that the tokenizer itself would not put there.
     """
     from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge.sources.transformers import source
 
     # The bridge gives a tokenizer a BOS token that has none, and makes it put BOS before every text.
     given_up = copy.deepcopy(tokenizer)
     given_up.init_kwargs["add_bos_token"] = True  # or it is loaded anew
-    bridge = TransformerBridge.boot_transformers(
-        model.config._name_or_path,
-        hf_model=model.eval(),
-        tokenizer=given_up,
-        device=model.device,
-        dtype=model.dtype,
-    )
+    # For a model that takes images too it would run `pip install torchvision`, which brings another torch.
+    with mock.patch.object(source, "load_modality_processor"):
+        bridge = TransformerBridge.boot_transformers(
+            model.config._name_or_path,
+            hf_model=model.eval(),
+            tokenizer=given_up,
+            device=model.device,
+            dtype=model.dtype,
+        )
     bridge._tokenizer = tokenizer  # its setter would do so again
     adds_bos = bool(tokenizer("").input_ids)
     bridge.cfg.tokenizer_prepends_bos = bridge.cfg.default_prepend_bos = adds_bos

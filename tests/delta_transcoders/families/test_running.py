@@ -1,6 +1,8 @@
 """Every family run by the engine: as Hugging Face runs it, and nothing is changed that is spared."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -72,6 +74,15 @@ def engine(folder, tokenizer, bridge):
         },
     }
     return InterventionEngine(bridge, tokenizer, bank)
+
+
+def test_no_package_is_installed(folder, tokenizer, monkeypatch):
+    """TransformerLens would install torchvision, and another torch with it, for a model that takes images."""
+    started = []
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setattr(subprocess, "check_call", started.append)
+    boot_bridge(load_model(folder), tokenizer)
+    assert not started
 
 
 def padded(tokenizer, rows, side):
