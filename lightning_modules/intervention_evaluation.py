@@ -92,6 +92,11 @@ class InterventionEvaluation(InterventionModule):
             )
         if not deltas and base_transcoders is None:
             raise ValueError("base dictionaries alone need base_transcoders, a folder or hub id")
+        if "transplant" in conditions and finetuned_model is None:
+            raise ValueError(
+                "conditions: 'transplant' adds the deltas to the base model's MLPs: give the base model as "
+                "model, and as finetuned_model the one whose deltas these are"
+            )
         self.save_hyperparameters(ignore=["controls"])
         self.controls = controls
         self.prompt_only = prompt_only

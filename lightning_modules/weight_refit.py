@@ -43,8 +43,8 @@ class WeightRefit(LightningModule):
     Patches are `bias`, of every layer that the finetune changed, and for each size `svd_nN`: the singular
     components of the finetune's change that take no more numbers than N features of a delta, as the start.
     Each has a loss, gradient, clipping and optimiser state of its own, and takes the path that it would take
-    alone. Kept are the weights with the least KL on the *worst* validation subset, among them those of
-    the start where `num_sanity_val_steps` is −1.
+    alone. Kept are the weights with the least KL on the *worst* validation subset; those of the start are
+    among them with `num_sanity_val_steps: -1`.
     The model's head is not trained: where the finetune changed it, its components stay as they start.
 
     Fed by `EndToEndData`. Writes `output/{bias,svd_nN}/{patch.safetensors,config.json}`.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -54,6 +54,16 @@ def minus_kl_from(reference: Mapping[TokenizedExample, Tensor]) -> Measure:
     return measure
 
 
+def common_prefix(targets: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """The tokens that all of them begin with.
+
+    >>> common_prefix([[5, 7, 1], [5, 7, 2]])
+    (5, 7)
+    """
+    columns = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(*targets, strict=False))
+    return tuple(ids[0] for ids in columns)
+
+
 def prefix_rows(
     task: Task, examples: Sequence[Example], rows: Sequence[TokenizedExample]
 ) -> list[TokenizedExample] | None:
@@ -72,8 +82,7 @@ def prefix_rows(
         for example, row in zip(examples, rows, strict=True)
         if row.target_ids and task.is_positive(example)
     ]
-    columns = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(*targets, strict=False))
-    prefix = tuple(ids[0] for ids in columns)
+    prefix = common_prefix(targets)
     return [replace(row, target_ids=prefix) for row in rows] if prefix else None
 
 

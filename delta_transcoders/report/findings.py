@@ -76,16 +76,20 @@ class Condition(NamedTuple):
             return float(factor), figure
         return (1.0, self.bound) if " " in self.bound else (float(self.bound), "")
 
+    def _least(self, bound: Value) -> float:
+        """Below what is only known to be more than a number is what is below that number."""
+        is_more_than = math.isinf(bound.value) and self.comparison in ("<", "<=")
+        return bound.low if is_more_than else bound.value
+
     def failures(self, figures: Figures) -> list[str]:
         """The seeds (or `pooled`) in which it does not hold."""
         found = []
         factor, of = self._bound
         for seed, value in figures[self.figure].items():
-            bound = factor * figures[of][seed].value if of else factor
-            ours = getattr(value, self.part)
+            bound = factor * (self._least(figures[of][seed]) if of else 1.0)
             # What is unknown (nan), or only known to be more than a number, meets no condition.
             known = math.isfinite(value.value) and math.isfinite(bound)
-            if not (known and COMPARISONS[self.comparison](ours, bound)):
+            if not (known and COMPARISONS[self.comparison](getattr(value, self.part), bound)):
                 found.append(seed)
         return found
 

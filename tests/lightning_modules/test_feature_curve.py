@@ -23,6 +23,7 @@ CURVE = {
     "model.steps": 2,
     "model.max_new_tokens": 4,
     "data.batch_size": 4,
+    "data.subsets": "[tool, copy, tool_ood]",
 }
 
 

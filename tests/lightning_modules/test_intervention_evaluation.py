@@ -194,6 +194,11 @@ def test_a_delta_for_another_model(refused, dictionaries):
     refused({"model.model": base_model, "data.model": base_model}, message)
 
 
+def test_a_transplant_into_the_model_that_the_delta_is_of(refused):
+    message = "'transplant' adds the deltas to the base model's MLPs: give the base model as model"
+    refused({"model.conditions": "[transplant]"}, message)
+
+
 def test_a_file_without_a_subset(refused, dictionaries, tmp_path):
     path = dictionaries / "finetune" / "data" / "evaluation.jsonl"
     lines = [line for line in path.read_text().splitlines() if '"negative"' not in line]

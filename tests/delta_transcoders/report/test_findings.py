@@ -159,9 +159,12 @@ def test_more_than_a_number_is_read_so_and_meets_no_condition(tmp_path):
     assert failures("ours/n90.csv n90", "value", "<=", "0.25 * theirs/n90.csv n90") == [POOLED, "2"]
     everywhere = [POOLED, "1", "2"]
     for comparison in ("<=", ">="):
-        bound = "0.25 * both/n90.csv n90"
-        assert failures("both/n90.csv n90", "value", comparison, bound) == everywhere
-        assert failures("theirs/n90.csv n90", "value", comparison, bound) == everywhere
+        assert failures("both/n90.csv n90", "value", comparison, "both/n90.csv n90") == everywhere
+    # 128 is below more than 128, and not above it; 16 is at most a quarter of it, 128 is not.
+    assert failures("theirs/n90.csv n90", "value", "<=", "both/n90.csv n90") == []
+    assert failures("theirs/n90.csv n90", "value", ">=", "both/n90.csv n90") == everywhere
+    assert failures("ours/n90.csv n90", "value", "<=", "0.25 * both/n90.csv n90") == [POOLED, "2"]
+    assert failures("theirs/n90.csv n90", "value", "<=", "0.25 * both/n90.csv n90") == everywhere
     assert failures("ours/n90.csv cos", "low", ">=", "0.5") == [POOLED, "2"]
 
 
