@@ -283,15 +283,18 @@ def test_experiments_write_a_row_for_every_layer_subset_and_condition(
         (row,) = [r for r in rows if all(r[k] == v for k, v in where.items())]
         return float(row[column])
 
+    def same(value):  # in other batches: the tables round the fifth digit
+        return pytest.approx(value, abs=2e-5)
+
     for subset in ("tool", "copy", "tool_ood"):
         raw = cell(exp1, "mean_ce", subset=subset, condition="raw")
         for layer in ("0", "1", "all"):
             at = {"subset": subset, "layer": layer}
             full, zero = (cell(exp2a, "mean_ce", condition=c, **at) for c in ("full", "no_delta"))
-            assert cell(exp1, "mean_ce", condition="full", **at) == full
+            assert cell(exp1, "mean_ce", condition="full", **at) == same(full)
             assert cell(exp1, "dce", condition="full", **at) == pytest.approx(full - raw, abs=1e-4)
-            assert cell(exp2b, "mean_ce", condition="alpha_1.00", **at) == full
-            assert cell(exp2b, "mean_ce", condition="alpha_0.00", **at) == zero
+            assert cell(exp2b, "mean_ce", condition="alpha_1.00", **at) == same(full)
+            assert cell(exp2b, "mean_ce", condition="alpha_0.00", **at) == same(zero)
     config = json.loads((dictionaries / "delta/layer_0/config.json").read_text())
     assert 0 < config["measured"]["fvu_full"] < 1
     one = cell(exp1, "fvu", subset="tool", layer="0", condition="full")
