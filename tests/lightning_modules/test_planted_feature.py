@@ -100,6 +100,7 @@ def curve(folder, planted, random_delta, save_transplant, arguments):
         "model.max_new_tokens": MOST,
         "data.model": finetuned,
         "data.jsonl": folder / "evaluation.jsonl",
+        "data.subsets": "null",
     }
     evaluate.main(arguments("tiny/feature_curve.yaml", folder, options))
     return folder / "curve"
