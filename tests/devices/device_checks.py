@@ -97,7 +97,7 @@ DELETIONS = {
     "model.rules": "[tool, copy]",
     "model.measure": "tool_call",
     "model.max_new_tokens": 4,
-    "model.n_deleted": 2,
+    "model.n_deleted": "[2]",
     "model.n_random": 2,
 }
 CONDITIONS = (
