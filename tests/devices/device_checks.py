@@ -47,6 +47,7 @@ from delta_transcoders.metrics.grouped import GroupedMean
 from delta_transcoders.metrics.reconstruction import GroupedReconstruction
 from delta_transcoders.tasks.calculator.base_text import base_documents
 from delta_transcoders.tasks.calculator.examples import read_jsonl
+from delta_transcoders.tasks.calculator.rules import PlantedRules
 from delta_transcoders.tasks.calculator.task import Calculator
 from delta_transcoders.tasks.paragraphs import Paragraphs
 from delta_transcoders.tiny_gemma import build_tiny_gemma
@@ -93,12 +94,11 @@ PATCHES = {
     "model.n_features": "[8]",
 }
 DELETIONS = {
-    "task": "delta_transcoders.tasks.calculator.task.Calculator",
-    "model.rules": "[tool, copy]",
-    "model.measure": "tool_call",
+    "data.jsonl": "{study}/rules.jsonl",
+    "data.n_per_subset": 4,
     "model.max_new_tokens": 4,
     "model.n_deleted": "[2]",
-    "model.n_random": 2,
+    "model.n_random": 4,
 }
 CONDITIONS = (
     "[no_delta, full, base_mlp, dictionary_error, random_delta, alpha_0.5, "
@@ -208,6 +208,8 @@ STAGES = {
 def prepared(dictionaries, arguments, tmp_path_factory):
     """The study with corrections and weight patches; read only."""
     study = shutil.copytree(dictionaries, tmp_path_factory.mktemp("prepared") / "study")
+    rules = PlantedRules()
+    rules.write(study / "rules.jsonl", rules.generate(32, 16, 8, seed=0)["evaluation"])
     for name in ("corrections", "weight refit"):
         entry, config, options = STAGES[name]
         entry.main(arguments(f"tiny/{config}.yaml", study, options))
