@@ -60,7 +60,7 @@ REPLACED = {
     # A handful of steps must change weights in bfloat16.
     "model.lr",
     # What the configurations' comments and the study files say of second runs.
-    *("model.output", "model.sparsity", "model.hook_site", "data.cache"),
+    *("model.output", "model.sparsity", "model.hook_site", "data.cache", "data.target"),
     *("trainer.logger.name", "trainer.callbacks.output"),
 }
 
@@ -110,6 +110,11 @@ def stages(study: Path, base: str) -> list[tuple[str, str, dict]]:
             DELTA
             | {"data.cache": base_cache, "data.model": base}
             | {"model.output": study / "base_model_delta"},
+        ),
+        (
+            "train",
+            "delta",
+            DELTA | {"data.target": "dictionary_error", "model.output": study / "error_delta"},
         ),
         ("evaluate", "controls", TEXTS | FEW),
         ("evaluate", "base_floor", TEXTS | FEW),

@@ -87,7 +87,8 @@ class DictionarySource(Source):
 
     def activity(self, a_NF: Tensor) -> Tensor:
         """Σ|a|·‖row‖: without the norms, larger rows and smaller activations would be another number."""
-        return a_NF.abs() @ torch.linalg.vector_norm(self.transcoder.W_dec, dim=1)
+        norm_F = torch.linalg.vector_norm(self.transcoder.W_dec, dim=1, dtype=torch.float32)
+        return a_NF.abs().float() @ norm_F
 
 
 class RedrawnSource(DictionarySource):
