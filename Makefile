@@ -63,7 +63,7 @@ seeds: $(READY)  ## Run the whole tiny study on fresh seeds (SEEDS="4 5 6") and 
 controls: $(READY)  ## Every control of the tiny study, and the two targets beside each other
 	$(RUN)/study_controls.yaml $(ONE)
 
-planted: $(READY)  ## Finetunes whose answer is known (nothing, attention alone) or mixed, through the whole study
+planted: $(READY)  ## Finetunes whose answer is known (nothing, attention alone, MLPs alone), through the whole study
 	$(RUN)/study_planted.yaml $(ONE)
 
 rules: $(READY)  ## Run four planted rules: can the features that carry one be deleted without the others?

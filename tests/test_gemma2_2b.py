@@ -268,7 +268,7 @@ def test_caches_and_deltas_are_of_all_layers(ran):
         ("exp2b", 9 * 7),
         ("exp1_sweep", 9 * 9 * 2),
         ("targets", 4 * 9 * 4),
-        ("controls", 9 * 12),
+        ("controls", 9 * 14),
         ("base_floor", 9 * 2),
         ("faults", 9 * 2),
         ("original", 8 * 7),

@@ -114,7 +114,7 @@ def read_conditions(docs: Path) -> list[Condition]:
     return conditions
 
 
-def _pooled(values: Sequence[Value], column: str) -> Value:
+def _pooled(values: Sequence[Value], figure: str) -> Value:
     """Over seeds; where they agree to the last digit, the means of their own ends."""
     if len(values) == 1:
         return values[0]
@@ -128,7 +128,8 @@ def _pooled(values: Sequence[Value], column: str) -> Value:
         lows, highs = ([getattr(value, end) for value in values] for end in ("low", "high"))
         return Value(estimates[0], sum(lows) / len(values), sum(highs) / len(values))
     mean, low, high = t_interval(estimates)
-    if rates([column]):
+    *_, condition, column = ["", *figure.split()]
+    if rates([column]) and ":" not in condition:  # a difference of rates may be negative
         low, high = max(low, 0.0), min(high, 1.0)
     return Value(mean, low, high)
 
@@ -239,7 +240,7 @@ def pool_results(folders: Sequence[Path]) -> dict[str, dict[str, Value]]:
     for name in next(iter(by_seed.values())):
         of_seeds = {seed: figures[name] for seed, figures in by_seed.items() if name in figures}
         if len(of_seeds) == len(by_seed):
-            pooled[name] = {POOLED: _pooled(list(of_seeds.values()), name.split()[-1]), **of_seeds}
+            pooled[name] = {POOLED: _pooled(list(of_seeds.values()), name), **of_seeds}
     return pooled
 
 
