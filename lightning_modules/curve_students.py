@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from delta_transcoders.end_to_end.student import WRITES as TRAINED_WRITES
 from delta_transcoders.interventions.intervention import Intervention, Term, Write
 from delta_transcoders.interventions.loading import DictionarySet, relabel
 from lightning_modules.interventions import Column
@@ -15,9 +16,8 @@ Features = Mapping[int, tuple[int, ...]]
 """By layer."""
 Student = Literal["transplant", "base_mlp", "dictionary"]
 WRITES: dict[str, Write] = {
-    "transplant": Write(1.0, (Term("delta"),)),
+    **TRAINED_WRITES,
     "base_mlp": Write(0.0, (Term("base_mlp"), Term("delta"))),
-    "dictionary": Write(0.0, (Term("base"), Term("delta"))),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 
 from datamodules.evaluation_prompts import PromptRow
 from delta_transcoders.activations.capture import boot_bridge
+from delta_transcoders.end_to_end.student import WRITES
 from delta_transcoders.families import family_of
 from delta_transcoders.fingerprints import check_hash, model_fingerprint
 from delta_transcoders.generation import greedy_texts
 from delta_transcoders.interventions.attribution import attribute
 from delta_transcoders.interventions.engine import InterventionEngine
-from delta_transcoders.interventions.intervention import Intervention, Term, Write
+from delta_transcoders.interventions.intervention import Intervention, Write
 from delta_transcoders.interventions.loading import load_delta_set, load_mlps, load_transplant
 from delta_transcoders.language_models import (
     check_model_source,
@@ -97,9 +99,10 @@ class FeatureDeletion(DeletionMatrix):
         writes = {}
         for layer in self.deltas.sources["delta"]:
             features = tuple(feature for of, feature in dropped if of == layer)
-            delta = Term("delta", drop_features=features)
-            on_base = Write(0.0, (Term("base"), delta))
-            writes[layer] = Write(1.0, (delta,)) if self.hparams.transplant else on_base
+            write = WRITES["transplant" if self.hparams.transplant else "dictionary"]
+            *others, delta = write.terms
+            dropped_delta = replace(delta, drop_features=features)
+            writes[layer] = Write(write.keep, (*others, dropped_delta))
         return Intervention("student", writes)
 
     def on_test_start(self) -> None:
