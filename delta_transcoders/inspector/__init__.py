@@ -1,0 +1,1 @@
+"""One prompt under every intervention: the command `inspect` and the server `serve`."""
