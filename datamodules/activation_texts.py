@@ -75,7 +75,12 @@ class ActivationTexts(LightningDataModule):
                 tokens = [replace(row, target_ids=()) for row in tokens]
             check_context(examples, tokens, context)
             self.rows[split] = [
-                {"input_ids": [*row.prompt_ids, *row.target_ids], "example": i, "split": split}
+                {
+                    "input_ids": [*row.prompt_ids, *row.target_ids],
+                    "n_prompt": len(row.prompt_ids),
+                    "example": i,
+                    "split": split,
+                }
                 for i, row in enumerate(tokens)
             ]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from delta_transcoders.families.mlps import ExactMLPs
@@ -45,6 +46,7 @@ class ModelFamily:
         lora_excluded: regular expression of paths that get none, whatever the layer's name; None: no path.
         decoder_path, blocks_path: submodules of the causal model: what turns ids into hidden states, and
             the list of its layers.
+        final_norm_path: the norm after the last layer.
         down_path: within a layer, the linear layer that reads the MLP's neurons.
         tokens: which positions are neither captured nor replaced.
         n_layers, d_model: numbers of layers, and of entries of the residual stream.
@@ -64,6 +66,7 @@ class ModelFamily:
     lora_excluded: ClassVar[str | None] = None
     decoder_path: ClassVar[str] = "model"
     blocks_path: ClassVar[str] = "model.layers"
+    final_norm_path: ClassVar[str] = "model.norm"
     down_path: ClassVar[str] = "mlp.down_proj"
     tokens: ClassVar[TokenPolicy] = TokenPolicy()
 
@@ -98,6 +101,19 @@ class ModelFamily:
     def down(self, model: PreTrainedModel, layer: int) -> nn.Module:
         """The linear layer of a layer's MLP that reads its neurons."""
         return model.get_submodule(f"{self.blocks_path}.{layer}.{self.down_path}")
+
+    def through_final_norm(self, model: PreTrainedModel, rows_ND: Tensor) -> Tensor:
+        """Directions of the residual stream times the final norm's gain, float32; what it divides by, which
+        depends on the text, is left out. The model must not be wrapped by a bridge."""
+        norm = model.get_submodule(self.final_norm_path)
+        # Mean 0 and variance 1, so that the norm gives the gain alone, in whatever way it is stored.
+        signs_D = torch.ones(self.d_model, dtype=model.dtype, device=model.device)
+        signs_D[1::2] = -1
+        gain_D = (norm(signs_D).float() - norm(torch.zeros_like(signs_D)).float()) * signs_D
+        rows_ND = rows_ND.to(gain_D)
+        if isinstance(norm, nn.LayerNorm):
+            rows_ND = rows_ND - rows_ND.mean(-1, keepdim=True)
+        return rows_ND * gain_D
 
     def logits(self, model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
         """The model's logits [N, V] in float32 from the decoder's last hidden states."""

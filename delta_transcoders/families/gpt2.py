@@ -19,4 +19,5 @@ class GPT2(ModelFamily):
     lora_targets = ("c_attn", "c_proj", "c_fc")
     decoder_path = "transformer"
     blocks_path = "transformer.h"
+    final_norm_path = "transformer.ln_f"
     down_path = "mlp.c_proj"
