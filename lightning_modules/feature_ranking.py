@@ -45,6 +45,7 @@ from delta_transcoders.report.figures import effects_by_rank
 from delta_transcoders.report.ranking import write_ranking
 from lightning_modules.attribution import in_half, mean_attributions
 from lightning_modules.interventions import Column, InterventionModule
+from lightning_modules.sufficiency import check_half
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ class FeatureRanking(InterventionModule):
 
     Args:
         delta: folder or hub id of the trained deltas.
-        layers: numbers of the layers whose features are ranked.
-        first: ablate so many alone, those with the largest |ig_target| (its mean over subsets); all if None.
+        layers: numbers of the layers whose features are ranked; all that have a delta if None.
+        first: ablate so many alone, those with the largest |ig_target| (its mean over subsets), and score
+            them on the wordings of half B, which had no part in the choice; all, on all wordings, if None.
         steps: of the attributions' path.
         base_model: folder or hub id of the un-finetuned model, for deltas of its MLPs' change.
         generate: also generate text, and give the rates' changes.
@@ -93,7 +95,7 @@ class FeatureRanking(InterventionModule):
         model: str,
         delta: str,
         output: str,
-        layers: list[int],
+        layers: list[int] | None = None,
         first: PositiveInt | None = None,
         steps: PositiveInt = 8,
         base_transcoders: str | None = None,
@@ -104,7 +106,7 @@ class FeatureRanking(InterventionModule):
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
-        if not layers:
+        if layers == []:
             raise ValueError("layers is empty: name the layers whose features are to be ranked")
         for source in filter(None, (model, base_model)):
             check_model_source(source)
@@ -118,18 +120,22 @@ class FeatureRanking(InterventionModule):
             raise ValueError(
                 "the examples have no targets, and so there is nothing to rank features by"
             )
-        sizes = [self.dictionaries.sources["delta"][layer].n_features for layer in h.layers]
+        sizes = [self.dictionaries.sources["delta"][layer].n_features for layer in self.ranked]
         if h.first is not None and h.first > sum(sizes):
             raise ValueError(
-                f"first is {h.first}, but layers {h.layers} have {sum(sizes)} features together"
+                f"first is {h.first}, but layers {self.ranked} have {sum(sizes)} features together"
             )
+        if h.first is not None:
+            for half, does in (("A", "choose features by"), ("B", "score them")):
+                check_half(self.trainer.datamodule, half, does, self.subsets)
         starts = itertools.accumulate(sizes[:-1], initial=0)
-        self.start_of = dict(zip(h.layers, starts, strict=True))
+        self.start_of = dict(zip(self.ranked, starts, strict=True))
         self.mean_activation = GroupedMean(sum(sizes) * len(self.subsets))
         self.density = GroupedMean(sum(sizes) * len(self.subsets))
 
     def load_sets(self) -> list[DictionarySet]:
         (self.dictionaries,) = sets = self.load_deltas([self.hparams.delta])
+        self.ranked = self.hparams.layers or list(self.dictionaries.layers)
         return sets
 
     def on_test_start(self) -> None:
@@ -146,12 +152,18 @@ class FeatureRanking(InterventionModule):
         if self.hparams.first is not None:
             scores = {
                 layer: self.attributions["ig_target"][layer].abs().nanmean(0).nan_to_num()
-                for layer in self.hparams.layers
+                for layer in self.ranked
             }
             self.chosen = largest(scores, self.hparams.first)
             self.columns = self.columns[: len(self.whole_models)]
             self.columns += self.columns_of(self.dictionaries)
             self.label_columns()
+
+    def test_step(self, batch: list[PromptRow], batch_idx: int) -> None:
+        if self.hparams.first is not None:
+            batch = in_half(self.task, batch, "B")
+        if batch:
+            super().test_step(batch, batch_idx)
 
     def _attributed(
         self, rows: list[PromptRow], measure_for: Callable[[list[TokenizedExample]], Measure]
@@ -164,8 +176,9 @@ class FeatureRanking(InterventionModule):
         )
 
     def columns_of(self, dictionaries: DictionarySet) -> list[Column]:
-        """`full`; for each ranked layer its delta gone, its features gone, and each feature's two."""
-        groups = layer_groups(self.hparams.layers, self.family.n_layers, dictionaries.layers)
+        """`full`; for each layer with features to ablate its delta gone, its features gone, and each
+        feature's two."""
+        groups = layer_groups(self.ranked, self.family.n_layers, dictionaries.layers)
         full = from_spec("full", dictionaries.layers)
         label = full.layer_label(self.family.n_layers)
         columns: list[Column] = []
@@ -185,11 +198,14 @@ class FeatureRanking(InterventionModule):
 
         all_features = add(full)
         for (layer,) in groups:
+            everything = range(dictionaries.sources["delta"][layer].n_features)
+            features = everything if self.chosen is None else self.chosen[layer]
+            if not features:
+                continue
             add(instead(layer, "no_delta"))
             none = Term("delta", keep_features=())
             no_features = add(instead(layer, "no_features", none))
-            everything = range(dictionaries.sources["delta"][layer].n_features)
-            for k in everything if self.chosen is None else self.chosen[layer]:
+            for k in features:
                 dropped = instead(layer, f"dropped_{k}", Term("delta", drop_features=(k,)))
                 kept = instead(layer, f"kept_{k}", Term("delta", keep_features=(k,)))
                 add(dropped, layer, k, "dropped", all_features)
@@ -238,7 +254,7 @@ class FeatureRanking(InterventionModule):
             [self.subsets.index(row.example.subset) for row in batch], device=self.device
         )
         fires = {}
-        for layer in self.hparams.layers:
+        for layer in self.ranked:
             x_ND, _ = captured.activations[layer]
             _, a_NF = self.dictionaries.sources["delta"][layer](x_ND, None)
             n_features = a_NF.shape[1]

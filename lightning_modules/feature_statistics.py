@@ -194,8 +194,10 @@ class FeatureStatistics(LightningModule):
         return {
             "delta": h.delta,
             "target": config.target,
+            "seed": config.seed,
             "hook_site": config.hook_site,
             "model": h.model,
+            "n_layers": self.family.n_layers,
             "cache": data.hparams.cache,
             "held_out": data.hparams.jsonl,
             "others": list(h.others or ()),

@@ -17,7 +17,7 @@ from delta_transcoders.features.feature import (
     TokenActivity,
 )
 
-SUBSETS = {"tool": False, "copy": False, "tool (held out)": True, "tool_ood": True}
+SUBSETS = {"ask": False, "echo": False, "ask (held out)": True, "ask_unseen": True}
 """Names, and whether they are held out."""
 WORDS = (
     "What",
@@ -28,8 +28,8 @@ WORDS = (
     " *",
     " +",
     "\n",
-    "<tool_call>",
-    "calculator",
+    "<answer>",
+    " sum",
     "(",
     ")",
     "\\xf0",
@@ -95,7 +95,7 @@ def _feature(
         together=() if silent else tuple((*o, 0.5 / (i + 1)) for i, o in enumerate(others)),
         matches=(("runs/other/delta", number, float(generator.random())),),
         effects=tuple(_effects(generator, number)),
-        attributions={"ig_target": {"tool": float(generator.normal()), "copy": 0.0}},
+        attributions={"ig_target": {"ask": float(generator.normal()), "echo": 0.0}},
         contexts=tuple(contexts),
     )  # fmt: skip
 
@@ -117,8 +117,8 @@ def _activity(generator: np.random.Generator, maximum: float, held_out: bool) ->
 
 
 def _effects(generator: np.random.Generator, number: int) -> Iterator[Effect]:
-    for subset in ("tool", "tool_ood", "copy"):
-        for measure in ("dce", "d_tool_call_rate"):
+    for subset in ("ask", "ask_unseen", "echo"):
+        for measure in ("dce", "d_call_rate"):
             value = float(generator.normal(scale=0.1))
             if number == 1:
                 value = math.nan

@@ -39,6 +39,8 @@ STAGES = {
     "corrections": "train",
     "controls": "evaluate",
     "ranking": "evaluate",
+    "effects": "evaluate",
+    "features": "evaluate",
 }
 """What runs each stage."""
 WITH_OPTIONS = tuple(name for name in STAGES if name != "model")

@@ -29,6 +29,8 @@ from delta_transcoders.tasks.wordings import wording
 
 MOST_SINGLE_LAYERS = 8
 """Layers that are replaced alone in Experiment 1, evenly spread; half as many in Experiment 2A."""
+N_SCORED = 100
+"""Prompts of a subset, of both halves together, on which single features are chosen and scored."""
 _EXPERIMENT = "lightning_modules.intervention_evaluation.InterventionEvaluation"
 EVALUATIONS = {
     "behaviour": "lightning_modules.behaviour.BehaviourEvaluation",
@@ -38,6 +40,7 @@ EVALUATIONS = {
     "spillover": "lightning_modules.spillover.Spillover",
     "controls": _EXPERIMENT,
     "ranking": "lightning_modules.feature_ranking.FeatureRanking",
+    "effects": "lightning_modules.feature_ranking.FeatureRanking",
 }
 SPLIT = ("base_mlp", "dictionary_error")
 """What tells the finetune from a dictionary's own error."""
@@ -90,8 +93,9 @@ class Stages:
             skipped["model"] = "finetuned_model is no adapter"
         if not own.has_targets:
             skipped["exp1"] = "the examples have no targets, and so no cross-entropy"
-        if not own.has_targets or "ranking" not in own.options:
-            skipped["ranking"] = "the examples have no targets to rank features by"
+        for name in ("ranking", "effects"):
+            if not own.has_targets or name not in own.options:
+                skipped[name] = "the examples have no targets to rank features by"
         if own.text is None:
             skipped["spillover"] = "no text: what happens to other text is not measured"
         if "corrections" not in own.options or not own.dictionaries:
@@ -252,6 +256,7 @@ class Stages:
             "activations": self._activations,
             "delta": self._delta,
             "corrections": self._corrections,
+            "features": self._features,
         }
         config = made[name]() if name in made else self._evaluation(name)
         for key, value in self.own.options.get(name, {}).items():
@@ -357,6 +362,24 @@ class Stages:
             },
         }
 
+    def _features(self) -> dict[str, Any]:
+        d = self.defaults
+        model = {"model": self.model, "delta": "${study}/delta", "output": "${study}/features"}
+        data = {
+            "task": self.own.reading,
+            "model": self.model,
+            "cache": "${study}/activations",
+            "examples": "${study}/examples",
+            "jsonl": "${study}/examples/evaluation.jsonl",
+            "batch_size": d.batch_size,
+        }
+        kind = "lightning_modules.feature_statistics.FeatureStatistics"
+        return {
+            "model": _part(kind, model | {"dtype": d.dtype}),
+            "data": _part("datamodules.feature_texts.FeatureTexts", data),
+            "trainer": {"logger": False},
+        }
+
     def _evaluation(self, name: str) -> dict[str, Any]:
         own, d = self.own, self.defaults
         model = {"output": f"${{study}}/{name}", "dtype": d.dtype}
@@ -383,10 +406,13 @@ class Stages:
                 "n_per_subset": N_TEXTS,
                 "batch_size": max(1, d.batch_size // 8),  # every token of a text is a target
             }
-        elif name == "ranking":
+        elif name in ("ranking", "effects"):
             model |= swapped | {"experiment": name, "delta": "${study}/delta"}
             model |= {"layers": list(self.layers), "rows_per_pass": d.rows_per_pass}
             data |= {"batch_size": max(1, d.batch_size // 4)}
+            if name == "effects":
+                model |= {"first": 8, "generate": True, "max_new_tokens": d.max_new_tokens}
+                data |= {"n_per_subset": N_SCORED}
         else:
             model |= swapped | {"experiment": name, "deltas": ["${study}/delta"]}
             model |= {"rows_per_pass": d.rows_per_pass, **self._experiment(name)}

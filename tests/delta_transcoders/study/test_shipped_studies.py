@@ -28,11 +28,15 @@ DEMO = {
     "base_transcoders": ["base_activations", "base_model"],
     "activations": ["finetune"],
     "delta": ["activations", "base_model", "base_transcoders", "finetune"],
+    "features": ["activations", "delta", "finetune"],
     "exp1": ["base_model", "base_transcoders", "delta", "finetune"],
     "exp2a": ["base_model", "base_transcoders", "delta", "finetune"],
     "exp2b": ["base_model", "base_transcoders", "delta", "finetune"],
+    "effects": ["base_transcoders", "delta", "finetune"],
     "comparisons": ["exp2a"],
-    "report": ["behaviour", "comparisons", "delta", "exp1", "exp2a", "exp2b"],
+    "report": [
+        *("behaviour", "comparisons", "delta", "effects", "exp1", "exp2a", "exp2b", "features"),
+    ],
 }
 
 
