@@ -24,7 +24,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .DELETE_ON_ERROR:
 .PHONY: help demo real-quick gpu seeds controls planted rules faults sweep sweep-summary ranking features findings examples interop
-.PHONY: full-shape wide-bases signals study-kills test test-slow lint clean
+.PHONY: full-shape wide-bases wide-features signals study-kills test test-slow lint clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -112,6 +112,9 @@ full-shape: $(READY)  ## Peak memory of Gemma 2 2B's stages at full shape, rando
 
 wide-bases: $(READY)  ## Peak memory beside dictionaries of 163,840 features, random weights
 	$(PY) benchmarks/wide_bases.py --require-gb 6
+
+wide-features: $(READY)  ## Time and memory of feature statistics of 26 × 128 features on a million tokens (5 GB of disk)
+	$(PY) benchmarks/wide_features.py --require-minutes 10 --require-gb 4
 
 signals: $(READY)  ## What SIGTERM, SIGINT and SIGKILL do to every stage in every phase (half an hour)
 	$(PY) benchmarks/signals_table.py

@@ -32,6 +32,7 @@ STAGES = {
     "behaviour": "evaluate",
     "activations": "evaluate",
     "delta": "train",
+    "features": "evaluate",
     "exp1": "evaluate",
     "exp2a": "evaluate",
     "exp2b": "evaluate",
@@ -40,7 +41,6 @@ STAGES = {
     "controls": "evaluate",
     "ranking": "evaluate",
     "effects": "evaluate",
-    "features": "evaluate",
 }
 """What runs each stage."""
 WITH_OPTIONS = tuple(name for name in STAGES if name != "model")

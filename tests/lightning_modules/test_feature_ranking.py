@@ -15,9 +15,10 @@ import train
 from delta_transcoders.dictionaries.delta import load_delta, save_delta
 from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.language_models import load_model, load_tokenizer
-from delta_transcoders.report.ranking import across, halves, main, read_effects
+from delta_transcoders.report.ranking import PLACE, across, halves, main, read_effects
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.tasks.calculator.task import Calculator
+from delta_transcoders.tasks.wordings import half_of
 
 D_NEW, PLANTED, SILENT = 6, 3, 5
 LAYER = 1
@@ -185,7 +186,9 @@ def test_every_measure_ranks_the_features(ranking):
 
 
 def test_only_the_first_by_attribution_are_ablated(ranking, planted, rank, tmp_path):
-    few = rows_of(rank(planted, tmp_path, model__first="2"))
+    """On the wordings of half B; what is attributed is of half A, as without `first`."""
+    folder = rank(planted, tmp_path, model__first="2", model__layers="null")
+    few = rows_of(folder)
     means = {}
     for row in rows_of(ranking, ablation="dropped"):
         place = int(row["layer"]), int(row["feature"])
@@ -193,11 +196,21 @@ def test_only_the_first_by_attribution_are_ablated(ranking, planted, rank, tmp_p
     expected = sorted(means, key=lambda place: -means[place])[:2]
     assert {(int(row["layer"]), int(row["feature"])) for row in few} == set(expected)
     assert len(few) == 2 * 2 * 2
+    changes, all_changes = read_effects(folder), read_effects(ranking)
+    lines = (ranking / "generations.jsonl").read_text().splitlines()
+    raw = [r for r in map(json.loads, lines) if r["condition"] == "raw"]
     for row in few:
         where = {name: row[name] for name in ("layer", "feature", "ablation", "subset")}
         (twin,) = rows_of(ranking, **where)
-        for name in ("dce", "ig_target", "ig_prefix", "mean_activation"):
+        for name in ("ig_target", "ig_prefix"):
             assert float(row[name]) == pytest.approx(float(twin[name]), rel=1e-4, abs=1e-5)
+        in_b = [half_of(r["wording"]) == "B" for r in raw if r["subset"] == row["subset"]]
+        assert int(row["n_examples"]) == sum(in_b) < len(in_b)
+        place = int(row["layer"]), row["ablation"], row["subset"]
+        ours = [int(r["feature"]) for r in few if all(r[k] == row[k] for k in PLACE)]
+        found = changes[place][sorted(ours).index(int(row["feature"]))]
+        expected = all_changes[place][int(row["feature"])][in_b]
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def test_one_feature_kept_among_silent_ones_is_full_and_dropped_is_none(

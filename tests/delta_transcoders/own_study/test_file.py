@@ -46,8 +46,8 @@ def saved(model, tokenizer, folder: Path) -> str:
 def test_stages_of_a_study_without_dictionaries(own_content):
     study = expanded(own_content, seed=7)
     assert list(study["stages"]) == [
-        *("split", "behaviour", "activations", "delta", "exp1", "exp2a", "exp2b", "spillover"),
-        *("comparisons", "report"),
+        *("split", "behaviour", "activations", "delta", "features"),
+        *("exp1", "exp2a", "exp2b", "spillover", "comparisons", "report"),
     ]
     assert not Path("mine").exists()
     delta = config_of(study, "delta")
@@ -56,6 +56,12 @@ def test_stages_of_a_study_without_dictionaries(own_content):
     exp2a = config_of(study, "exp2a")["model"]["init_args"]
     assert exp2a["layers"] == ["0", "1", "all"]
     assert exp2a["conditions"] == ["no_delta", "full", "error_kept", "random_delta"]
+    features = config_of(study, "features")
+    assert features["data"]["init_args"]["examples"] == "${study}/examples"
+    assert (
+        features["data"]["init_args"]["task"]
+        == config_of(study, "activations")["data"]["init_args"]["task"]
+    )
     assert config_of(study, "defaults")["seed_everything"] == 7
     assert config_of(study, "spillover")["data"]["init_args"]["jsonl"] == "general.txt"
     notes = "\n".join(study["notes"])
