@@ -203,6 +203,12 @@ class Stages:
                 "reads": ["exp2a"],
                 "writes": [f"{study}/exp2a/comparisons"],
             },
+            "feature_pages": {
+                "run": "delta_transcoders.pages.feature_pages",
+                "arguments": [study],
+                "reads": [name for name in ("features", "effects") if name in self.names],
+                "writes": [f"{study}/report/features.html"],
+            },
             "report": {
                 "run": "delta_transcoders.report.html",
                 "arguments": [study],

@@ -47,7 +47,8 @@ def test_stages_of_a_study_without_dictionaries(own_content):
     study = expanded(own_content, seed=7)
     assert list(study["stages"]) == [
         *("split", "behaviour", "activations", "delta", "features"),
-        *("exp1", "exp2a", "exp2b", "spillover", "comparisons", "report"),
+        *("exp1", "exp2a", "exp2b", "spillover"),
+        *("comparisons", "feature_pages", "report"),
     ]
     assert not Path("mine").exists()
     delta = config_of(study, "delta")

@@ -33,6 +33,7 @@ DEMO = {
     "exp2a": ["base_model", "base_transcoders", "delta", "finetune"],
     "exp2b": ["base_model", "base_transcoders", "delta", "finetune"],
     "effects": ["base_transcoders", "delta", "finetune"],
+    "feature_pages": ["effects", "features"],
     "comparisons": ["exp2a"],
     "report": [
         *("behaviour", "comparisons", "delta", "effects", "exp1", "exp2a", "exp2b", "features"),
