@@ -67,7 +67,7 @@ REPLACED = {
 FINETUNE = {
     "data.n_train": 32,
     "data.n_validation": 10,
-    "data.n_evaluation": 2,
+    "data.n_evaluation": 8,  # of both halves of the wordings
     "model.lr": 1e-2,
     "trainer.max_epochs": 2,
 }
@@ -87,9 +87,11 @@ def stages(study: Path, base: str) -> list[tuple[str, str, dict]]:
         ("evaluate", "behaviour", TEXTS),
         ("evaluate", "activations", {}),
         ("train", "delta", DELTA),
+        ("evaluate", "features", {}),
         ("evaluate", "exp1", FEW),
         ("evaluate", "exp2a", TEXTS | FEW),
         ("evaluate", "exp2b", TEXTS | FEW),
+        ("evaluate", "effects", TEXTS),
         ("train", "sweep", DELTA),
         ("evaluate", "exp1_sweep", FEW),
         ("train", "mlp_difference", TRAIN),

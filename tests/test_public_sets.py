@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from delta_transcoders.pages.feature_pages import write_pages
 
 import evaluate
 import train
@@ -25,6 +26,7 @@ from delta_transcoders.dictionaries.bases import check_held, load_base
 from delta_transcoders.dictionaries.delta import load_delta
 from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.families.sites import HOOK_SITES, SiteName
+from delta_transcoders.features.files import read_features
 from delta_transcoders.interventions.intervention import layer_groups
 from delta_transcoders.language_models import load_model, load_tokenizer, target_batch, tokenize
 from delta_transcoders.report import comparisons, html
@@ -180,8 +182,8 @@ def test_a_study_file_says_what_one_must_know(public):
 def test_every_stage_is_of_this_model_and_its_set(public):
     base, steps = public.base, Graph(read_study(public.file)).steps
     assert list(steps) == [
-        *("finetune", "behaviour", "activations", "delta", "exp1", "exp2a", "exp2b"),
-        *("comparisons", "report"),
+        *("finetune", "behaviour", "activations", "delta", "features", "exp1", "exp2a", "exp2b"),
+        *("effects", "feature_pages", "comparisons", "report"),
     ]
     values = {label: step.config.values for label, step in steps.items()}
     assert values["finetune"]["model.model"] == values["finetune"]["data.model"] == base["model"]
@@ -333,7 +335,7 @@ LENGTHS = {
     "finetune": {
         "data.n_train": 24,
         "data.n_validation": 8,
-        "data.n_evaluation": 2,
+        "data.n_evaluation": 8,  # of both halves of the wordings
         "model.lr": 1e-2,  # a handful of steps must change weights in bfloat16
         "trainer.max_epochs": 1,
         "trainer.callbacks.max_new_tokens": 3,
@@ -344,6 +346,7 @@ LENGTHS = {
     "exp1": FEW,
     "exp2a": FEW | {"model.max_new_tokens": 3},
     "exp2b": FEW | {"model.max_new_tokens": 3},
+    "effects": {"model.max_new_tokens": 3},
 }
 QUIET = {"trainer.accelerator": "cpu", "trainer.enable_progress_bar": False}
 
@@ -353,6 +356,9 @@ def run_stage(stage: Stage) -> None:
         {"train": train.main, "evaluate": evaluate.main}[stage.run](command_of(stage)[2:])
     elif stage.name == "comparisons":
         comparisons.write_comparisons([Path(stage.arguments[0])], Path(stage.writes[0]))
+    elif stage.name == "feature_pages":
+        folder = Path(stage.arguments[0])
+        write_pages(read_features(folder / "features"), folder / "report", str(folder))
     else:
         html.render(Path(stage.arguments[0]))
 

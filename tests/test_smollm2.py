@@ -17,6 +17,7 @@ from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.activations.capture import boot_bridge, capture
 from delta_transcoders.dictionaries.delta import load_delta
 from delta_transcoders.families.sites import HOOK_SITES
+from delta_transcoders.features.files import read_features
 from delta_transcoders.language_models import load_model, load_tokenizer, target_batch, tokenize
 from delta_transcoders.report import html
 from delta_transcoders.report.tables import read_metrics
@@ -102,6 +103,10 @@ def test_the_whole_study(run):
     run(train.main, "delta_end_to_end", {"trainer.max_steps": 5, "trainer.val_check_interval": 1})
     run(evaluate.main, "exp2a")
     run(evaluate.main, "exp2b")
+    run(evaluate.main, "features")
+    features = read_features(study / "features")
+    assert (len(features), features.info["target"]) == (N_LAYERS * 32, "mlp_difference")
+    assert features.feature(N_LAYERS - 1, 0).activity["tool (held out)"].held_out
     for name in ("delta", "delta_end_to_end/n960", "delta_end_to_end/n32"):
         assert len(list((study / name).glob("layer_*/delta.safetensors"))) == N_LAYERS
 
