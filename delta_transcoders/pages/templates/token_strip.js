@@ -8,7 +8,10 @@ function tokenStrip({tokens, special = [], activations = [], maximum, peak = nul
   if (cutLeft) strip.append(element("span", {class: "muted"}, "…"));
   tokens.forEach((text, i) => {
     const activation = activations[i] ?? null;
-    if (i === targetFrom && i > 0) strip.append(element("br"), element("span", {class: "muted", title: "from here on the model is to write"}, "→ "));
+    if (i === targetFrom && i > 0) {
+      if (!tokens[i - 1].endsWith("\n")) strip.append(element("br"));
+      strip.append(element("span", {class: "muted", title: "from here on the model is to write"}, "→ "));
+    }
     strip.append(stripToken(text, special[i], activation, maximum, i === peak));
   });
   if (cutRight) strip.append(element("span", {class: "muted"}, "…"));
