@@ -12,7 +12,9 @@ from delta_transcoders.features.feature import Context, Feature
 from delta_transcoders.pages.words import UNSEEN, measure_of, sentences
 
 DIGITS = 4
-"""Significant ones of every number: a float16 cache has three."""
+"""Significant ones of every number but the activations in contexts."""
+ACTIVATION_DIGITS = 3
+"""As many as a float16 cache has."""
 
 
 def json_text(value: Any) -> str:
@@ -30,7 +32,7 @@ def json_text(value: Any) -> str:
     return text
 
 
-def short(value: Any) -> Any:
+def short(value: Any, digits: int = DIGITS) -> Any:
     """With few digits, and None for what is no number, in whatever holds it.
 
     >>> short({"a": [0.123456, 2.0, float("nan"), 123456]})
@@ -39,7 +41,7 @@ def short(value: Any) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             return None
-        rounded = float(f"{value:.{DIGITS}g}")
+        rounded = float(f"{value:.{digits}g}")
         return int(rounded) if rounded.is_integer() else rounded
     if isinstance(value, dict):
         return {key: short(held) for key, held in value.items()}
@@ -119,14 +121,19 @@ def _effects(feature: Feature) -> list[dict[str, Any]]:
 
 def _context(context: Context, texts: Texts) -> list[Any]:
     """[text, kind, peak, n_alike, [token, activation, …] where that is not 0]."""
-    active = [(i, short(value)) for i, value in enumerate(context.activations) if value != 0]
+    digits = ACTIVATION_DIGITS
+    active = [(i, short(value, digits)) for i, value in enumerate(context.activations) if value]
     sparse = [number for pair in active for number in pair]
     return [texts.number(context), context.kind, context.peak, context.n_alike, sparse]
 
 
 def drop_command(feature: Feature, study: str, with_prompt: bool) -> str:
     """What shows a prompt's answers without the feature; the prompt is that of its strongest context."""
-    prompt = next((p for p in map(_prompt, feature.contexts) if p), None) if with_prompt else None
+    strongest = sorted(
+        (context for context in feature.contexts if context.kind == "top"),
+        key=lambda context: -context.activations[context.peak],
+    )
+    prompt = next(filter(None, map(_prompt, strongest)), None) if with_prompt else None
     words = [
         "delta-transcoders",
         "inspect",

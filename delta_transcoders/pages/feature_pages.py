@@ -93,7 +93,8 @@ def about_lines(features: FeatureSet) -> list[str]:
     origin += [f"model {model[:12]}"] if model else []
     of_run = f" ({', '.join(origin)})" if origin else ""
     read = ", ".join(
-        f"{s['name']} {s['n_examples']:,} texts, {s['n_tokens']:,} tokens" for s in info["subsets"]
+        f"{s['name']} ({s['n_examples']:,} texts, {s['n_tokens']:,} tokens)"
+        for s in info["subsets"]
     )
     return [
         f"{len(features):,} features in {layers} of the delta {info.get('delta')}{of_run}.",

@@ -76,7 +76,7 @@ def test_a_block_gives_back_every_context(features):
             values = dict(zip(sparse[::2], sparse[1::2], strict=True))
             shown = [values.get(i, 0) for i in range(len(ids))]
             assert [NAN if v is None else v for v in shown] == pytest.approx(
-                expected.activations, rel=1e-3, nan_ok=True
+                expected.activations, rel=5e-3, nan_ok=True
             )
 
 
@@ -185,7 +185,7 @@ def test_the_command_writes_a_page_of_a_study(features, tmp_path, monkeypatch, c
     assert capsys.readouterr().out == f"features: {page}\n"
     text = page.read_text(encoding="utf-8")
     assert "12 features in 2 layers of the delta runs/a/delta (seed 3, model 0123456789ab)." in text
-    assert f"{list(SUBSETS)[3]} 100 texts, 2,000 tokens" in text
+    assert f"{list(SUBSETS)[3]} (100 texts, 2,000 tokens)" in text
     assert not (tmp_path / "report" / "features").exists()
     monkeypatch.setattr(feature_pages, "LARGEST_FILE", 0)
     feature_pages.main()
