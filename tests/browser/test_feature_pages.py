@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from delta_transcoders.features.synthetic import HOSTILE, SUBSETS, synthetic_features
-from delta_transcoders.pages import feature_pages
+from delta_transcoders.pages import feature_pages, inline_feature
 from delta_transcoders.pages.feature_pages import write_pages
 from delta_transcoders.pages.words import measure_of, visible
 
@@ -225,6 +225,15 @@ def test_texts_have_contrast_and_fit_narrow_windows(
     other = opened(page, url, "L0F4")
     other.keyboard.press("t")
     assert low_contrasts(other) == []
+
+
+@pytest.mark.parametrize("color_scheme", ["light", "dark"])
+def test_a_notebook_s_view_is_readable_and_inert(new_page, features, color_scheme, low_contrasts):
+    page = new_page(color_scheme=color_scheme)
+    page.set_content("".join(map(inline_feature, features[:3])))
+    assert low_contrasts(page) == []
+    assert page.locator("script, img").count() == 0
+    assert page.locator(".peak").count() == 12 and page.title() == ""
 
 
 def test_says_what_to_do_without_javascript(new_page, url):
