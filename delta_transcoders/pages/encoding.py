@@ -11,8 +11,8 @@ from typing import Any
 from delta_transcoders.features.feature import Context, Feature
 from delta_transcoders.pages.words import UNSEEN, measure_of, sentences
 
-DIGITS = 4
-"""Significant ones of every number but the activations in contexts."""
+DIGITS = 6
+"""Significant ones of every number, as in CSV files, but of the activations in contexts."""
 ACTIVATION_DIGITS = 3
 """As many as a float16 cache has."""
 
@@ -35,8 +35,8 @@ def json_text(value: Any) -> str:
 def short(value: Any, digits: int = DIGITS) -> Any:
     """With few digits, and None for what is no number, in whatever holds it.
 
-    >>> short({"a": [0.123456, 2.0, float("nan"), 123456]})
-    {'a': [0.1235, 2, None, 123456]}
+    >>> short({"a": [0.12345678, 2.0, float("nan"), 123456]})
+    {'a': [0.123457, 2, None, 123456]}
     """
     if isinstance(value, float):
         if not math.isfinite(value):

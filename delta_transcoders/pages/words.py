@@ -26,7 +26,7 @@ class Measure:
     unit: str
     scale: float = 1.0
     decimals: int | None = None
-    """As `formatting.number` has them where None."""
+    """As `decimals_of` says where None."""
 
     def titled(self) -> str:
         return ", ".join(filter(None, (self.title, self.unit)))
@@ -70,19 +70,19 @@ def percent(share: float) -> str:
     return f"{value:.1f} %" if 0 < value < 9.95 else f"{value:.0f} %"
 
 
-def signed(value: float, measure: Measure) -> str:
-    """A change in the measure's unit, without it.
+def decimals_of(value: float) -> int:
+    """For a number that has none prescribed: three below 1, one more below a hundredth."""
+    return 2 if abs(value) >= 1 else 3 if abs(value) >= 0.01 else 4
 
-    >>> signed(-0.74, measure_of("d_exact_match_rate")), signed(0.2181, measure_of("dce"))
-    ('−74.0', '+0.218')
+
+def signed(value: float, decimals: int) -> str:
+    """With a minus as wide as a plus; none of them where 0 is printed.
+
+    >>> signed(-0.74, 1), signed(0.2181, 3), signed(-0.00001, 3)
+    ('−0.7', '+0.218', '0.000')
     """
-    if math.isnan(value):
-        return "–"
-    scaled = value * measure.scale
-    decimals = measure.decimals
-    if decimals is None:
-        decimals = 3 if abs(scaled) < 1 else 2
-    return f"{scaled:+z.{decimals}f}".replace("-", "−") if scaled else "0"
+    text = f"{value:+.{decimals}f}".replace("-", "−")
+    return text if text.strip("+−0.") else text.lstrip("+−")
 
 
 def is_distinct(effect: Effect) -> bool:
@@ -155,7 +155,9 @@ def change(effect: Effect) -> str:
     if math.isnan(effect.value):
         return "not measured"
     measure = measure_of(effect.measure)
-    value, low, high = (signed(x, measure) for x in (effect.value, effect.low, effect.high))
+    ends = [measure.scale * x for x in (effect.value, effect.low, effect.high)]
+    decimals = decimals_of(ends[0]) if measure.decimals is None else measure.decimals
+    value, low, high = (signed(x, decimals) for x in ends)
     return f"{value} [{low}, {high}]"
 
 

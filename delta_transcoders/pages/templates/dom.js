@@ -21,12 +21,17 @@ const seen = text => text.replace(UNSEEN, codePoint);
 const visible = token => seen(token.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "␣"));
 const chip = (token, title = null) => element("span", {class: "token", title}, visible(token));
 
-// Three decimals below 1, two from there on; a minus that is as wide as a plus.
+// Three decimals below 1, one more below a hundredth; a minus that is as wide as a plus; no sign where 0 is printed.
+const decimalsOf = value => Math.abs(value) >= 1 ? 2 : Math.abs(value) >= .01 || value === 0 ? 3 : 4;
 function fixed(value, decimals = null) {
   if (value === null) return "–";
-  return value.toFixed(decimals ?? (Math.abs(value) < 1 ? 3 : 2)).replace("-", "−");
+  const text = value.toFixed(decimals ?? decimalsOf(value)).replace("-", "−");
+  return Number(text.replace("−", "")) === 0 ? text.replace("−", "") : text;
 }
-const signed = (value, decimals = null) => (value > 0 ? "+" : "") + fixed(value, decimals);
+function signed(value, decimals = null) {
+  const text = fixed(value, decimals);
+  return value > 0 && Number(text) !== 0 ? `+${text}` : text;
+}
 function percent(share) {
   if (share === null) return "–";
   const value = 100 * share;

@@ -58,6 +58,13 @@ function sorts() {
 
 const SORTS = sorts();
 
+// By what removal does to cross-entropy, on the subset where that is most.
+function firstSort() {
+  const size = sort => -Math.min(...page.features.map((_, i) => sort.key(i) ?? 0));
+  const crossEntropy = SORTS.filter(sort => sort.title.startsWith("without it: cross-entropy"));
+  return crossEntropy.sort((a, b) => size(b) - size(a))[0] ?? SORTS[0];
+}
+
 function fillControls() {
   for (const layer of new Set(page.features.map(feature => feature[0]))) at("layer").append(element("option", {value: layer}, `layer ${layer}`));
   for (const group of new Set(SORTS.map(sort => sort.group))) {
@@ -66,7 +73,7 @@ function fillControls() {
   }
   for (const id of ["of", "to"]) at(id).append(...page.subsets.map(([subset]) => element("option", {value: subset}, seen(subset))));
   if (page.subsets.length > 1) at("to").selectedIndex = 1;
-  at("sort").value = Math.max(0, SORTS.findIndex(sort => sort.title.includes(": cross-entropy")));
+  at("sort").value = SORTS.indexOf(firstSort());
 }
 
 function isFound(i, query) {

@@ -9,7 +9,7 @@ const KINDS = {
   silent: "Drawn at random: silent on the whole text",
 };
 
-const card = (width, heading, ...content) => element("section", {class: `card ${width}`}, element("h2", {}, heading), content);
+const card = (heading, ...content) => element("section", {class: "card"}, element("h2", {}, heading), content);
 const note = (...text) => element("p", {class: "muted note"}, ...text);
 const heldOut = isHeldOut => isHeldOut ? element("span", {class: "chip"}, "held out") : null;
 const subsetName = subset => seen(subset.replace(/ \(held out\)$/, ""));
@@ -28,32 +28,38 @@ const ABLATIONS = {
 };
 
 // What ablating it changes: for each measure a row for each subset, all on one axis.
-function effectCards(feature, page) {
-  const ablations = [...new Set(["dropped", ...feature.effects.map(measured => measured.ablation)])];
-  return ablations.map(ablation => {
-    const [heading, how] = ABLATIONS[ablation] ?? [seen(ablation), ""];
-    const measured = feature.effects.filter(found => found.ablation === ablation);
-    if (!measured.length) return card("half", heading, note("not measured"));
-    return card("half", heading,
-      element("div", {class: "effects"}, measured.map(found => effectRows(found, page.effectSubsets))),
-      note(`${how} ~0: the interval holds 0. Of effects that are none, one interval in twenty leaves out 0.`));
-  });
+function effectsCard(feature, page, ablation) {
+  const [heading, how] = ABLATIONS[ablation] ?? [seen(ablation), ""];
+  const isKnown = row => row !== undefined && row[0] !== null;
+  const measures = feature.effects.filter(found => found.ablation === ablation && Object.values(found.rows).some(isKnown));
+  if (!measures.length) return card(heading, note("not measured"));
+  const isMeasured = subset => measures.some(found => isKnown(found.rows[subset]));
+  const others = page.effectSubsets.filter(subset => !isMeasured(subset)).map(seen);
+  return card(heading,
+    element("div", {class: "effects"}, measures.map(found => effectRows(found, page.effectSubsets.filter(isMeasured)))),
+    note(`${how} ~0: the interval holds 0. Of effects that are none, one interval in twenty leaves out 0.`,
+      others.length ? ` Not measured on ${others.join(", ")}.` : ""));
 }
 
 function effectRows({title, unit, decimals, rows}, subsets) {
   const ends = Object.values(rows).flatMap(([value, low, high]) => [value, low, high]);
-  const limit = Math.max(...ends.map(value => Math.abs(value ?? 0))) || 1;
+  const limit = Math.max(...ends.map(value => Math.abs(value ?? 0)));
   const heading = element("h3", {}, seen(title), unit ? `, ${unit} ` : " ",
-    element("span", {class: "scale"}, `axis ±${fixed(limit, decimals)}`));
+    limit > 0 ? element("span", {class: "scale"}, `axis ±${fixed(limit, decimals)}`) : null);
   return [heading, subsets.map(subset => {
-    const [value, low, high, n] = rows[subset] ?? [null, null, null, 0];
-    const isMeasured = value !== null, holdsZero = low <= 0 && high >= 0;
-    const text = `${signed(value, decimals)} [${signed(low, decimals)}, ${signed(high, decimals)}]${holdsZero ? " ~0" : ""}`;
-    return element("div", {class: "row"}, element("span", {}, seen(subset)),
-      isMeasured ? axis(value, low, high, limit, holdsZero) : element("div", {class: "axis"}),
-      isMeasured ? element("span", {title: `${count(n)} prompts`}, text) : element("span", {class: "muted"}, "not measured"));
+    const [value, low, high, n] = rows[subset] ?? [null];
+    if (value === null) {
+      return element("div", {class: "row"}, element("span", {}, seen(subset)), element("div", {class: "axis"}),
+        element("span", {class: "muted"}, "not measured"));
+    }
+    const holdsZero = low <= 0 && high >= 0, digits = decimals ?? decimalsOf(value);
+    const text = `${signed(value, digits)} [${signed(low, digits)}, ${signed(high, digits)}]${holdsZero ? " ~0" : ""}`;
+    return element("div", {class: "row"}, element("span", {}, seen(subset)), axis(value, low, high, limit || 1, holdsZero),
+      element("span", {title: `${count(n)} prompts`}, text));
   })];
 }
+
+const otherAblations = feature => [...new Set(feature.effects.map(found => found.ablation))].filter(name => name !== "dropped");
 
 function axis(value, low, high, limit, holdsZero) {
   const at = x => 50 + 48 * x / limit;
@@ -74,7 +80,7 @@ function activityCard(feature, page) {
     return [name, histogram(activity.histogram, highest, feature.maximum, subset), percent(activity.density),
       percent(activity.example_density), fixed(activity.mean)];
   });
-  return card("half", "Where it fires", table(["subset", `activation, 0 to ${fixed(feature.maximum)}`, "of tokens", "of texts", "mean"], rows),
+  return card("Where it fires", table(["subset", `activation, 0 to ${fixed(feature.maximum)}`, "of tokens", "of texts", "mean"], rows),
     note("Histograms: tokens by activation where it fires, on one log scale. “Held out”: texts that neither model nor delta was trained on."));
 }
 
@@ -86,7 +92,7 @@ function histogram(counts, highest, maximum, subset) {
 
 function tokensCard(feature) {
   const rows = feature.tokens.map(([token, share, fires, mean]) => [chip(token), percent(share), percent(fires), fixed(mean)]);
-  return card("half", "Tokens it fires on", rows.length
+  return card("Tokens it fires on", rows.length
     ? table(["token", "of its activity", "fires on", "mean"], rows) : note("none"),
     note("“Fires on”: share of the token's occurrences; “mean”: over those."));
 }
@@ -95,7 +101,7 @@ function writesCard(feature, page) {
   const isLast = feature.layer === page.nLayers - 1;
   const chips = (title, tokens) => [element("h3", {}, title), element("p", {class: "chips"},
     tokens.map(([token, logit]) => [chip(token, signed(logit)), " "]))];
-  return card("half", isLast ? "What it writes" : "What it writes: a hint",
+  return card(isLast ? "What it writes" : "What it writes: a hint",
     chips("promotes", feature.promotes), chips("suppresses", feature.suppresses),
     note("Its decoder row through the final norm's scale and the unembedding. ", isLast
       ? "This is the last layer, so it is the direct effect." : "Later layers are left out: a hint, not an effect."));
@@ -105,7 +111,7 @@ function attributionsCard(feature, page) {
   const names = Object.keys(feature.attributions);
   const subsets = [...new Set(names.flatMap(name => Object.keys(feature.attributions[name])))];
   const rows = subsets.map(subset => [seen(subset), ...names.map(name => signed(feature.attributions[name][subset] ?? null))]);
-  return card("half", "Attributions", names.length
+  return card("Attributions", names.length
     ? [table(["subset", ...names.map(name => page.attributionTitles[name] ?? seen(name))], rows),
       note("Integrated gradients over gates, from no feature at all to all of them, on half A of the wordings; nats an example.")]
     : note("not measured"));
@@ -121,7 +127,7 @@ function contextsCard(feature, page, chosen, choose) {
     const rows = shown.filter(context => context[1] === kind);
     return rows.length ? [element("h3", {}, heading), rows.map(context => contextRow(feature, context))] : [];
   });
-  return card("full", "Contexts", tabs, note(`Colour: activation, from 0 to its maximum anywhere, ${fixed(feature.maximum)}; `
+  return card("Contexts", tabs, note(`Colour: activation, from 0 to its maximum anywhere, ${fixed(feature.maximum)}; `
     + "underlined: the peak; → is where the model begins to write; boxed: special tokens. Texts that are the same up to the peak but for digits are shown once."),
     groups, shown.length ? null : note("no data on this subset"));
 }
@@ -139,7 +145,7 @@ function contextRow(feature, [text, kind, peak, nAlike, sparse]) {
 }
 
 function relativesCard(feature) {
-  return card("half", "Fires together with", element("p", {class: "links"}, feature.together.length
+  return card("Fires together with", element("p", {class: "links"}, feature.together.length
     ? feature.together.map(([name, overlap]) => [link(name), ` ${fixed(overlap, 2)}   `]) : "none"),
     note("Jaccard index of the tokens on which both fire."),
     element("h2", {}, "In deltas of other seeds"), feature.matches.length
@@ -148,7 +154,7 @@ function relativesCard(feature) {
     note("Cosine of the decoder rows, same layer."));
 }
 
-const commandCard = feature => card("half", "Ask the model without it", element("pre", {tabindex: "0"}, feature.command),
+const commandCard = feature => card("Ask the model without it", element("pre", {tabindex: "0"}, feature.command),
   note("Shows a prompt's answers by all conditions, with this feature taken out of the delta; `--json` for numbers."));
 
 // All of main; `step(by)` shows the next feature of the list.
@@ -159,9 +165,11 @@ function drawFeature(feature, page, chosen, choose, step) {
       element("button", {type: "button", "aria-label": "Previous feature of the list", onclick: () => step(-1)}, "‹"), " ",
       element("button", {type: "button", "aria-label": "Next feature of the list", onclick: () => step(1)}, "›")),
     element("h1", {}, feature.name), element("p", {class: "lead"}, feature.words),
-    element("div", {class: "cards"}, effectCards(feature, page), activityCard(feature, page), tokensCard(feature),
-      writesCard(feature, page), page.hasContexts ? contextsCard(feature, page, chosen, choose)
-        : card("full", "Contexts", note("left out: this page was made with --no-contexts")),
-      relativesCard(feature), element("div", {class: "half stack"}, attributionsCard(feature, page), commandCard(feature))),
+    element("div", {class: "cards"}, effectsCard(feature, page, "dropped"), writesCard(feature, page),
+      activityCard(feature, page), tokensCard(feature)),
+    page.hasContexts ? contextsCard(feature, page, chosen, choose)
+      : card("Contexts", note("left out: this page was made with --no-contexts")),
+    element("div", {class: "cards"}, otherAblations(feature).map(ablation => effectsCard(feature, page, ablation)),
+      attributionsCard(feature, page), relativesCard(feature), commandCard(feature)),
   ];
 }

@@ -51,7 +51,9 @@ def test_no_text_ends_a_script_or_breaks_a_line(text):
 
 
 def test_what_is_no_number_is_null_and_not_0():
-    assert json_text(short([NAN, math.inf, 0.0, 2.0, 0.00012345])) == "[null,null,0,2,0.0001234]"
+    assert json_text(short([NAN, math.inf, 0.0, 2.0, 0.000123456789])) == (
+        "[null,null,0,2,0.000123457]"
+    )
     with pytest.raises(ValueError, match="Out of range float"):
         json_text(NAN)
 
