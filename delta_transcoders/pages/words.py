@@ -71,8 +71,15 @@ def percent(share: float) -> str:
 
 
 def decimals_of(value: float) -> int:
-    """For a number that has none prescribed: three below 1, one more below a hundredth."""
-    return 2 if abs(value) >= 1 else 3 if abs(value) >= 0.01 else 4
+    """For a number that has none prescribed: two digits that are not 0 for small ones, six places at most.
+
+    >>> [decimals_of(value) for value in (-1.32, 0.218, 0.021, 0.0021, -0.00021, 1e-9, 0.0)]
+    [2, 3, 3, 4, 5, 6, 3]
+    """
+    size = abs(value) or 0.01
+    return next(
+        (n for n, least in enumerate((1, 0.01, 0.001, 0.0001), start=2) if size >= least), 6
+    )
 
 
 def signed(value: float, decimals: int) -> str:

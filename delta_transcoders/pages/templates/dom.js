@@ -21,8 +21,11 @@ const seen = text => text.replace(UNSEEN, codePoint);
 const visible = token => seen(token.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "␣"));
 const chip = (token, title = null) => element("span", {class: "token", title}, visible(token));
 
-// Three decimals below 1, one more below a hundredth; a minus that is as wide as a plus; no sign where 0 is printed.
-const decimalsOf = value => Math.abs(value) >= 1 ? 2 : Math.abs(value) >= .01 || value === 0 ? 3 : 4;
+// Three decimals below 1, more where that leaves no two digits; a minus as wide as a plus; no sign where 0 is printed.
+function decimalsOf(value) {
+  const at = [1, .01, .001, .0001].findIndex(least => (Math.abs(value) || .01) >= least);
+  return at < 0 ? 6 : at + 2;
+}
 function fixed(value, decimals = null) {
   if (value === null) return "–";
   const text = value.toFixed(decimals ?? decimalsOf(value)).replace("-", "−");

@@ -23,8 +23,8 @@ function table(head, rows) {
 }
 
 const ABLATIONS = {
-  dropped: ["What removing it does", "Base and delta in place of the MLPs, with this one feature taken out: changes, with 95 % intervals."],
-  kept: ["What it does alone", "Base and delta in place of the MLPs, at its layer with this one feature instead of none: changes, with 95 % intervals."],
+  dropped: ["What removing it does", "Base and delta in place of the finetuned MLPs, with this one feature taken out: changes, with 95 % intervals."],
+  kept: ["What it does alone", "Base and delta in place of the finetuned MLPs, at its layer with this one feature instead of none: changes, with 95 % intervals."],
 };
 
 // What ablating it changes: for each measure a row for each subset, all on one axis.
