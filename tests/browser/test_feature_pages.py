@@ -1,5 +1,6 @@
 """Feature pages in a browser, from files alone, with texts that break a page which does not escape them."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,9 @@ RATE = MEASURES[1]
 
 @pytest.fixture(scope="module")
 def features():
-    return list(synthetic_features(N_LAYERS, N_FEATURES, hostile=True))
+    """With one context in four: pages of them open faster."""
+    whole = synthetic_features(N_LAYERS, N_FEATURES, hostile=True)
+    return [replace(feature, contexts=feature.contexts[::4]) for feature in whole]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def test_contexts_have_their_tokens_and_activations(new_page, url, features):
         page.locator(".tabs button").nth(tab).click()
         expected = [c for c in feature.contexts if c.subset == subset]
         rows = page.locator(".ctx")
-        assert rows.count() == len(expected) == 32
+        assert rows.count() == len(expected) == 8
         first = rows.first.locator(".t")
         assert first.count() == len(expected[0].tokens)
         titles = [token.get_attribute("title") for token in first.all()]
@@ -103,14 +106,13 @@ def test_a_feature_that_is_silent_or_unmeasured_says_so(new_page, url):
     assert page.locator("#list .value").last.text_content() == "–"
 
 
-@pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.parametrize("subset", [ASKED, UNSEEN])
-def test_sorts_by_the_effect_on_each_subset(new_page, url, features, measure, subset):
+def test_sorts_by_the_effect_on_each_subset(new_page, url, features):
     page = opened(new_page(), url)
-    page.select_option("#sort", label=f"without it: {measure_of(measure).title}, {subset}")
     known = [f for f in features if f.number != 1]
-    expected = sorted(known, key=lambda f: -abs(effect(f, measure, subset)))
-    assert listed(page)[: len(known)] == [f.name for f in expected]
+    for measure, subset in itertools.product(MEASURES, (ASKED, COPIED, UNSEEN)):
+        page.select_option("#sort", label=f"without it: {measure_of(measure).title}, {subset}")
+        sizes = {f.name: -abs(effect(f, measure, subset)) for f in known}
+        assert listed(page)[: len(known)] == sorted(sizes, key=sizes.get)
 
 
 def test_sorts_by_attribution_activity_and_place(new_page, url, features):
@@ -234,7 +236,7 @@ def test_a_notebook_s_view_is_readable_and_inert(new_page, features, color_schem
     page.set_content("".join(map(inline_feature, features[:3])))
     assert low_contrasts(page) == []
     assert page.locator("script, img").count() == 0
-    assert page.locator(".peak").count() == 12 and page.title() == ""
+    assert page.locator(".peak").count() == 6 and page.title() == ""
 
 
 def test_says_what_to_do_without_javascript(new_page, url):
@@ -268,16 +270,18 @@ def test_blocks_are_loaded_from_files_as_they_are_looked_at(
     path = write_pages(features, tmp_path, "runs/x")
     assert len(list((tmp_path / "features").iterdir())) == 9
     page = opened(new_page(expected=("ERR_FILE_NOT_FOUND",)), path.as_uri(), "L2F11")
-    for name in ("L0F0", "L0F5", "L1F0", "L1F11", "L2F2", "L0F0"):  # more than are kept
+    for name in ("L0F0", "L0F5", "L1F0", "L1F11", "L2F3", "L0F0"):  # more than are kept
         opened(page, path.as_uri(), name)
-        assert page.locator(".ctx").count() >= 4
+        assert page.locator(".ctx").count() == 8
     (tmp_path / "features" / "8.js").unlink()
     page.goto(f"{path.as_uri()}#L2F11")
     page.reload()
     page.wait_for_selector("text=features/8.js is not beside this page")
 
 
-def test_thousands_of_features_are_quick_and_small(new_page, features, tmp_path):
+def test_thousands_of_features_are_quick_and_small(new_page, tmp_path):
+    features = list(synthetic_features(1, 32))
+
     def many():
         for i in range(26 * 128):
             feature = replace(features[i % 32], layer=i // 128, number=i % 128)
