@@ -50,11 +50,20 @@ def measure_of(column: str) -> Measure:
 def visible(token: str) -> str:
     """A token that stands alone, its spaces, line breaks and what cannot be seen as signs.
 
-    >>> visible(" of"), visible("\\n"), visible("\\u202e")
-    ('␣of', '⏎', 'U+202E')
+    >>> visible(" of"), visible("\\n"), visible("\\u202e"), visible("\\u00a0")
+    ('␣of', '⏎', 'U+202E', 'U+00A0')
     """
     signs = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
-    return UNSEEN.sub(lambda found: f"U+{ord(found[0]):04X}", signs)
+    return seen(re.sub(r"\s", _code_point, signs))
+
+
+def seen(text: str) -> str:
+    """With signs for what cannot be seen; names come from files of others too."""
+    return UNSEEN.sub(_code_point, text)
+
+
+def _code_point(found: re.Match) -> str:
+    return f"U+{ord(found[0]):04X}"
 
 
 def percent(share: float) -> str:
@@ -120,11 +129,6 @@ def _fires(feature: Feature) -> str:
     return f"Fires on {_and(shares)}" + (
         f", most of all on {', '.join(tokens)}." if tokens else "."
     )
-
-
-def seen(text: str) -> str:
-    """Names come from files of others too."""
-    return UNSEEN.sub(lambda found: f"U+{ord(found[0]):04X}", text)
 
 
 def _densest(activity: dict[str, Activity], at_most: int = 3) -> dict[str, Activity]:

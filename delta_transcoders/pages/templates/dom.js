@@ -18,7 +18,7 @@ const codePoint = sign => `U+${sign.codePointAt(0).toString(16).toUpperCase().pa
 const seen = text => text.replace(UNSEEN, codePoint);
 
 // A token that stands alone: its spaces and line breaks are seen too.
-const visible = token => seen(token.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "␣"));
+const visible = token => seen(token.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "␣").replace(/\s/g, codePoint));
 const chip = (token, title = null) => element("span", {class: "token", title}, visible(token));
 
 // Three decimals below 1, more where that leaves no two digits; a minus as wide as a plus; no sign where 0 is printed.
