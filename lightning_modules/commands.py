@@ -28,6 +28,7 @@ MODULES = {
     "import": "delta_transcoders.import_dictionaries",
     "summary": "delta_transcoders.report.summary",
     "report": "delta_transcoders.report.html",
+    "features": "delta_transcoders.pages.feature_pages",
     "comparisons": "delta_transcoders.report.comparisons",
     "ranking": "delta_transcoders.report.ranking",
     "feature-curve": "delta_transcoders.report.feature_curve",
@@ -44,6 +45,7 @@ OVERVIEW = f"""usage: {PROGRAM} COMMAND [OPTIONS]    ({PROGRAM} COMMAND --help e
   import         read other tools' dictionaries
   summary        print the results of a study
   report         write a study's page of results
+  features       write the pages of its features, to look at each
   comparisons    compare an experiment's conditions, paired over examples and seeds
   ranking        print which features of a delta matter
   feature-curve  print how few of them are enough
