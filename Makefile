@@ -23,7 +23,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DELETE_ON_ERROR:
-.PHONY: help demo real-quick gpu seeds controls planted rules faults sweep sweep-summary ranking features findings examples interop
+.PHONY: help demo real-quick gpu seeds controls planted rules faults sweep sweep-summary ranking features findings examples interop table
 .PHONY: full-shape wide-bases wide-features signals study-kills test test-slow lint clean
 
 help:  ## Show this list
@@ -35,8 +35,11 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## Run every stage of the tiny study that is not done yet, then print the results
+demo: $(READY)  ## Run every stage of the tiny study that is not done yet, then print the answer
 	$(RUN)/study.yaml $(ONE)
+
+table: $(READY)  ## Print all tables of the tiny study
+	@$(PY) -m delta_transcoders.report.summary $(STUDY)
 
 real-quick: $(READY)  ## A real language model from the package index through the whole study (15 minutes, 4 GB)
 	@$(PY) study.py --config configs/smollm2/quick.yaml $(if $(GIVEN),--study $(GIVEN)) --seed $(SEED) $(OPTIONS)

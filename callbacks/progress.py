@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import Any
@@ -9,14 +10,18 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
+from delta_transcoders import console
+
 SECONDS_BETWEEN_LINES = 20
+WIDTH = 110
 
 
 class StageProgress(ProgressBar):
     """How far a stage is, with the metrics meant for a progress bar.
 
-    On a terminal one line is written over; elsewhere (a file, Make's output) lines stay and come seldom,
-    and after each validation.
+    On a terminal one line is written over; elsewhere (a file) lines stay and come seldom, and after each
+    validation. Where a study runs the stage, the line goes when it has ended, and lines that would stay go to
+    its `console.txt`.
     """
 
     def __init__(self) -> None:
@@ -61,10 +66,13 @@ class StageProgress(ProgressBar):
         minutes, seconds = divmod(round(self._shown - self._started), 60)
         line = "  " + " · ".join(filter(None, (f"{minutes}:{seconds:02d}", *parts)))
         if sys.stderr.isatty():
-            print(f"\r{line:<110}", end="", file=sys.stderr, flush=True)
+            print(f"\r{line:<{WIDTH}}", end="", file=sys.stderr, flush=True)
+        elif console.in_study():
+            logging.getLogger(__name__).info(line)
         else:
             print(line, file=sys.stderr, flush=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._enabled and sys.stderr.isatty():
-            print(file=sys.stderr, flush=True)
+            end = f"\r{'':<{WIDTH}}\r" if console.in_study() else "\n"
+            print(end, end="", file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """What a stage shows: our own lines on the console, everything that other libraries say in a file.
 
+Of a stage that a study runs only warnings are shown; the study has a line for it.
 Modules say things with `logging.getLogger("delta_transcoders").info` and warn with `StudyWarning`.
 """
 
@@ -12,6 +13,8 @@ import warnings
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from delta_transcoders.files import RUN
+
 LOG_NAME = "console.txt"
 
 _buffer: MemoryHandler | None = None
@@ -19,6 +22,11 @@ _buffer: MemoryHandler | None = None
 
 class StudyWarning(UserWarning):
     """A warning of ours, which belongs on the console."""
+
+
+def in_study() -> bool:
+    """Whether a study runs this process as one of its stages."""
+    return bool(os.environ.get(RUN))
 
 
 def start() -> None:
@@ -29,6 +37,7 @@ def start() -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0":
         console = logging.StreamHandler()  # stderr: stdout is for results
         console.setFormatter(logging.Formatter("%(message)s"))
+        console.setLevel(logging.WARNING if in_study() else logging.INFO)
         ours.addHandler(console)
     _buffer = MemoryHandler(1_000_000, flushLevel=logging.CRITICAL + 1, flushOnClose=True)
     logging.getLogger().addHandler(_buffer)

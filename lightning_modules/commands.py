@@ -26,6 +26,7 @@ MODULES = {
     "study": "delta_transcoders.study",
     "export": "delta_transcoders.export",
     "import": "delta_transcoders.import_dictionaries",
+    "answer": "delta_transcoders.report.answer",
     "summary": "delta_transcoders.report.summary",
     "report": "delta_transcoders.report.html",
     "features": "delta_transcoders.pages.feature_pages",
@@ -43,7 +44,8 @@ OVERVIEW = f"""usage: {PROGRAM} COMMAND [OPTIONS]    ({PROGRAM} COMMAND --help e
   evaluate       measure one stage, or capture its activations
   export         write dictionaries for other tools, or parts of a study, with a model card; push them
   import         read other tools' dictionaries
-  summary        print the results of a study
+  answer         print what a study found, on one screen
+  summary        print all tables of a study
   report         write a study's page of results
   features       write the pages of its features, to look at each
   comparisons    compare an experiment's conditions, paired over examples and seeds

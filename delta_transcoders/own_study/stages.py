@@ -131,7 +131,7 @@ class Stages:
             "study": str(self.own.study),
             "seed": self.own.seed,
             "stages": stages,
-            "shows": ["delta_transcoders.report.summary ${study}"],
+            "shows": ["delta_transcoders.report.answer ${study}"],
             "files": {str(path): text for path, text in files.items()},
             "notes": self._notes(),
         }

@@ -3,7 +3,7 @@
 Each folder is one seed of the same experiment, with `metrics.csv` and `generations.jsonl`. Writes to the
 output folder: `differences.csv` (every condition against raw, no_delta and full), `split.csv` (the gap
 from raw to no_delta, split into finetuning's change of the MLP and the dictionary's own error),
-`split_per_layer.png` and `controls.png`; prints the rows of the whole model. In both tables `seed` is
+`split.png` and `controls.png`, both of the whole model; prints the rows of it too. In both tables `seed` is
 `pooled` for all folders together; `interval` says whether the ends are Student's over seeds (`t`), a
 bootstrap's over wordings and their examples, or Newcombe's for paired rates, which is used where all paired
 differences are equal.
@@ -18,8 +18,9 @@ from pathlib import Path
 
 from delta_transcoders.command import run
 from delta_transcoders.files import record, write_text
+from delta_transcoders.report.charts import split_parts
 from delta_transcoders.report.columns import rates, whole_model
-from delta_transcoders.report.figures import control_dots, split_per_layer
+from delta_transcoders.report.figures import control_dots
 from delta_transcoders.report.formatting import interval, number
 from delta_transcoders.report.paired import Sample, pool, sample_contrasts, share
 from delta_transcoders.report.records import Column, Experiment, Group, read_experiments
@@ -252,8 +253,8 @@ def write_comparisons(folders: Sequence[str | Path], out: str | Path) -> str:
     shown = [r for r in differences if (r["layer"], r["reference"]) == (whole, "no_delta")]
     for of, mine in _by(shown, dictionaries).items():
         figures["controls", of] = control_dots(mine, [*rates(measures), "mean_ce"], POOLED)
-    for of, mine in _by(split, dictionaries).items():
-        figures["split_per_layer", of] = split_per_layer(mine, measures, POOLED)
+    for of, mine in _by(_of_whole_model(split), dictionaries).items():
+        figures["split", of] = split_parts(mine, "mean_ce", POOLED)
     several = len({of for _, of in figures}) > 1
     for (name, of), figure in figures.items():
         parts = [name, *filter(None, of)] if several else [name]

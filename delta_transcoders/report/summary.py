@@ -39,7 +39,9 @@ SPLIT_COLUMNS = ("layer", "subset", "measure", "total", "finetuning", "dictionar
 
 def behaviour_table(study: Path) -> str:
     """The finetuned and the base model on every subset, rates with 95 % intervals."""
-    rows = read_metrics(study / "behaviour" / "metrics.csv")
+    rows = _rows("behaviour", study)
+    if not rows:
+        return ""
     measures = ["mean_ce", *rates(rows[0])]
     shown = [row | {name: table_number(row, name) for name in measures} for row in rows]
     return format_table(shown, ["condition", "subset", "n_examples", *measures])
@@ -106,17 +108,24 @@ def reconstruction_title(study: Path) -> str:
     return "What the deltas leave of finetuning's change of the MLPs (held-out tokens)"
 
 
-def reconstruction_table(study: Path) -> str:
+def reconstruction_rows(study: Path) -> list[dict[str, float | int]]:
     """Each layer's delta on held-out tokens: what its config.json says was measured."""
     rows = []
     configs = [read_json(path) for path in study.glob("delta/layer_*/config.json")]
     for config in sorted(configs, key=lambda config: config["layer"]):
-        measured = config["measured"]  # nothing, where the delta was imported
-        cells = {name: number(value) for name, value in measured.items()}
-        if "fvu_base" in measured:
-            cells["fvu_base/fvu_full"] = number(measured["fvu_base"] / measured["fvu_full"])
-        rows.append({"layer": str(config["layer"]), **cells})
-    return format_table(rows, list(max(rows, key=len))) if rows else ""
+        row = {"layer": config["layer"], **config["measured"]}  # nothing, where it was imported
+        if "fvu_base" in row:
+            row["fvu_base/fvu_full"] = row["fvu_base"] / row["fvu_full"]
+        rows.append(row)
+    return rows
+
+
+def reconstruction_table(study: Path) -> str:
+    rows = reconstruction_rows(study)
+    shown = [
+        {name: str(v) if name == "layer" else number(v) for name, v in row.items()} for row in rows
+    ]
+    return format_table(shown, list(max(shown, key=len))) if shown else ""
 
 
 def fvu_table(study: Path) -> str:

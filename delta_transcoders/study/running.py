@@ -19,6 +19,7 @@ import yaml
 
 from delta_transcoders import files, signals
 from delta_transcoders.command import script_command
+from delta_transcoders.study.environment import environment
 from delta_transcoders.study.plan import Graph, Step, checkpoint, outputs_of, recorded
 from delta_transcoders.study.records import Record, megabytes
 from delta_transcoders.study.study_file import SCRIPTS, Stage, Study
@@ -148,21 +149,22 @@ def run_steps(
         SystemExit: a stage ended with an error, whose status it is.
         signals.Stopped: a signal came.
     """
+    found = environment()
     for number, step in enumerate(steps, start=1):
         stage = step.stage
         record = records[stage.study]
         _make_links(graph.study, stage.study)
         resume = checkpoint(step, record.stages.get(stage.name, {}).get("started"))
         command, run = command_of(stage, resume), uuid.uuid4().hex
-        head = f"[{number}/{len(steps)}] {stage.label}"
-        print(f"{head}: {shlex.join(command)}", flush=True)
+        print(f"[{number}/{len(steps)}] {stage.label}: {shlex.join(command)}", flush=True)
         how = {"run": run, "command": shlex.join(command), "began": time.time()}
+        how |= {"environment": found}
         if resume:  # what that start has left may be gone on from again
             how["began"] = record.stages[stage.name]["started"]["began"]
         record.start(stage.name, how | recorded(step))
         started, read = time.perf_counter(), megabytes(step.inputs)
-        # What reports print is long, and in the files that they write.
-        quiet = stage.run.startswith("delta_transcoders.report.")
+        # What pages and reports print is long, and in the files that they write.
+        quiet = stage.run.startswith(("delta_transcoders.report.", "delta_transcoders.pages."))
         status = run_command(command, keep, run, quiet)
         seconds = time.perf_counter() - started
         outputs = outputs_of(step)
@@ -182,7 +184,6 @@ def run_steps(
             ),
         }
         record.finish(stage.name, measured | {"outputs": outputs})
-        print(f"{head}: {measured['seconds']:.0f} s, {measured['megabytes']:.0f} MB", flush=True)
 
 
 def _make_links(study: Study, folder: str) -> None:

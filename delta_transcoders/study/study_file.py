@@ -19,7 +19,7 @@ stages:
     arguments: ["${study}"]
     reads: [finetune]        # of modules alone: stages or paths …
     writes: ["${study}/report/index.html"]  # … and paths
-shows: [delta_transcoders.report.summary ${study}]   # printed when all is done
+shows: [delta_transcoders.report.answer ${study}]   # printed when all is done
 seeds: [4, 5]                # what holds ${seed} is there once for each
 studies:
   planted/none:              # in ${study}/planted/none where it has no `study`
@@ -229,7 +229,7 @@ def _own(content: dict, file: str, folder: str | None, seed: int | None) -> dict
     _check_folder(folder)
     seed = content.get("seed", 0) if seed is None else seed
     own = expand(content, Path(file), Path(folder), seed)
-    shows = ["delta_transcoders.report.summary ${study}"]
+    shows = ["delta_transcoders.report.answer ${study}"]
     return {"root": file, "studies": {}, "shows": shows} | own
 
 

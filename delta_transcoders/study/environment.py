@@ -1,0 +1,64 @@
+"""On what a stage runs: noted in `study.json`, and shown in a study's report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = (
+    "delta-transcoders",
+    "torch",
+    "lightning",
+    "transformers",
+    "transformer-lens",
+    "peft",
+    "numpy",
+)
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def environment() -> dict[str, str]:
+    """Commit (`-dirty` with changes, empty without a checkout), CPU, threads and versions, for readers."""
+    versions = [f"python {platform.python_version()}", *map(_version, PACKAGES)]
+    return {
+        "commit": _commit(),
+        "cpu": _cpu(),
+        "threads": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count()),
+        "versions": ", ".join(filter(None, versions)),
+    }
+
+
+def _commit() -> str:
+    if not (_CHECKOUT / ".git").exists():
+        return ""
+    command = [
+        "git",
+        "-C",
+        str(_CHECKOUT),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or another user's checkout
+        return ""
+
+
+def _cpu() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return ""
