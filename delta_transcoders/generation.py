@@ -91,8 +91,8 @@ def greedy_texts(
 ) -> list[str]:
     """Greedy continuations of prompts' token ids; arguments as of `greedy_steps`."""
     written: Sequence[Sequence[int]] = [[] for _ in prompts]
-    for written in greedy_steps(model, prompts, max_new_tokens, reader, rows_kept):
-        pass
+    for step in greedy_steps(model, prompts, max_new_tokens, reader, rows_kept):
+        written = step
     return [reader.text(ids) for ids in written]
 
 

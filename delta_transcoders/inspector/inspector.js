@@ -4,7 +4,7 @@ const at = id => document.getElementById(id);
 const WHOLE = ["base_model", "raw", "no_delta", "full"];
 const LIVE = "live";
 const WAIT = 150; // milliseconds after the last change of a control
-const state = {prompt: null, raw: null, drop: [], tokens: [], selected: null, chosenLayers: null};
+const state = {prompt: null, raw: null, drop: [], tokens: [], texts: "", selected: null};
 
 // Asking: one request at a time for all answers, one for the live one; a newer request ends the one before.
 
@@ -94,8 +94,10 @@ const askAllLater = later(() => state.prompt !== null && askAll(state.prompt));
 function card(name, label) {
   const text = element("p", {class: "text"});
   return element("article", {class: "answer", "data-name": name},
-    element("div", {class: "head"}, element("h3", {}, seen(label)), element("span", {class: "p"})),
-    element("div", {class: "bar", hidden: !info.opening}, element("span")), text, element("div", {class: "note"}));
+    element("h3", {}, seen(label)),
+    element("div", {class: "opening", hidden: !info.opening, title: info.opening && `probability of writing ${visible(info.opening)} next`},
+      element("span", {class: "p"}), element("div", {class: "bar"}, element("span"))),
+    text, element("div", {class: "note"}));
 }
 
 const part = (name, selector) => document.querySelector(`[data-name=${name}] ${selector}`);
@@ -115,7 +117,7 @@ function showAnswer(name, answer) {
     part(name, ".bar span").style.setProperty("--share", answer.opening.toFixed(4));
   }
   if (answer.tool !== null) notes.push(element("span", {class: "tool"}, `the tool gives ${seen(answer.tool)}`));
-  if (name !== "raw" && answer.text === state.raw) notes.push(element("span", {}, "the finetuned model’s text"));
+  if (name !== "raw" && answer.text === state.raw) notes.push(element("span", {}, "as the finetuned model"));
   if (answer.is_cut) notes.push(element("span", {}, `cut at ${info.max_new_tokens} tokens`));
   if (answer.text === "") notes.push(element("span", {}, "nothing is written"));
   part(name, ".note").replaceChildren(...notes.flatMap((note, i) => i ? [" · ", note] : [note]));
@@ -204,8 +206,9 @@ function showTokens(tokens) {
   const first = tokens.findIndex(token => token.is_answer);
   const arrow = element("span", {class: "muted", "aria-hidden": "true"}, "→ ");
   at("strip").replaceChildren(...made.flatMap((button, i) => i === first ? [element("br"), arrow, button] : [button]));
-  state.selected = null;
-  select(first >= 0 ? first : tokens.length - 1, false);
+  const isSame = state.selected !== null && tokens.map(token => token.text).join("\n") === state.texts;
+  state.texts = tokens.map(token => token.text).join("\n");
+  select(isSame ? state.selected : first >= 0 ? first : tokens.length - 1, false);
 }
 
 const tokenButtons = () => [...document.querySelectorAll("#strip button")];
@@ -251,7 +254,7 @@ at("strip").addEventListener("keydown", event => {
 // The page
 
 at("title").textContent = seen([info.title, `deltas ${info.deltas}`].filter(Boolean).join(" · "));
-at("form").textContent = info.form && `It is ${info.form}.`;
+at("form").textContent = seen(info.form);
 at("prompt").value = info.example;
 const absent = Object.entries(info.absent).map(([name, why]) => `Without the ${name.replace("_", " ")}: ${why}`);
 at("absent").textContent = seen(absent.join(" "));

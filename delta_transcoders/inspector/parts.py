@@ -12,7 +12,7 @@ from typing import Any
 
 from delta_transcoders.command import script_command
 from delta_transcoders.files import read_json
-from delta_transcoders.study.records import FORMAT, RECORD
+from delta_transcoders.study.records import RECORD, Record
 
 EVALUATION = "lightning_modules.intervention_evaluation.InterventionEvaluation"
 FIRST = ("exp2a", "exp2b")
@@ -68,13 +68,8 @@ def find_parts(study: str) -> Parts:
             f"{study} holds no {RECORD}, so that it is not the folder of a study: give one that "
             "`make demo` or study.py has written"
         )
-    record = read_json(folder / RECORD)
-    stages, file = record.get("stages"), record.get("file")
-    if record.get("format") != FORMAT or not isinstance(stages, dict) or not isinstance(file, str):
-        raise ValueError(
-            f"{folder / RECORD} is of the format {record.get('format')!r}, expected {FORMAT!r}: run the study "
-            "anew with this version"
-        )
+    file = str(read_json(folder / RECORD).get("file"))
+    stages = Record(study, file).stages
     go_on = shlex.join([*script_command("study"), "--config", file, "--study", study])
     name, config = _evaluation(study, stages, go_on)
     # A task of the user's own may stand beside the study file.

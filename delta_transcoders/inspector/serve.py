@@ -34,7 +34,8 @@ def bound(port: int) -> socket.socket:
     except OSError as error:
         found.close()
         raise OSError(
-            f"port {port} cannot be used ({error.strerror}): give another with --port, or --port 0 for a free one"
+            f"port {port} cannot be used ({error.strerror.lower()}): give another with --port, or --port 0 "
+            "for a free one"
         ) from None
     return found
 
@@ -74,13 +75,14 @@ def main() -> None:
     config = uvicorn.Config(
         application(session, url),
         log_config=None,
+        log_level="critical",  # `server` shows errors itself
         access_log=False,
         lifespan="off",
         ws="none",
         proxy_headers=False,
         server_header=False,
         limit_concurrency=64,
-        timeout_graceful_shutdown=0,
+        timeout_graceful_shutdown=0,  # a stream may be running
     )
     print(f"{Path(given.study)} is at {url} (Ctrl-C ends it)", flush=True)
     try:

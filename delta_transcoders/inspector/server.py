@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import threading
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
@@ -71,8 +72,12 @@ def application(session: Session, url: str) -> Starlette:
     async def failed(request: HttpRequest, error: Exception) -> Response:
         return refusal(error.status_code, error.detail)
 
+    async def crashed(request: HttpRequest, error: Exception) -> Response:
+        traceback.print_exception(error)
+        return refusal(500, "an error in the program itself; its terminal shows which")
+
     routes = [Route("/", show), Route("/answer", answer, methods=["POST"])]
-    handlers = {404: failed, 405: failed}
+    handlers = {404: failed, 405: failed, Exception: crashed}
     served = Starlette(routes=routes, exception_handlers=handlers)
     served.add_middleware(_Guard, url=url)
     return served
@@ -157,6 +162,7 @@ async def _lines(
                     if gone.is_set():
                         return
         except Exception as error:
+            traceback.print_exception(error)
             put({"event": "error", "error": f"{type(error).__name__}: {error}"})
         finally:
             put(None)

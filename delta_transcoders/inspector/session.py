@@ -100,7 +100,6 @@ class Session:
             for source in by_layer.values():
                 source.to(self.device)
         self.delta = self.deltas.sources["delta"]
-        self._check_finite()
         bridge = boot_bridge(model, self.tokenizer)
         sources, site = self.deltas.sources, self.deltas.site
         self.engine = InterventionEngine(bridge, self.tokenizer, sources, site)
@@ -124,15 +123,6 @@ class Session:
     def _mlps(self, site: HookSite) -> ModelMLPs:
         sources = mlp_sources(self.base_model, range(self.n_layers), site)
         return ModelMLPs(model_fingerprint(self.base_model), sources)
-
-    def _check_finite(self) -> None:
-        for layer, source in self.delta.items():
-            for name, tensor in source.transcoder.state_dict().items():
-                if not torch.isfinite(tensor).all():
-                    file = Path(self.parts.deltas, f"layer_{layer}", "delta.safetensors")
-                    raise ValueError(
-                        f"{file}: {name} holds NaN or infinity, no answer would be one; train the delta anew"
-                    )
 
     def info(self) -> dict[str, Any]:
         """What somebody who asks needs to know first."""
@@ -166,8 +156,12 @@ class Session:
         """What becomes of a prompt that is typed, in words; empty where nothing does."""
         if self._is_chat:
             system = " after the study's system message" if self._system else ""
-            return f"sent as a user's message{system}, in the tokenizer's chat template"
-        return "with a line break at the end, as the study's prompts have" if self._breaks else ""
+            return f"It is sent as a user's message{system}, in the tokenizer's chat template."
+        return (
+            "A line break is put at its end, as the study's own prompts have."
+            if self._breaks
+            else ""
+        )
 
     @property
     def _is_chat(self) -> bool:
