@@ -275,7 +275,8 @@ def inspectable_study(tmp_path_factory, pytestconfig, model_folder) -> Path:
             save_delta(folder / "delta" / f"layer_{layer}", random_dictionary(6, 0.6), config)
 
     file = str(pytestconfig.rootpath / "configs/tiny/study.yaml")
-    graph = Graph(read_study(file, folder=str(folder)))
+    short = {"exp2a": {"model.max_new_tokens": 16}}
+    graph = Graph(read_study(file, folder=str(folder), options=short))
     record = Record(str(folder), file)
     for name in ("base_model", "finetune", "base_transcoders", "delta", "exp2a"):
         step = graph.steps[name]

@@ -39,6 +39,7 @@ def test_answers_are_those_of_the_evaluations(inspector, copied, arguments):
     import evaluate
 
     few = {"data.n_per_subset": 2, "data.subsets": "[tool, copy]", "data.batch_size": 4}
+    few["model.max_new_tokens"] = 16
     layers = {"model.layers": "[0, 0+2]", "model.conditions": "[no_delta, full, alpha_0.5]"}
     evaluate.main(arguments("tiny/exp2a.yaml", copied, few | layers))
     evaluate.main(arguments("tiny/behaviour.yaml", copied, few))
@@ -369,4 +370,4 @@ def test_parts_are_those_of_the_evaluation(inspectable_study):
         "class_path": "delta_transcoders.tasks.calculator.task.Calculator",
         "init_args": {},
     }
-    assert parts.max_new_tokens == 64 and parts.dtype == "float32" and parts.on_cpu
+    assert parts.max_new_tokens == 16 and parts.dtype == "float32" and parts.on_cpu
