@@ -73,7 +73,10 @@ function askLive() {
   const drop = state.drop.filter(([layer]) => layers.includes(layer));
   const request = {prompt: state.prompt, conditions: [], alphas: [Number(at("alpha").value)], layers, drop};
   ask("live", request, event => {
-    if (event.event === "asked") setLabel(LIVE, event.answers[0].label);
+    if (event.event === "asked") {
+      part(LIVE, "h3").textContent = seen(event.answers[0].label);
+      part(LIVE, ".text").classList.add("writing");
+    }
     if (event.event === "texts") showWriting(LIVE, event.texts[0]);
     if (event.event === "answers") showAnswer(LIVE, event.answers[0]);
   });
@@ -101,7 +104,6 @@ function card(name, label) {
 }
 
 const part = (name, selector) => document.querySelector(`[data-name=${name}] ${selector}`);
-const setLabel = (name, label) => part(name, "h3").textContent = seen(label);
 
 function showWriting(name, text) {
   part(name, ".text").replaceChildren(seen(text));

@@ -11,6 +11,7 @@ uvicorn = pytest.importorskip("uvicorn")
 from delta_transcoders.inspector import serve  # noqa: E402
 from delta_transcoders.inspector.request import Request  # noqa: E402
 from delta_transcoders.inspector.server import application  # noqa: E402
+from delta_transcoders.inspector.session import Session  # noqa: E402
 
 SECONDS = 30_000  # milliseconds
 HOSTILE = (
@@ -20,11 +21,17 @@ HOSTILE = (
 
 
 @pytest.fixture(scope="module")
-def address(inspector):
+def served(inspectable_study) -> Session:
+    """What the server has opened; tests ask another one, which no other thread uses."""
+    return Session(str(inspectable_study))
+
+
+@pytest.fixture(scope="module")
+def address(served):
     """Of a server in a thread of this process."""
     listening = serve.bound(0)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
-    app = application(inspector, url)
+    app = application(served, url)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
@@ -144,16 +151,16 @@ def test_layers_are_chosen(opened, inspector):
     assert page.locator("#problem").is_hidden()
 
 
-def test_answers_grow_while_they_are_written(opened, inspector, monkeypatch):
+def test_answers_grow_while_they_are_written(opened, served, monkeypatch):
     page = opened()
-    steps = inspector.engine.stream
+    steps = served.engine.stream
 
     def slowly(*args):
         for step in steps(*args):
             time.sleep(0.1)
             yield step
 
-    monkeypatch.setattr(inspector.engine, "stream", slowly)
+    monkeypatch.setattr(served.engine, "stream", slowly)
     page.locator("#go").click()
     seen = set()
     page.locator("[data-name=raw] .writing:not(:empty)").wait_for()
@@ -188,9 +195,9 @@ def test_narrow_and_readable_in_both_schemes(opened, low_contrasts, is_wider_tha
     assert low_contrasts(page) == []
 
 
-def test_hostile_texts_stay_texts(opened, inspector, monkeypatch):
-    monkeypatch.setattr(inspector.reader, "text", lambda ids: HOSTILE)
-    monkeypatch.setattr(inspector.task, "execute", lambda text: HOSTILE)
+def test_hostile_texts_stay_texts(opened, served, monkeypatch):
+    monkeypatch.setattr(served.reader, "text", lambda ids: HOSTILE)
+    monkeypatch.setattr(served.task, "execute", lambda text: HOSTILE)
     page = opened()
     title = page.title()
     page.locator("#prompt").fill(HOSTILE.replace("\x00", ""))
