@@ -120,7 +120,8 @@ def _task(config: Mapping[str, Any]) -> dict[str, Any]:
     name = "data.task"
     if name in config:
         return {"class_path": config[name]}
-    given = {key.removeprefix(f"{name}."): value for key, value in config.items() if name in key}
+    options = {key: value for key, value in config.items() if key.startswith(f"{name}.")}
+    given = {key.removeprefix(f"{name}."): value for key, value in options.items()}
     return {"class_path": given.pop("class_path"), "init_args": given}
 
 

@@ -404,6 +404,6 @@ class Session:
         ]
 
     def _token_text(self, token: int) -> str:
-        text = self.reader._decode([token])
+        text = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
         # Part of a character: its bytes, as the tokenizer writes them.
         return self.tokenizer.convert_ids_to_tokens(token) if "\ufffd" in text else text
