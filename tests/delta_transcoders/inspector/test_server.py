@@ -185,7 +185,7 @@ def test_a_process_survives_lost_clients_and_ends_when_asked(served, inspector):
     assert time.monotonic() - began < 20
     post(alphas=[n / 10 for n in range(16)])  # running
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 0  # under a second on an idle machine
+    assert process.wait(5) == 0
     said = process.stderr.read()
     assert said.splitlines()[-1] == "ended" and "Traceback" not in said
 
