@@ -58,6 +58,7 @@ def find_parts(study: str) -> Parts:
         FileNotFoundError: no such study, or a part of it that is not there; names the stage that writes it.
         ValueError: a record that cannot be read.
     """
+    study = os.path.normpath(study)
     folder = Path(study)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -72,22 +73,18 @@ def find_parts(study: str) -> Parts:
     stages = Record(study, file).stages
     go_on = shlex.join([*script_command("study"), "--config", file, "--study", study])
     name, config = _evaluation(study, stages, go_on)
+    config = _inside(config, study)
     # A task of the user's own may stand beside the study file.
     sys.path.append(os.path.dirname(os.path.abspath(file)))
-
-    def path(key: str) -> str | None:
-        text = config.get(key)
-        return None if text is None else str(text).replace(PREFIX, study, 1)
-
     parts = Parts(
         study=study,
         stage=name,
-        model=path("model.model"),
-        base_model=path("model.base_model"),
-        base_transcoders=path("model.base_transcoders"),
-        deltas=config["model.deltas"][0].replace(PREFIX, study, 1),
+        model=config["model.model"],
+        base_model=config.get("model.base_model"),
+        base_transcoders=config.get("model.base_transcoders"),
+        deltas=config["model.deltas"][0],
         task=_task(config),
-        examples=path("data.jsonl"),
+        examples=config["data.jsonl"],
         max_new_tokens=config.get("model.max_new_tokens", 64),
         dtype=config.get("model.dtype", "float32"),
         on_cpu=config.get("trainer.accelerator") == "cpu",
@@ -114,6 +111,15 @@ def _evaluation(study: str, stages: Mapping[str, Any], go_on: str) -> tuple[str,
     raise FileNotFoundError(
         f"{study} is not as far as its stage {missing} (finished: {', '.join(done) or 'none'}): {go_on}"
     )
+
+
+def _inside(value: Any, study: str) -> Any:
+    """With the study's folder where the record says `PREFIX`."""
+    if isinstance(value, str):
+        return value.replace(PREFIX, study, 1) if value.startswith(PREFIX) else value
+    if isinstance(value, dict):
+        return {key: _inside(part, study) for key, part in value.items()}
+    return [_inside(part, study) for part in value] if isinstance(value, list) else value
 
 
 def _task(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -342,7 +342,7 @@ def test_a_chat_study_sends_messages(copied):
         config = record["stages"]["exp2a"]["done"]["config"]
         config |= {"data.jsonl": "${study}/chats.jsonl", "data.task.judge": "exact"}
         config |= {"data.task.class_path": "delta_transcoders.tasks.examples.Examples"}
-        config |= {"data.task.jsonl": str(path)}
+        config |= {"data.task.jsonl": "${study}/chats.jsonl"}
 
     edit(copied / "study.json", chats)
     session = Session(str(copied))
