@@ -5,7 +5,7 @@ Shapes: B rows that are still unfinished, P positions so far, T positions of one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,7 +82,6 @@ class AnswerReader:
         )
 
 
-@torch.inference_mode()
 def greedy_texts(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -90,10 +89,25 @@ def greedy_texts(
     reader: AnswerReader,
     rows_kept: Callable[[Tensor], None] | None = None,
 ) -> list[str]:
-    """Greedy continuations of prompts' token ids.
+    """Greedy continuations of prompts' token ids; arguments as of `greedy_steps`."""
+    written: Sequence[Sequence[int]] = [[] for _ in prompts]
+    for step in greedy_steps(model, prompts, max_new_tokens, reader, rows_kept):
+        written = step
+    return [reader.text(ids) for ids in written]
+
+
+@torch.inference_mode()
+def greedy_steps(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    reader: AnswerReader,
+    rows_kept: Callable[[Tensor], None] | None = None,
+) -> Iterator[list[list[int]]]:
+    """The ids that have been written after each prompt's token ids, after every forward pass.
 
     Args:
-        reader: says where a row ends, and what it reads.
+        reader: says where a row ends.
         rows_kept: told which rows of the last forward pass the next one goes on with, int64 [B].
     """
     from transformers import DynamicCache
@@ -118,6 +132,7 @@ def greedy_texts(
         next_B = logits_BTV[:, -1].argmax(-1)
         for row, token in zip(unfinished, next_B.tolist(), strict=True):
             written[row].append(token)
+        yield written
         kept = [i for i, row in enumerate(unfinished) if not reader.is_finished(written[row])]
         if not kept:
             break
@@ -130,4 +145,3 @@ def greedy_texts(
                 rows_kept(kept_B)
         ids_BT = next_B[:, None]
         mask_BP = torch.cat([mask_BP, mask_BP.new_ones(len(mask_BP), 1)], dim=1)
-    return [reader.text(ids) for ids in written]

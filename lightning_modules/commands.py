@@ -24,6 +24,8 @@ PROGRAM = "delta-transcoders"
 
 MODULES = {
     "study": "delta_transcoders.study",
+    "inspect": "delta_transcoders.inspector.command",
+    "serve": "delta_transcoders.inspector.serve",
     "export": "delta_transcoders.export",
     "import": "delta_transcoders.import_dictionaries",
     "answer": "delta_transcoders.report.answer",
@@ -42,6 +44,8 @@ OVERVIEW = f"""usage: {PROGRAM} COMMAND [OPTIONS]    ({PROGRAM} COMMAND --help e
   study          run what is not done of a study, stage by stage
   train          train one stage
   evaluate       measure one stage, or capture its activations
+  inspect        answer one prompt with and without a study's delta, or parts of it
+  serve          the same in a browser, on this machine alone
   export         write dictionaries for other tools, or parts of a study, with a model card; push them
   import         read other tools' dictionaries
   answer         print what a study found, on one screen

@@ -215,3 +215,79 @@ def one_and_two_processes(tmp_path_factory, pytestconfig, study, arguments):
         timeout=300,
     )
     return both / "one", both / "two"
+
+
+@pytest.fixture(scope="session")
+def inspectable_study(tmp_path_factory, pytestconfig, model_folder) -> Path:
+    """A study folder of random parts, with its record; read only. The middle layer of three has no delta."""
+    from delta_transcoders.dictionaries.delta import DeltaConfig, save_delta
+    from delta_transcoders.dictionaries.files.gemma_scope import params_path, save_base
+    from delta_transcoders.dictionaries.transcoder import Transcoder
+    from delta_transcoders.families.sites import GEMMA_SCOPE
+    from delta_transcoders.fingerprints import hash_tensors, model_fingerprint
+    from delta_transcoders.study.plan import Graph, outputs_of, recorded
+    from delta_transcoders.study.records import Record
+    from delta_transcoders.study.study_file import read_study
+
+    folder = tmp_path_factory.mktemp("inspectable") / "study"
+    merged, task = folder / "finetune" / "merged", Calculator()
+    shutil.copytree(model_folder, merged)
+    task.write(folder / "finetune/data/evaluation.jsonl", task.generate(9, 3, 6, 0)["evaluation"])
+    generator = torch.Generator().manual_seed(0)
+    model = load_model(model_folder)
+    fingerprint = model_fingerprint(model)
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    model.save_pretrained(folder / "base_model")
+    load_tokenizer(model_folder).save_pretrained(folder / "base_model")
+
+    def random_dictionary(n_features: int, size: float) -> Transcoder:
+        W_enc_FD, W_dec_FD = torch.randn(2, n_features, 32, generator=generator)
+        threshold = torch.full((n_features,), 0.3)
+        tensors = {"b_enc": torch.zeros(n_features), "b_dec": torch.zeros(32)}
+        return Transcoder(
+            W_enc=W_enc_FD.T.contiguous() / 6, W_dec=size * W_dec_FD, threshold=threshold, **tensors
+        )
+
+    for layer in range(3):
+        base = random_dictionary(40, 0.3)
+        save_base(folder / "base_transcoders", layer, base, 8)
+        hook_in, hook_out = GEMMA_SCOPE.names(layer)
+        config = DeltaConfig(
+            layer=layer,
+            d_in=32,
+            d_out=32,
+            d_new=6,
+            base_id=f"{folder}/base_transcoders/{params_path(layer, 40, 8)}",
+            base_hash=hash_tensors(base.state_dict()),
+            model_fingerprint=fingerprint,
+            hook_site="gemma_scope",
+            hook_in=hook_in,
+            hook_out=hook_out,
+            sparsity={"mode": "batch_topk", "l0": 2},
+            target="residual",
+            percentile=0.5,
+            average_l0_base=8,
+            seed=0,
+            measured={},
+        )
+        if layer != 1:
+            save_delta(folder / "delta" / f"layer_{layer}", random_dictionary(6, 0.6), config)
+
+    file = str(pytestconfig.rootpath / "configs/tiny/study.yaml")
+    short = {"exp2a": {"model.max_new_tokens": 16}}
+    graph = Graph(read_study(file, folder=str(folder), options=short))
+    record = Record(str(folder), file)
+    for name in ("base_model", "finetune", "base_transcoders", "delta", "exp2a"):
+        step = graph.steps[name]
+        record.start(name, {"run": name, "command": "", "began": 0.0, **recorded(step)})
+        record.finish(name, {"outputs": outputs_of(step), "seconds": 0.0, "megabytes": 0.0})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def inspector(inspectable_study):
+    """The study above, opened."""
+    from delta_transcoders.inspector.session import Session
+
+    return Session(str(inspectable_study))

@@ -23,10 +23,10 @@ ROOMS = (
     ("features",),
     ("report",),
     ("pages",),
-    ("inspector",),
     ("export", "import_dictionaries"),
     ("own_study",),
     ("study",),
+    ("inspector",),
 )
 TOP = ("delta_transcoders", "datamodules", "lightning_modules", "callbacks")
 LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")

@@ -22,7 +22,7 @@ from torch import Tensor
 from delta_transcoders.families import family_of
 from delta_transcoders.families.sites import HookSite
 from delta_transcoders.families.tokens import special_ids
-from delta_transcoders.generation import AnswerReader, greedy_texts
+from delta_transcoders.generation import AnswerReader, greedy_steps, greedy_texts
 from delta_transcoders.interventions.application import Application, Gates, hooked
 from delta_transcoders.interventions.intervention import RAW, Intervention
 from delta_transcoders.interventions.sources import SourceBank, check_sources
@@ -195,6 +195,21 @@ class InterventionEngine:
             for row, text in zip(rows, answers, strict=True):
                 texts[row] = text
         return texts
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        interventions: Sequence[Intervention],
+        max_new_tokens: int,
+        reader: AnswerReader,
+    ) -> Iterator[list[list[int]]]:
+        """As `generate`, all rows in one pass: the ids written so far, after every token.
+
+        The model has the interventions until the last step, or until the iterator is closed.
+        """
+        self._check_rows(prompts, interventions)
+        with self.applied(interventions) as application:
+            yield from greedy_steps(self.model, prompts, max_new_tokens, reader, application.select)
 
     @torch.inference_mode()
     def logprobs(self, examples: Sequence[TokenizedExample]) -> dict[TokenizedExample, Tensor]:

@@ -7,6 +7,7 @@ import torch
 
 from delta_transcoders.activations.capture import boot_bridge
 from delta_transcoders.families.sites import HOOK_SITES
+from delta_transcoders.generation import AnswerReader
 from delta_transcoders.interventions.engine import InterventionEngine
 from delta_transcoders.interventions.intervention import RAW, Intervention, Term, Write, from_spec
 from delta_transcoders.interventions.sources import Source, mlp_sources
@@ -151,6 +152,18 @@ def test_a_mixed_batch_equals_its_rows_alone(engine, prompts, rows, logits, gene
             assert getattr(scores[row], name) == pytest.approx(getattr(score, name), abs=1e-4)
         assert scores[row].n_replaced == score.n_replaced
         assert scores[row].activation_sums == pytest.approx(score.activation_sums, rel=1e-4)
+
+
+def test_a_stream_grows_to_the_generated_texts(engine, prompts, rows, generate):
+    crossed = [(row, c) for row in rows for c in MIXED]
+    ids, conditions = [row.prompt_ids for row, _ in crossed], [c for _, c in crossed]
+    reader = AnswerReader(engine.tokenizer, Calculator(), {engine.tokenizer.eos_token_id})
+    lengths = []
+    for written in engine.stream(ids, conditions, 6, reader):
+        lengths.append(max(map(len, written)))
+    assert lengths == [1, 2, 3, 4, 5, 6]
+    texts = [prompt for prompt in prompts for _ in MIXED]
+    assert [reader.text(row) for row in written] == generate(engine, texts, conditions, 6)
 
 
 def test_scores_against_whole_logits(engine, examples, rows):
