@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from lightning_modules.interventions import Column
 
-BY_LAYER, BY_ALPHA = "by_layer", "by_100_alpha"
+BY_LAYER, BY_ALPHA, BY_N_FEATURES = "by_layer", "by_100_alpha", "by_n_features"
 HOW_TO_READ = {
     BY_LAYER: "**SUBSET_by_layer**: the step is the number of the layer that is replaced. Of several layers "
-    "replaced at once the value is drawn at each of them, in a run of their own (`all`, `0+1`): a line across "
-    "those layers. `raw` replaces none and is the level to compare with. Under CUSTOM SCALARS all conditions "
-    "are in one chart.",
-    BY_ALPHA: "**LAYERS_by_100_alpha**: the step is 100·α of base + α·delta: 0 is no delta, 100 all of it, and "
-    "below 0 it is subtracted. A run is a subset.",
-    "": "These are measurements, not a noisy curve: set *Smoothing* to 0, and leave *Ignore outliers* off. "
+    "at once the value is drawn at each of them, in a run of their own (`all`, `0+1`): a line across those "
+    "layers. `raw` replaces none and is the level to compare with. CUSTOM SCALARS has all conditions in one "
+    "chart.",
+    BY_ALPHA: "**LAYERS_by_100_alpha**: the step is 100·α of base + α·delta: 0 is no delta, 100 all of it, "
+    "and below 0 it is subtracted. A run is a subset.",
+    BY_N_FEATURES: "**SUBSET_by_n_features**: the step is the number of delta features that are kept.",
+    "": "These are measurements, not a noisy curve: set *Smoothing* to 0, and *Ignore outliers* off. "
     "Intervals are in `results`.",
 }
+"""By what a group's name holds."""
 
 
 class Place(NamedTuple):

@@ -134,8 +134,7 @@ class Evaluation(LightningModule):
             (place, name, row[name])
             for key, row in rows.items()
             for place in self.places(*key)
-            for name in markdown.measured([row])
-            if name.endswith("_rate") or name in ("dce", "mean_ce", "fvu")
+            for name in markdown.measured(row)
         ]
         write_points(
             self.trainer,
@@ -149,7 +148,10 @@ class Evaluation(LightningModule):
             "results": markdown.results([r for (c, _), r in rows.items() if self.is_logged(c)])
         }
         groups = " ".join({place.group for place, *_ in drawn})
-        texts["how_to_read"] = "\n\n".join(t for name, t in HOW_TO_READ.items() if name in groups)
+        if groups:
+            texts["how_to_read"] = "\n\n".join(
+                t for name, t in HOW_TO_READ.items() if name in groups
+            )
         if len(answers := self.side_by_side(records)) > 1:
             examples = self.trainer.datamodule.examples
             texts["samples/side_by_side"] = markdown.samples(examples, answers)

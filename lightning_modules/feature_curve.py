@@ -26,7 +26,7 @@ from delta_transcoders.metrics.sufficiency import sufficiency_cells
 from delta_transcoders.report.feature_curve import n90_rows, write_curve
 from delta_transcoders.report.figures import feature_curve
 from lightning_modules.attribution import in_half, mean_attributions
-from lightning_modules.curve_places import Place
+from lightning_modules.curve_places import BY_N_FEATURES, Place
 from lightning_modules.curve_students import (
     CurveColumn,
     Features,
@@ -312,7 +312,7 @@ class FeatureCurve(InterventionModule):
         run, steps = of_column.intervention.condition, {c.n for c in self._curve_columns()}
         if isinstance(of_column, CurveColumn):
             run, steps = of_column.curve, {of_column.n} if of_column.draw is None else set()
-        group = f"{self.hparams.experiment}_{subset}_by_n_features"
+        group = f"{self.hparams.experiment}_{subset}_{BY_N_FEATURES}"
         return [Place(run, group, "", tuple(sorted(steps)))]
 
     def _curve_columns(self) -> list[CurveColumn]:

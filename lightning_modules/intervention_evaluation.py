@@ -237,9 +237,9 @@ class InterventionEvaluation(InterventionModule):
         for c in self._whole():
             column, rows = self.columns[c], table[c * n_subsets : (c + 1) * n_subsets]
             if column.intervention.condition == "full" or column.intervention.alpha == 1:
-                names = [n for n in markdown.measured(rows) if n == "dce" or n.endswith("_rate")]
-                # Of the first subset that has it.
-                results = {f"{n}_full": next(r[n] for r in rows if r[n] == r[n]) for n in names}
+                results = {}
+                for row in reversed(rows):  # of the first subset that has it
+                    results |= {f"{name}_full": row[name] for name in markdown.measured(row)}
                 results |= {"l0": rows[0]["l0_delta"]}
                 settings = {name: column.labels[name] for name in ("d_new", "percentile", "target")}
                 settings |= {"experiment": self.hparams.experiment}

@@ -6,10 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from delta_transcoders.report.columns import logprobs, ranked_measures, rates, title
+from delta_transcoders.report.columns import ranked_measures, rates, title
 from delta_transcoders.report.formatting import cell_text, table_number
 from delta_transcoders.tasks.task import Example
 
+LABELS = {"layer": "layers", "d_new": "d_new", "percentile": "percentile"}
+"""Columns that tell rows apart beside the condition, where there are several values."""
+CONDITIONS = {
+    "base_model": "the base model",
+    "raw": "the model that is studied, untouched",
+    "no_delta": "base dictionaries in place of the MLPs",
+    "full": "base dictionaries + delta in their place",
+    "base_mlp": "the base model's MLPs in their place",
+    "dictionary_error": "the MLPs + what the base dictionaries get wrong of the base model's",
+}
 N_FEATURES = 10
 N_SAMPLES = 12
 LONGEST = 300
@@ -27,44 +37,36 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(c.replace('|', '¦') for c in line)} |" for line in lines)
 
 
-def measured(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The measures of a result table that a reader looks for first and that any row has.
+def measured(row: Mapping[str, Any]) -> list[str]:
+    """What a reader looks for first in a row of a result table: rates, ΔCE (cross-entropy without it), FVU.
 
-    >>> measured([{"mean_ce": 1.0, "dce": 0.5, "right_rate": 1.0, "l0_base": 2.0, "fvu": float("nan")}])
+    >>> measured({"mean_ce": 1.0, "dce": 0.5, "right_rate": 1.0, "l0_base": 2.0, "fvu": float("nan")})
     ['right_rate', 'dce']
     """
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    change = [name for name in ("dce", "mean_kl", "fvu", "l0_delta") if name in names]
-    first = [*rates(names), *logprobs(names), *([] if "dce" in names else ["mean_ce"]), *change]
-    return [n for n in first if any(not math.isnan(row.get(n, math.nan)) for row in rows)]
+    loss = "dce" if "dce" in row else "mean_ce"
+    return [n for n in (*rates(row), loss, "fvu") if not math.isnan(row.get(n, math.nan))]
 
 
 def results(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A result table with its intervals, subset by subset; what no row has is left out.
+    """A result table with its intervals, subset by subset; what no row of a subset has is left out.
 
     Args:
         rows: numbers as numbers, see `report.columns`.
     """
-    names = measured(rows)
-    labels = [
-        n for n in ("condition", "layer", "d_new", "percentile") if any(r.get(n) for r in rows)
-    ]
+    labels = ["condition", *(n for n in LABELS if len({r.get(n) for r in rows if r.get(n)}) > 1)]
     parts = []
     for subset in dict.fromkeys(row["subset"] for row in rows):
         ours = [row for row in rows if row["subset"] == subset]
-        shown = [n for n in names if any(not math.isnan(r.get(n, math.nan)) for r in ours)]
-        header = [
-            *("layers" if n == "layer" else n for n in labels),
-            "examples",
-            *map(title, shown),
-        ]
+        names = list(dict.fromkeys(name for row in ours for name in measured(row)))
+        header = [*(LABELS.get(name, name) for name in labels), *map(title, names)]
         cells = []
         for row in ours:
             text = {name: cell_text(value) for name, value in row.items()}
-            estimates = [table_number(text, name) for name in shown]
-            cells.append([*(text.get(n, "") for n in labels), text["n_examples"], *estimates])
-        parts.append(f"**{subset}**\n\n{table(header, cells)}")
-    return "\n\n".join([*parts, "Intervals are at 95 %. All columns are in `metrics.csv`."])
+            estimates = [table_number(text, name) for name in names]
+            cells.append([*(text.get(name, "") for name in labels), *estimates])
+        n_examples = max(row["n_examples"] for row in ours)
+        parts.append(f"**{subset}**, {n_examples} examples\n\n{table(header, cells)}")
+    return "\n\n".join([*parts, "Intervals are at 95 %. `metrics.csv` has more columns."])
 
 
 def samples(examples: Sequence[Example], answers: Mapping[str, Mapping[int, str]]) -> str:
@@ -88,7 +90,8 @@ def samples(examples: Sequence[Example], answers: Mapping[str, Mapping[int, str]
             width = max(map(len, lines))
             block = "\n".join(f"    {n:{width}}  {one_line(text)}" for n, text in lines.items())
             parts.append(f"**{subset}**, example {i}\n\n{block}")
-    return "\n\n".join(parts)
+    known = "".join(f"- `{name}`: {CONDITIONS[name]}\n" for name in answers if name in CONDITIONS)
+    return "\n\n".join([*parts, known])
 
 
 def one_line(text: str) -> str:
