@@ -35,10 +35,10 @@ from lightning_modules.loggers import log_scalars
 class BehaviourWhileTraining(Callback):
     """Every so many validations, `full` with the present deltas of all trained layers together.
 
-    Logs `val/behaviour/mean_ce` and the rates of the task's measures on prompts of one subset, and once
-    `val/behaviour/raw/…`, the same for the untouched model. For a `DeltaTranscoderTraining` with one d_new
-    and one base per layer. The training is the same with and without it; rank zero holds the model and the
-    base dictionaries beside it, and the other ranks wait.
+    Logs `behaviour/…`: `mean_ce`, `dce` (nats a token, to the untouched model) and the rates of the task's
+    measures on prompts of one subset, and `behaviour/raw/…`, the same for the untouched model, measured once.
+    For a `DeltaTranscoderTraining` with one d_new and one base per layer. The training is the same with and
+    without it; rank zero holds the model and the base dictionaries beside it, and the other ranks wait.
 
     Args:
         model: folder or hub id of the finetuned model, adapters merged.
@@ -81,6 +81,7 @@ class BehaviourWhileTraining(Callback):
             )
         self.n_validations = 0
         self.engine: InterventionEngine | None = None
+        self.raw: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"n_validations": self.n_validations}
@@ -99,6 +100,10 @@ class BehaviourWhileTraining(Callback):
                 "BehaviourWhileTraining needs one d_new and one percentile, this run has d_new "
                 f"{widths} and bases {keys}"
             )
+        measures = self.task.verdicts("", self.examples[0])
+        names = ["mean_ce", *(f"{measure}_rate" for measure in measures)]
+        charts = {n: ["Multiline", [f"behaviour/{n}$", f"behaviour/raw/{n}$"]] for n in names}
+        pl_module.charts["behaviour"] = charts
         if stage == "fit" and trainer.is_global_zero:
             with isolate_rng():
                 self._load(trainer)
@@ -138,11 +143,12 @@ class BehaviourWhileTraining(Callback):
         self.n_validations += 1
         if self.n_validations % self.every_n_validations:
             return
-        measured = {"": self.measure(pl_module)}
-        if self.n_validations == self.every_n_validations:
-            measured["raw/"] = self._scores(RAW)
-        for where, scores in measured.items():
-            log_scalars(trainer, {f"val/behaviour/{where}{k}": v for k, v in scores.items()})
+        self.raw = self.raw or self._scores(RAW)
+        ours = self.measure(pl_module)
+        ours["dce"] = ours["mean_ce"] - self.raw["mean_ce"]
+        scalars = {f"behaviour/{name}": value for name, value in ours.items()}
+        scalars |= {f"behaviour/raw/{name}": value for name, value in self.raw.items()}
+        log_scalars(trainer, scalars)
 
     def measure(self, module: DeltaTranscoderTraining) -> dict[str, float]:
         """`mean_ce` and the rates of `full` with the module's present weights."""

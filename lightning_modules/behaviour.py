@@ -18,6 +18,7 @@ from delta_transcoders.language_models import (
     target_batch,
     token_nll,
 )
+from lightning_modules.curve_places import Place
 from lightning_modules.evaluation import Evaluation
 
 
@@ -60,6 +61,12 @@ class BehaviourEvaluation(Evaluation):
             self.models[condition] = load_model(source, h.dtype)
             context = family_of(self.models[condition].config).context
             data.check_context(context, h.max_new_tokens)
+
+    def places(self, column: int, subset: str) -> list[Place]:
+        return [Place(self.labels[column]["condition"], f"behaviour_{subset}", "", (0,))]
+
+    def shown_columns(self) -> dict[int, str]:
+        return {column: labels["condition"] for column, labels in enumerate(self.labels)}
 
     def test_step(self, batch: list[PromptRow], batch_idx: int) -> None:
         prompts = [row.tokens.prompt_ids for row in batch]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from delta_transcoders.dictionaries.delta import DeltaConfig, save_delta
 from delta_transcoders.dictionaries.stack import Variant
 from delta_transcoders.dictionaries.transcoder import Transcoder
 from lightning_modules.dictionary_training import DictionaryTraining
-from lightning_modules.loggers import log_scalars
+from lightning_modules.loggers import log_result
 
 
 class DeltaTranscoderTraining(DictionaryTraining):
@@ -41,14 +42,37 @@ class DeltaTranscoderTraining(DictionaryTraining):
             for width in self.hparams.d_new
         }
 
+    def layout(self) -> dict[str, dict]:
+        by_layer = {
+            f"layer {n}": ["Multiline", [f"fvu_base/layer_{n}$", f"fvu/layer_{n}$"]]
+            for n in self.trainer.datamodule.layers
+        }
+        return {"FVU by layer: base, full": by_layer} | super().layout()
+
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
-        data = self.trainer.datamodule
         for stack in self.stacks.values():
-            for variant in stack.variants:
-                fit = data.base_fit(*self._base_of(variant))
-                tag = f"val/{variant.key}"
-                log_scalars(self.trainer, {f"{tag}/fvu_base": fit.fvu, f"{tag}/l0_base": fit.l0})
+            fits = [self.trainer.datamodule.base_fit(*self._base_of(v)) for v in stack.variants]
+            columns = {"fvu_base": [fit.fvu for fit in fits], "l0_base": [fit.l0 for fit in fits]}
+            self.log_by_layer(stack, columns)
+
+    def on_fit_end(self) -> None:
+        super().on_fit_end()
+        if not self.trainer.is_global_zero:
+            return
+        h, data = self.hparams, self.trainer.datamodule
+        best_of: dict[tuple[int, str], list[dict[str, float]]] = defaultdict(list)
+        for width, stack in self.stacks.items():
+            for v, variant in enumerate(stack.variants):
+                best_of[int(width), self._base_of(variant)[1]].append(self.trackers[width].best(v))
+        for (d_new, key), best in best_of.items():
+            settings = {"d_new": d_new, "percentile": data.percentile(key)}
+            settings |= {"target": data.target_kind, "sparsity": self.sparsity.mode}
+            settings |= {"l0_aim": h.l0, "lr": h.lr, "seed": h.seed}
+            # Of what is written, means over layers.
+            results = {k: sum(b[k] for b in best) / len(best) for k in ("fvu", "l0")}
+            label = f"d{d_new}_{key}" if len(best_of) > 1 else ""
+            log_result(self.trainer, settings, results, label)
 
     def _base_of(self, variant: Variant) -> tuple[int, str]:
         """Layer and key of the base whose residual the variant learns."""

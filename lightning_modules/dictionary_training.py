@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +21,7 @@ from delta_transcoders.dictionaries.stack import DictionaryStack, Variant
 from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.metrics.grouped import GroupedMean
 from delta_transcoders.metrics.reconstruction import GroupedReconstruction
-from lightning_modules.loggers import log_scalars, tensorboards
+from lightning_modules.loggers import Runs, tensorboards
 from lightning_modules.optimizers import fused
 from lightning_modules.outputs import finish_output, kind_of
 from lightning_modules.schedule import total_steps, warm_up_and_decay
@@ -30,7 +32,8 @@ class DictionaryTraining(LightningModule):
 
     Fed by an `ActivationData`. A variant's best weights are kept at its best validation FVU; one that has
     not improved for `patience` validations is final, and when all are, training stops. Variants never
-    influence each other, so a sweep gives what training each alone would give.
+    influence each other, so a sweep gives what training each alone would give. Curves are logged as
+    `MEASURE/layer_L`; of several configurations each has a run of its own (`loggers.Runs`).
 
     Subclasses say which variants there are (`variants_by_width`) and write the result (`export`).
 
@@ -73,6 +76,9 @@ class DictionaryTraining(LightningModule):
         self.trackers = nn.ModuleDict()
         self.reconstructions = nn.ModuleDict()
         self.densities = nn.ModuleDict()
+        self.runs = Runs()
+        self.charts: dict[str, dict] = {}
+        """More custom scalars for TensorBoard, by category; callbacks add theirs before training starts."""
 
     def variants_by_width(self) -> dict[int, list[Variant]]:
         raise NotImplementedError
@@ -112,7 +118,34 @@ class DictionaryTraining(LightningModule):
             self.reconstructions[str(width)] = GroupedReconstruction(len(variants), meta.d_out)
             self.densities[str(width)] = GroupedMean(len(variants) * width)
 
+    @cached_property
+    def is_sweep(self) -> bool:
+        """Whether there are several configurations of a layer."""
+        variants = [v for stack in self.stacks.values() for v in stack.variants]
+        return len({configuration(variant) for variant in variants}) > 1
+
+    def run_of(self, variant: Variant) -> str:
+        """The run of its curves, like `d32_p0.5`; empty, the logger's own, but in a sweep."""
+        return configuration(variant) if self.is_sweep else ""
+
+    def log_by_layer(self, stack: DictionaryStack, columns: Mapping[str, Sequence[float]]) -> None:
+        """Log columns of values of a stack's variants."""
+        by_run: dict[str, dict[str, float]] = defaultdict(dict)
+        for name, values in columns.items():
+            for variant, value in zip(stack.variants, values, strict=True):
+                by_run[self.run_of(variant)][f"{name}/{layer_of(variant)}"] = value
+        for run, scalars in by_run.items():
+            self.runs.log(self.trainer, run, scalars)
+
+    def layout(self) -> dict[str, dict]:
+        """TensorBoard's custom scalars: charts by category, as regular expressions of their tags."""
+        titles = {"fvu": "FVU", "l0": "L0", "dead_fraction": "dead features, share"}
+        charts = {title: ["Multiline", [f"{name}/layer_"]] for name, title in titles.items()}
+        return {"all layers": charts}
+
     def on_train_start(self) -> None:
+        for tensorboard in tensorboards(self.trainer):
+            tensorboard.add_custom_scalars(self.layout() | self.charts)
         if self.global_step == 0 and self.hparams.calibrate:
             # One rank's batch for all: thresholds are parameters, and DDP has shared them out before.
             first = self.trainer.strategy.broadcast(self.trainer.datamodule.first_batch())
@@ -131,10 +164,8 @@ class DictionaryTraining(LightningModule):
             total = total + loss.total
             if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
                 columns_CV = torch.stack([loss.reconstruction_V, loss.penalty_V, loss.l0_V])
-                names = ("loss", "penalty", "l0")
-                for name, values in zip(names, columns_CV.tolist(), strict=True):
-                    tags = (f"train/{variant.key}/{name}" for variant in stack.variants)
-                    log_scalars(self.trainer, dict(zip(tags, values, strict=True)))
+                names = ("train/loss", "train/penalty", "train/l0")
+                self.log_by_layer(stack, dict(zip(names, columns_CV.tolist(), strict=True)))
         self.log("train/loss", total.detach(), prog_bar=True)
         return total
 
@@ -206,13 +237,12 @@ class DictionaryTraining(LightningModule):
             self.trackers[width].update(measured, stack)
             columns = {name: values.tolist() for name, values in measured.items()}
             fvus += columns["fvu"]
-            for v, variant in enumerate(stack.variants):
-                scalars = {f"val/{variant.key}/{name}": columns[name][v] for name in MEASURES}
-                log_scalars(self.trainer, scalars)
-                for tensorboard in tensorboards(self.trainer):
-                    log_density = density_VF[v].clamp_min(1e-7).log10()
-                    tag = f"val/{variant.key}/log10_density"
-                    tensorboard.add_histogram(tag, log_density, self.trainer.global_step)
+            self.log_by_layer(stack, columns)
+            for variant, density_F in zip(stack.variants, density_VF, strict=True):
+                for tensorboard in self.runs.writers(self.trainer, self.run_of(variant)):
+                    log_density_F = density_F.clamp_min(1e-7).log10()
+                    tag = f"log10_density/{layer_of(variant)}"
+                    tensorboard.add_histogram(tag, log_density_F, self.trainer.global_step)
         self.log("val/fvu", sum(fvus) / len(fvus), prog_bar=True, rank_zero_only=True)
         if all(bool(tracker.converged_V.all()) for tracker in self.trackers.values()):
             self.trainer.should_stop = True
@@ -258,3 +288,15 @@ class DictionaryTraining(LightningModule):
             )
         finish_output(self.trainer, output, replaces=written)
         return None
+
+    def teardown(self, stage: str) -> None:
+        self.runs.close()
+
+
+def layer_of(variant: Variant) -> str:
+    return variant.key.split("/")[0]
+
+
+def configuration(variant: Variant) -> str:
+    """All that is chosen but the layer."""
+    return variant.key.partition("/")[2].replace("/", "_")

@@ -12,7 +12,10 @@ from lightning import LightningModule
 from datamodules.evaluation_prompts import PromptRow
 from delta_transcoders.metrics.pooling import Record, behaviour_cells, measures_of
 from delta_transcoders.metrics.records import Records
+from delta_transcoders.report import markdown
 from delta_transcoders.report.tables import write_generations, write_metrics
+from lightning_modules.curve_places import HOW_TO_READ, Place, layout_of
+from lightning_modules.loggers import Point, log_elsewhere, tensorboards, write_points
 from lightning_modules.outputs import check_measured, stage_output
 
 INTERVAL_ENDS = ("_ci_low", "_ci_high")
@@ -22,7 +25,8 @@ class Evaluation(LightningModule):
     """Conditions crossed with the prompts of `EvaluationPrompts`.
 
     A subclass fills `labels` in `setup` and `records` in `test_step`. Its table has a row for every condition
-    and subset; all of the row's estimates are logged as `test/SUBSET/CONDITION/…`.
+    and subset; all of the row's estimates are logged as `test/SUBSET/CONDITION/…`. TensorBoard has those of
+    `markdown.measured` as curves (`places`), the table and answers side by side as texts.
 
     Attributes:
         labels: of each condition, in the order of the table; a record's `column` is an index of it.
@@ -82,11 +86,12 @@ class Evaluation(LightningModule):
                 groups = (by_group[c, subset] for c in (column, 0))
                 cells = self.cells(column, subset, *groups)
                 table.append({**labels, "subset": subset, **cells})
-                self.log_cells(column, subset, cells)
         if self.trainer.is_global_zero:
             check_measured(table)
             with stage_output(self) as folder:
                 self.write(folder, table, records)
+            self.log_table(table)
+            self.show(table, records)
         self.trainer.strategy.barrier()
 
     @staticmethod
@@ -97,12 +102,79 @@ class Evaluation(LightningModule):
             groups[record["column"], record["subset"]].append(record)
         return groups
 
-    def log_cells(self, column: int, subset: str, cells: Mapping[str, Any]) -> None:
-        """Log a row's estimates, as any logger shows them."""
-        where = "/".join(["test", subset, *self.tags(column)])
-        for name, value in cells.items():
-            if isinstance(value, float) and value == value and not name.endswith(INTERVAL_ENDS):
-                self.log(f"{where}/{name}", value, rank_zero_only=True)
+    def is_logged(self, column: int) -> bool:
+        """Whether a condition is one of a few."""
+        return True
+
+    def places(self, column: int, subset: str) -> list[Place]:
+        """Where TensorBoard draws a row's numbers."""
+        return []
+
+    def log_table(self, table: list[dict]) -> None:
+        """All estimates, at once, for loggers that have no runs within a run."""
+        keys = ((c, s) for c in range(len(self.labels)) for s in self.subsets)
+        scalars = {}
+        for (column, subset), row in zip(keys, table, strict=True):
+            where = "/".join(["test", subset, *self.tags(column)])
+            for name, value in row.items() if self.is_logged(column) else ():
+                if (
+                    isinstance(value, float)
+                    and value == value
+                    and not name.endswith(INTERVAL_ENDS)
+                    and name not in self.labels[column]
+                ):
+                    scalars[f"{where}/{name}"] = value
+        log_elsewhere(self.trainer, scalars)
+
+    def show(self, table: list[dict], records: list[Record]) -> None:
+        """Curves and texts, for TensorBoard."""
+        keys = ((c, s) for c in range(len(self.labels)) for s in self.subsets)
+        rows = dict(zip(keys, table, strict=True))
+        drawn = [
+            (place, name, row[name])
+            for key, row in rows.items()
+            for place in self.places(*key)
+            for name in markdown.measured(row)
+        ]
+        write_points(
+            self.trainer,
+            [
+                Point(p.run, p.tag(name), step, value)
+                for p, name, value in drawn
+                for step in p.steps
+            ],
+        )
+        texts = {
+            "results": markdown.results([r for (c, _), r in rows.items() if self.is_logged(c)])
+        }
+        groups = " ".join({place.group for place, *_ in drawn})
+        if groups:
+            texts["how_to_read"] = "\n\n".join(
+                t for name, t in HOW_TO_READ.items() if name in groups
+            )
+        if len(answers := self.side_by_side(records)) > 1:
+            examples = self.trainer.datamodule.examples
+            texts["samples/side_by_side"] = markdown.samples(examples, answers)
+        layout = layout_of((place, name) for place, name, _ in drawn)
+        for tensorboard in tensorboards(self.trainer):
+            for tag, text in texts.items():
+                tensorboard.add_text(tag, text)
+            if layout:
+                tensorboard.add_custom_scalars(layout)
+
+    def shown_columns(self) -> dict[int, str]:
+        """The conditions whose answers are shown side by side, with what they are called there."""
+        return {}
+
+    def side_by_side(self, records: Iterable[Record]) -> dict[str, dict[int, str]]:
+        """Answers by condition and index of the example."""
+        names = self.shown_columns()
+        answers: dict[str, dict[int, str]] = {}
+        for record in records:
+            if record["column"] in names and "text" in record:
+                of_column = answers.setdefault(names[record["column"]], {})
+                of_column[record["example"]] = record["text"]
+        return answers
 
     def write(self, folder: Path, table: list[dict], records: list[Record]) -> None:
         """Everything that belongs in the output."""

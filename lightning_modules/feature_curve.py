@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
@@ -26,6 +26,7 @@ from delta_transcoders.metrics.sufficiency import sufficiency_cells
 from delta_transcoders.report.feature_curve import n90_rows, write_curve
 from delta_transcoders.report.figures import feature_curve
 from lightning_modules.attribution import in_half, mean_attributions
+from lightning_modules.curve_places import BY_N_FEATURES, Place
 from lightning_modules.curve_students import (
     CurveColumn,
     Features,
@@ -302,10 +303,20 @@ class FeatureCurve(InterventionModule):
         ]
         super().on_test_epoch_end()
 
-    def log_cells(self, column: int, subset: str, cells: Mapping[str, Any]) -> None:
-        # One point of a curve for each draw would bury the others.
-        if getattr(self.columns[column], "draw", None) is None:
-            super().log_cells(column, subset, cells)
+    def is_logged(self, column: int) -> bool:
+        return getattr(self.columns[column], "draw", None) is None
+
+    def places(self, column: int, subset: str) -> list[Place]:
+        """Against the number of features, a run per delta; what has none of them at every number."""
+        of_column = self.columns[column]
+        run, steps = of_column.intervention.condition, {c.n for c in self._curve_columns()}
+        if isinstance(of_column, CurveColumn):
+            run, steps = of_column.curve, {of_column.n} if of_column.draw is None else set()
+        group = f"{self.hparams.experiment}_{subset}_{BY_N_FEATURES}"
+        return [Place(run, group, "", tuple(sorted(steps)))]
+
+    def _curve_columns(self) -> list[CurveColumn]:
+        return [column for column in self.columns if isinstance(column, CurveColumn)]
 
     def write(self, folder: Path, table: list[dict], records: list[Record]) -> None:
         super().write(folder, table, records)

@@ -40,11 +40,13 @@ from delta_transcoders.language_models import (
 from delta_transcoders.metrics.feature_effects import ranks
 from delta_transcoders.metrics.grouped import GroupedMean
 from delta_transcoders.metrics.pooling import Record, effect_cells, measures_of
+from delta_transcoders.report import markdown
 from delta_transcoders.report.columns import ranked_measures
 from delta_transcoders.report.figures import effects_by_rank
 from delta_transcoders.report.ranking import write_ranking
 from lightning_modules.attribution import in_half, mean_attributions
 from lightning_modules.interventions import Column, InterventionModule
+from lightning_modules.loggers import tensorboards
 from lightning_modules.sufficiency import check_half
 
 
@@ -276,16 +278,16 @@ class FeatureRanking(InterventionModule):
         }
         super().on_test_epoch_end()
 
-    def log_cells(self, column: int, subset: str, cells: dict[str, Any]) -> None:
-        # Thousands of curves with one point each would bury the references.
-        if not isinstance(self.columns[column], FeatureColumn):
-            super().log_cells(column, subset, cells)
+    def is_logged(self, column: int) -> bool:
+        return not isinstance(self.columns[column], FeatureColumn)
 
     def write(self, folder: Path, table: list[dict], records: list[Record]) -> None:
         super().write(folder, table, records)
         rows, effects = self._effects(records)
         write_ranking(folder, rows, effects, self.hparams.delta)
         self.write_figures(folder, {"ranking": effects_by_rank(rows)})
+        for tensorboard in tensorboards(self.trainer):
+            tensorboard.add_text("features/top", markdown.features(rows))
 
     def _effects(self, records: list[Record]) -> tuple[list[dict], list[dict]]:
         """The ranking's rows, and each row's change of every example."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +25,12 @@ from delta_transcoders.interventions.sources import LayerSources, Source
 from delta_transcoders.language_models import check_model_source, target_batch, tokenize
 from delta_transcoders.metrics.pooling import Record
 from delta_transcoders.metrics.reconstruction import GroupedReconstruction
+from delta_transcoders.report import markdown
+from delta_transcoders.report.columns import whole_model
 from delta_transcoders.report.figures import experiment_figures
+from lightning_modules.curve_places import Place, places_of
 from lightning_modules.interventions import Column, InterventionModule
+from lightning_modules.loggers import log_result
 
 
 class InterventionEvaluation(InterventionModule):
@@ -222,3 +227,52 @@ class InterventionEvaluation(InterventionModule):
     def write(self, folder: Path, table: list[dict], records: list[Record]) -> None:
         super().write(folder, table, records)
         self.write_figures(folder, experiment_figures(table))
+
+    def places(self, column: int, subset: str) -> list[Place]:
+        return places_of(self.hparams.experiment, self.columns, subset)[column]
+
+    def show(self, table: list[dict], records: list[Record]) -> None:
+        super().show(table, records)
+        n_subsets = len(self.subsets)
+        for c in self._whole():
+            column, rows = self.columns[c], table[c * n_subsets : (c + 1) * n_subsets]
+            if column.intervention.condition == "full" or column.intervention.alpha == 1:
+                results = {}
+                for row in reversed(rows):  # of the first subset that has it
+                    results |= {f"{name}_full": row[name] for name in markdown.measured(row)}
+                results |= {"l0": rows[0]["l0_delta"]}
+                settings = {name: column.labels[name] for name in ("d_new", "percentile", "target")}
+                settings |= {"experiment": self.hparams.experiment}
+                label = column.dictionaries.label if len(self.sets) > 1 else ""
+                log_result(self.trainer, settings, results, label)
+
+    def _whole(self) -> list[int]:
+        """The columns that replace most layers."""
+        whole = whole_model(column.layer for column in self.columns)
+        return [c for c, column in enumerate(self.columns) if whole and column.layer == whole]
+
+    def shown_columns(self) -> dict[int, str]:
+        several = len(self.sets) > 1
+        names = {c: column.intervention.condition for c, column in enumerate(self.columns)}
+        return {0: names[0]} | {
+            c: f"{names[c]} {self.columns[c].dictionaries.label}" if several else names[c]
+            for c in self._whole()
+        }
+
+    def side_by_side(self, records: Iterable[Record]) -> dict[str, dict[int, str]]:
+        """Also the base model's answers, where the study's `behaviour` has the same ones of raw."""
+        answers = super().side_by_side(records)
+        path = Path(self.hparams.output).with_name("behaviour") / "generations.jsonl"
+        if not answers or not path.is_file():
+            return answers
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        theirs = {
+            (line["condition"], json.dumps(line["prompt"]), line["target"]): line["text"]
+            for line in lines
+        }
+        base = {}
+        for i, example in enumerate(self.trainer.datamodule.examples):
+            key = json.dumps(example.prompt_record), example.target
+            if theirs.get(("raw", *key)) == answers["raw"].get(i):
+                base[i] = theirs.get(("base_model", *key))
+        return {"base_model": {i: text for i, text in base.items() if text is not None}} | answers

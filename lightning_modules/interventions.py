@@ -247,4 +247,4 @@ class InterventionModule(Evaluation):
         for name, figure in figures.items():
             figure.savefig(plots / f"{name}.png", dpi=120)
             for tensorboard in tensorboards(self.trainer):
-                tensorboard.add_figure(f"test/{name}", figure)
+                tensorboard.add_figure(f"figures/{name}", figure)

@@ -116,9 +116,9 @@ def test_every_logger_shows_the_estimates_of_the_table(study, arguments, tmp_pat
     ]
     options = {"model.output": tmp_path / "out", "trainer.logger": json.dumps(given)}
     options |= {"data.n_per_subset": 2, "model.max_new_tokens": 4}
-    evaluate.main(arguments("tiny/behaviour.yaml", study, options))
+    cli = evaluate.main(arguments("tiny/behaviour.yaml", study, options))
     expected = {
-        f"test/{row['subset']}/{row['condition']}/{name}": value
+        (row["condition"], row["subset"], name): value
         for row in json.loads((tmp_path / "out" / "metrics.json").read_text())
         for name, value in row.items()
         if name == "mean_ce" or (name.endswith("_rate") and value is not None)
@@ -127,13 +127,18 @@ def test_every_logger_shows_the_estimates_of_the_table(study, arguments, tmp_pat
     (path,) = (tmp_path / "CSVLogger").rglob("metrics.csv")
     with path.open() as handle:
         (logged,) = csv.DictReader(handle)
-    for shown in (logged, scalars(tmp_path / "TensorBoardLogger")):
-        ours = {name: float(value) for name, value in shown.items() if name.startswith("test/")}
-        assert ours == pytest.approx(expected, rel=1e-6)
+    ours = {name: float(value) for name, value in logged.items() if name.startswith("test/")}
+    wanted = {f"test/{subset}/{c}/{name}": v for (c, subset, name), v in expected.items()}
+    assert ours == pytest.approx(wanted, rel=1e-6)
+    board = Path(cli.trainer.loggers[1].log_dir)
+    assert scalars(board) == {}
+    for condition in CONDITIONS:
+        wanted = {f"behaviour_{s}/{n}": v for (c, s, n), v in expected.items() if c == condition}
+        assert scalars(board / condition) == pytest.approx(wanted, rel=1e-6)
 
 
 def scalars(folder: Path) -> dict[str, float]:
-    (path,) = folder.rglob("events.out.*")
+    (path,) = folder.glob("events.out.*")
     events = EventAccumulator(str(path)).Reload()
     return {name: events.Scalars(name)[-1].value for name in events.Tags()["scalars"]}
 

@@ -186,7 +186,8 @@ def test_any_logger_several_or_none(changed, arguments, tmp_path, stage, loggers
     assert (folder / output / "done.json").is_file()
     csv = list((tmp_path / "logs").rglob("metrics.csv"))
     assert len(csv) == (loggers != "none")
-    assert len(list((tmp_path / "logs").rglob("events.out.*"))) == (loggers == "two")
+    of_loggers = list((tmp_path / "logs").glob("*/*/events.out.*"))  # not of runs within
+    assert len(of_loggers) == (loggers == "two")
     if csv and stage in ("lora", "delta"):
         header = csv[0].read_text().splitlines()[0]
-        assert {"lora": "train/loss", "delta": "val/layer_0/d6/p0.5/fvu"}[stage] in header
+        assert {"lora": "train/loss", "delta": "fvu/layer_0"}[stage] in header

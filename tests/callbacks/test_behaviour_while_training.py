@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 import train
 from callbacks.behaviour_while_training import BehaviourWhileTraining
@@ -98,15 +99,26 @@ def test_tags_and_values(runs, dictionaries):
     module = cli.model  # its weights are those of the last step, the last validation's
     for where, expected, steps in (
         ("", by_hand(dictionaries, module), [4, 8]),
-        ("raw/", by_hand(dictionaries), [4]),
+        ("raw/", by_hand(dictionaries), [4, 8]),
     ):
         assert set(expected) == {"mean_ce", *(f"{name}_rate" for name in MEASURES)}
         for name, value in expected.items():
-            points = events.Scalars(f"val/behaviour/{where}{name}")
+            points = events.Scalars(f"behaviour/{where}{name}")
             assert [point.step for point in points] == steps
             assert points[-1].value == pytest.approx(value, rel=1e-4)
-    first, last = (p.value for p in events.Scalars("val/behaviour/mean_ce"))
+    first, last = (p.value for p in events.Scalars("behaviour/mean_ce"))
     assert first != last
+    raw = events.Scalars("behaviour/raw/mean_ce")[-1].value
+    assert events.Scalars("behaviour/dce")[-1].value == pytest.approx(last - raw, abs=1e-6)
+    layout = Layout.FromString(
+        events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    )
+    (category,) = (c for c in layout.category if c.title == "behaviour")
+    assert [chart.title for chart in category.chart][:2] == ["mean_ce", "tool_call_rate"]
+    assert list(category.chart[1].multiline.tag) == [
+        "behaviour/tool_call_rate$",
+        "behaviour/raw/tool_call_rate$",
+    ]
 
 
 def refused(dictionaries, arguments, tmp_path, options, match):

@@ -148,19 +148,17 @@ def test_a_base_of_another_width_is_refused(dictionaries, arguments, delta_optio
     refused(dictionaries, arguments, options, r"layer_0.*d_model 8, the model expects 32")
 
 
-def test_every_variant_has_its_curves(dictionaries):
+def test_every_layer_has_its_curves(dictionaries):
     events = EventAccumulator(str(dictionaries / "logs/delta")).Reload()
     tags = events.Tags()
-    for variant in ("layer_0/d6/p0.5", "layer_1/d6/p0.5"):
-        assert {f"train/{variant}/{name}" for name in ("loss", "penalty", "l0")} | {
-            f"val/{variant}/{name}"
-            for name in (
-                "fvu", "fvu_base", "cosine", "relative_l2", "l0", "l0_base", "dead_fraction"
-            )
-        } <= set(tags["scalars"])  # fmt: skip
-        assert f"val/{variant}/log10_density" in tags["histograms"]
-        best = min(event.value for event in events.Scalars(f"val/{variant}/fvu"))
-        layer = variant.split("/")[0]
+    measured_names = (
+        "fvu", "fvu_base", "cosine", "relative_l2", "l0", "l0_base", "dead_fraction"
+    )  # fmt: skip
+    trained = tuple(f"train/{name}" for name in ("loss", "penalty", "l0"))
+    for layer in ("layer_0", "layer_1"):
+        assert {f"{name}/{layer}" for name in (*trained, *measured_names)} <= set(tags["scalars"])
+        assert f"log10_density/{layer}" in tags["histograms"]
+        best = min(event.value for event in events.Scalars(f"fvu/{layer}"))
         measured = load_delta(dictionaries / "delta" / layer)[1].measured
         assert best == pytest.approx(measured["fvu_full"], rel=0.01)
 
