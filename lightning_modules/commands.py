@@ -26,6 +26,7 @@ MODULES = {
     "study": "delta_transcoders.study",
     "export": "delta_transcoders.export",
     "import": "delta_transcoders.import_dictionaries",
+    "graph": "delta_transcoders.features.circuit_tracer_graph",
     "summary": "delta_transcoders.report.summary",
     "report": "delta_transcoders.report.html",
     "comparisons": "delta_transcoders.report.comparisons",
@@ -42,6 +43,7 @@ OVERVIEW = f"""usage: {PROGRAM} COMMAND [OPTIONS]    ({PROGRAM} COMMAND --help e
   evaluate       measure one stage, or capture its activations
   export         write dictionaries for other tools, or parts of a study, with a model card; push them
   import         read other tools' dictionaries
+  graph          label a delta's nodes in a graph of circuit-tracer's, and give it their examples
   summary        print the results of a study
   report         write a study's page of results
   comparisons    compare an experiment's conditions, paired over examples and seeds
