@@ -15,8 +15,8 @@ import json
 import math
 import re
 import struct
+from collections import defaultdict
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +87,17 @@ def record(feature: Feature, alpha: float, with_contexts: bool) -> dict[str, Any
 
 
 def _quantiles(contexts: Sequence[Context]) -> list[dict[str, Any]]:
-    ordered = sorted(contexts, key=lambda c: list(TITLES).index(c.kind))  # a stable sort
-    groups = groupby(ordered, key=lambda c: (c.kind, c.subset))
-    return [_group(f"{TITLES[kind]} · {subset}", tuple(found)) for (kind, subset), found in groups]
+    """By kind, and of each kind the subset first in which the feature is strongest."""
+    groups: dict[tuple[Kind, str], list[Context]] = defaultdict(list)
+    for context in contexts:
+        groups[context.kind, context.subset].append(context)
+    order = list(TITLES)
+    ordered = sorted(groups, key=lambda k: (order.index(k[0]), -max(map(_at_peak, groups[k]))))
+    return [_group(f"{TITLES[kind]} · {subset}", groups[kind, subset]) for kind, subset in ordered]
+
+
+def _at_peak(context: Context) -> float:
+    return context.activations[context.peak]
 
 
 def _group(title: str, contexts: Sequence[Context]) -> dict[str, Any]:
@@ -122,17 +130,18 @@ def write_feature_files(
     Raises:
         ValueError: the features are not those of the deltas in the export.
     """
+    described = features.info.get("delta_fingerprints", {})
+    for layer in features.layers:
+        if described.get(str(layer)) != card.layers[layer].delta_hash:
+            raise ValueError(
+                f"{features.folder} is of another delta of layer {layer} than is written; run the study's "
+                "stage `features` again"
+            )
     folder = folder / FOLDER
     folder.mkdir()
     index = []
     for layer, of_layer in card.layers.items():
-        start, stop = of_layer.delta_features
-        found = features.n_features.get(layer, 0)
-        if found not in (0, stop - start):
-            raise ValueError(
-                f"{features.folder} has {found} features of layer {layer}, and the delta {stop - start}: "
-                "they are of another delta"
-            )
+        start, found = of_layer.delta_features[0], features.n_features.get(layer, 0)
         offsets, name = [0], f"layer_{layer}.bin"
         with (folder / name).open("wb") as file:
             for number in range(n_features(of_layer)):

@@ -34,6 +34,7 @@ FEATURE = "cross layer transcoder"
 """What circuit-tracer calls the node of any feature."""
 N_PINS = 12
 N_TOKENS = 3
+WIDTH = 14  # of a token, as the page has little room
 MADE_WITH = "made_with"
 """Our key in a graph's metadata: the export that `scan` named before."""
 
@@ -110,10 +111,16 @@ def label(layer: int, number: int, record: Mapping[str, Any]) -> str:
     >>> label(0, 31, {"examples_quantiles": [], "top_logits": [" coins", "<b>"]})
     'Δ L0F31 → coins · ‹b>'
     """
-    groups = record.get("examples_quantiles", [])
-    top = [g for g in groups if g["quantile_name"].startswith(TITLES["top"])]
-    examples = [example for group in top for example in group["examples"]]
-    peaks = Counter(example["tokens"][example["train_token_ind"]] for example in examples)
+    peaks: Counter[str] = Counter()
+    for group in record.get("examples_quantiles", []):
+        for example in (
+            group["examples"] if group["quantile_name"].startswith(TITLES["top"]) else ()
+        ):
+            token, activation = (
+                example[name][example["train_token_ind"]] for name in ("tokens", "tokens_acts_list")
+            )
+            if activation >= record["act_max"] / 2:  # the strongest of a subset may be weak
+                peaks[token] += activation
     if peaks:
         return f"Δ L{layer}F{number}: {_words(token for token, _ in peaks.most_common())}"
     promoted = [] if record.get("isDead") else record["top_logits"]
@@ -121,8 +128,9 @@ def label(layer: int, number: int, record: Mapping[str, Any]) -> str:
 
 
 def _words(tokens: Iterator[str] | list[str]) -> str:
-    distinct = dict.fromkeys(visible(token).strip() or "␣" for token in tokens)
-    return " · ".join([*distinct][:N_TOKENS]).replace("<", "‹")
+    words = (visible(token).strip() or "␣" for token in tokens)
+    short = (word if len(word) <= WIDTH else f"{word[: WIDTH - 1]}…" for word in words)
+    return " · ".join([*dict.fromkeys(short)][:N_TOKENS]).replace("<", "‹")
 
 
 def _slug(path: Path) -> str:
