@@ -135,12 +135,12 @@ def export(
             fused = FusedDeltas(deltas, bases, alpha, delta_only)
             model = str(model or brought.get("finetuned_model") or run / "finetune" / "merged")
             exported = _write_dictionaries(folder, format, fused, study.base_model, model)
-        if features:
+        if features is not None:
             from delta_transcoders.features.circuit_tracer import write_feature_files
 
             write_feature_files(folder, exported, features, with_contexts)
         repository = push_to_hub or "THIS_REPOSITORY"
-        contexts = with_contexts if features else None
+        contexts = None if features is None else with_contexts
         text = model_card(
             study, format, repository=repository, exported=exported, contexts=contexts
         )

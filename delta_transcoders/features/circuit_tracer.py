@@ -10,6 +10,7 @@ leaves the examples of the feature before on the screen. Its pages put labels, n
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import math
@@ -172,6 +173,11 @@ def part_of(of_layer: LayerCard, number: int) -> str:
 def _packed(shown: dict[str, Any]) -> bytes:
     packed = gzip.compress(json.dumps(shown, allow_nan=False).encode(), mtime=0)
     return struct.pack("<I", len(packed)) + packed
+
+
+@functools.cache  # a base has tens of thousands of features
+def _packed_stub(text: str) -> bytes:
+    return _packed(stub(text))
 
 
 class FeatureFiles:

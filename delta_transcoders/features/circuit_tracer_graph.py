@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from delta_transcoders.command import run as run_command
 from delta_transcoders.features.circuit_tracer import (
@@ -29,6 +29,9 @@ from delta_transcoders.features.circuit_tracer import (
     visible,
 )
 from delta_transcoders.files import read_json, replace_folder, write_json, write_text
+
+if TYPE_CHECKING:
+    from delta_transcoders.dictionaries.files.exported import ExportCard
 
 FEATURE = "cross layer transcoder"
 """What circuit-tracer calls the node of any feature."""
@@ -67,9 +70,9 @@ def label_graph(path: str | Path, export: str | Path) -> Labelled:
     """
     path, export = Path(path), Path(export)
     # Torch takes seconds to import, and the command's help needs none of it.
-    from delta_transcoders.dictionaries.files.exported import ExportCard, load_card
+    from delta_transcoders.dictionaries.files.exported import load_card
 
-    card: ExportCard = load_card(export)
+    card = load_card(export)
     if card.format != "circuit_tracer":
         raise ValueError(f"{export} is an export for {card.format}, not for circuit-tracer")
     graph = read_json(path, "circuit-tracer writes it: create_graph_files, or attribute --slug")
@@ -111,16 +114,14 @@ def label(layer: int, number: int, record: Mapping[str, Any]) -> str:
     >>> label(0, 31, {"examples_quantiles": [], "top_logits": [" coins", "<b>"]})
     'Δ L0F31 → coins · ‹b>'
     """
+    groups = record.get("examples_quantiles", [])
+    top = [g for g in groups if g["quantile_name"].startswith(TITLES["top"])]
     peaks: Counter[str] = Counter()
-    for group in record.get("examples_quantiles", []):
-        for example in (
-            group["examples"] if group["quantile_name"].startswith(TITLES["top"]) else ()
-        ):
-            token, activation = (
-                example[name][example["train_token_ind"]] for name in ("tokens", "tokens_acts_list")
-            )
-            if activation >= record["act_max"] / 2:  # the strongest of a subset may be weak
-                peaks[token] += activation
+    for example in (example for group in top for example in group["examples"]):
+        at = example["train_token_ind"]
+        activation = example["tokens_acts_list"][at]
+        if activation >= record["act_max"] / 2:  # the strongest of a subset may be weak
+            peaks[example["tokens"][at]] += activation
     if peaks:
         return f"Δ L{layer}F{number}: {_words(token for token, _ in peaks.most_common())}"
     promoted = [] if record.get("isDead") else record["top_logits"]
@@ -150,7 +151,7 @@ def _check_folder(folder: Path) -> None:
             )
 
 
-def _check_export(path: Path, metadata: Mapping[str, Any], export: Path, card: Any) -> str:
+def _check_export(path: Path, metadata: Mapping[str, Any], export: Path, card: ExportCard) -> str:
     """The export that the graph names, which must hold the same dictionaries."""
     from delta_transcoders.dictionaries.files.exported import CARD_NAME, load_card
     from delta_transcoders.hub import local_folder
@@ -175,7 +176,7 @@ def _check_export(path: Path, metadata: Mapping[str, Any], export: Path, card: A
 
 
 def _features(
-    path: Path, nodes: list[dict[str, Any]], card: Any
+    path: Path, nodes: list[dict[str, Any]], card: ExportCard
 ) -> Iterator[tuple[dict[str, Any], int, int]]:
     """The nodes of features, each with the layer and the number in the export."""
     for node in nodes:
