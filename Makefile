@@ -88,7 +88,7 @@ findings: $(READY)  ## All of docs/FINDINGS.md from nothing, on the seeds of its
 	$(RUN)/study_findings.yaml --seeds $(if $(filter-out file,$(origin SEEDS)),$(SEEDS),$$($(PY) -m delta_transcoders.study.seeds)) $(OPTIONS)
 
 examples: $(READY)  ## Run the notebooks of examples/ on the tiny study
-	$(RUN)/study.yaml $(ONE) --until delta
+	$(RUN)/study.yaml $(ONE) --until features
 	@for notebook in examples/*.ipynb; do \
 	  STUDY=$(abspath $(STUDY)) $(PY) examples/run.py $$notebook || exit 1; done
 
