@@ -6,8 +6,8 @@
 
 Dictionaries in other tools' files are base(x) + alpha · delta(x) as one dictionary per layer, or
 alpha · delta(x) alone; `export.json` beside them says which features are the delta's, and what model and base
-they belong to. The other formats are the study's own parts. Each comes with a model card, and nothing
-leaves the machine without `--push-to-hub`.
+they belong to. The other formats are the study's own parts. Each comes with a model card. Nothing leaves the
+machine without `--push-to-hub`, and no text on which a feature fires is written without `--with-contexts`.
 """
 
 from __future__ import annotations
