@@ -91,7 +91,7 @@ findings: $(READY)  ## All of docs/FINDINGS.md from nothing, on the seeds of its
 	$(RUN)/study_findings.yaml --seeds $(if $(filter-out file,$(origin SEEDS)),$(SEEDS),$$($(PY) -m delta_transcoders.study.seeds)) $(OPTIONS)
 
 examples: $(READY)  ## Run the notebooks of examples/ on the tiny study
-	$(RUN)/study.yaml $(ONE) --until delta
+	$(RUN)/study.yaml $(ONE) --until features
 	@for notebook in examples/*.ipynb; do \
 	  STUDY=$(abspath $(STUDY)) $(PY) examples/run.py $$notebook || exit 1; done
 
@@ -105,10 +105,12 @@ INTEROP := $(STUDY)/interop
 	@touch $@
 
 interop: $(READY) .venv-saelens/.ready .venv-circuit-tracer/.ready  ## Open the tiny study's exports and public layouts in SAELens and circuit-tracer, and compare
-	$(RUN)/study.yaml $(ONE) --until delta
+	$(RUN)/study.yaml $(ONE) --until features
 	$(PY) -m interop.prepare $(STUDY) $(INTEROP)
 	HF_HUB_OFFLINE=1 .venv-saelens/bin/python interop/check_saelens.py $(INTEROP)
 	HF_HUB_OFFLINE=1 .venv-circuit-tracer/bin/python interop/check_circuit_tracer.py $(INTEROP)
+	$(PY) -m delta_transcoders.features.circuit_tracer_graph $(INTEROP)/graph/calculation.json --export $(INTEROP)/circuit_tracer/full
+	HF_HUB_OFFLINE=1 .venv-circuit-tracer/bin/python interop/check_circuit_tracer_page.py $(INTEROP)
 
 full-shape: $(READY)  ## Peak memory of Gemma 2 2B's stages at full shape, random weights (20 minutes, 13 GB of disk)
 	$(PY) benchmarks/full_shape.py --require-gb 14

@@ -6,8 +6,8 @@
 
 Dictionaries in other tools' files are base(x) + alpha · delta(x) as one dictionary per layer, or
 alpha · delta(x) alone; `export.json` beside them says which features are the delta's, and what model and base
-they belong to. The other formats are the study's own parts. Each comes with a model card, and nothing
-leaves the machine without `--push-to-hub`.
+they belong to. The other formats are the study's own parts. Each comes with a model card. Nothing leaves the
+machine without `--push-to-hub`, and no text on which a feature fires is written without `--with-contexts`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from delta_transcoders.dictionaries.files.exported import ExportCard
     from delta_transcoders.dictionaries.files.fused import FusedDeltas
     from delta_transcoders.families.family import ModelFamily
+    from delta_transcoders.features.files import FeatureSet
 
 CARD = "README.md"
 MARK = "<!-- written by delta_transcoders.export -->"
@@ -54,6 +55,7 @@ def export(
     base_model: str | None = None,
     push_to_hub: str | None = None,
     private: bool = False,
+    with_contexts: bool = False,
 ) -> Path:
     """Write one format and its model card, replacing an earlier export in that folder.
 
@@ -62,7 +64,8 @@ def export(
     never fires; and a copy of the model that its version of transformers reads, in `model/`. Every
     dictionary is float32 JumpReLU, a base of ReLU at threshold 0: the same function. Layers are made and
     written one at a time. Names of local folders are shortened to their last part: they say nothing
-    elsewhere.
+    elsewhere. Where the study has feature statistics, `circuit_tracer` gets what its pages show of each
+    feature too (`features/`); what the study's texts say is left out of it, as they may be private.
 
     Args:
         run: a study's folder; the defaults below are in it.
@@ -76,6 +79,7 @@ def export(
             boot what it names.
         push_to_hub: `USER/NAME` of a model repository to upload the folder to.
         private: the repository must be private, and is made so.
+        with_contexts: put the texts on which a feature fires into `features/`.
 
     Returns:
         `out`.
@@ -90,6 +94,10 @@ def export(
     run, out = Path(run), Path(out)
     chosen = {"deltas": deltas, "base-transcoders": base_transcoders, "model": model}
     _check(format, out, alpha, delta_only, [name for name, value in chosen.items() if value])
+    if with_contexts and format != "circuit_tracer":
+        raise ValueError(
+            f"--with-contexts does not apply to --format {format}: only circuit_tracer's files hold contexts"
+        )
     if not run.is_dir():
         raise FileNotFoundError(
             f"no study folder {str(run)!r}; give the one that `make demo` writes"
@@ -103,6 +111,9 @@ def export(
 
     deltas = local_folder(deltas, ["layer_*/*"]) if deltas else run / "delta"
     study, exported = read_study(run, deltas, base_model), None
+    features = None
+    if format == "circuit_tracer":
+        features = _features_of(run, study.measured, with_contexts)
     with replace_folder(out) as folder:
         if format in PARTS:
             if format != "deltas" and (brought := models_of(run)):
@@ -124,8 +135,15 @@ def export(
             fused = FusedDeltas(deltas, bases, alpha, delta_only)
             model = str(model or brought.get("finetuned_model") or run / "finetune" / "merged")
             exported = _write_dictionaries(folder, format, fused, study.base_model, model)
+        if features is not None:
+            from delta_transcoders.features.circuit_tracer import write_feature_files
+
+            write_feature_files(folder, exported, features, with_contexts)
         repository = push_to_hub or "THIS_REPOSITORY"
-        text = model_card(study, format, repository=repository, exported=exported)
+        contexts = None if features is None else with_contexts
+        text = model_card(
+            study, format, repository=repository, exported=exported, contexts=contexts
+        )
         write_text(folder / CARD, f"{text}\n{MARK}\n")
     if push_to_hub is not None:
         push_folder(out, push_to_hub, private)
@@ -153,6 +171,23 @@ def _check(format: str, out: Path, alpha: float, delta_only: bool, chosen: list[
             raise FileExistsError(
                 f"{out} holds something else than an export; give another folder or empty it"
             )
+
+
+def _features_of(run: Path, measured: bool, with_contexts: bool) -> FeatureSet | None:
+    """A study's feature statistics, where it has some of the deltas that are written (`measured`)."""
+    folder = run / "features"
+    if measured and folder.is_dir():
+        from delta_transcoders.features.files import read_features
+
+        return read_features(folder, rankings=())
+    if with_contexts:
+        raise FileNotFoundError(
+            f"--with-contexts: {folder} does not exist, and it holds the contexts; run the study's stage "
+            "`features` first"
+            if measured
+            else f"--with-contexts: the contexts in {folder} are of {run}/delta, not of the deltas given"
+        )
+    return None
 
 
 def _write_dictionaries(
@@ -286,6 +321,11 @@ def main() -> None:
     parser.add_argument("--model", help="the finetuned model (the study's)")
     parser.add_argument(
         "--base-model", metavar="ID", help="the base's hub id, where the study used a local copy"
+    )
+    parser.add_argument(
+        "--with-contexts",
+        action="store_true",
+        help="put texts of the study, which may be private, beside each feature (circuit_tracer)",
     )
     parser.add_argument("--push-to-hub", metavar="USER/NAME", help="also upload it there")
     parser.add_argument("--private", action="store_true", help="make the repository private")

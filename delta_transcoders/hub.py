@@ -150,7 +150,8 @@ def check_push(repo_id: str) -> None:
 def push_folder(folder: str | Path, repo_id: str, private: bool = False) -> str:
     """Upload a folder as one commit to a model repository, made where there is none; its address.
 
-    Layers and weights that the repository holds and the folder does not are deleted from it.
+    Layers, weights and texts that the repository holds and the folder does not are deleted from it; its
+    history keeps them.
 
     Args:
         repo_id: one that `check_push` lets pass.
@@ -176,7 +177,7 @@ def push_folder(folder: str | Path, repo_id: str, private: bool = False) -> str:
             folder_path=folder,
             commit_message=f"Upload {Path(folder).name}",
             # Of an earlier upload: readers would mix them.
-            delete_patterns=["layer_*", "transcoder_all/*", "model*"],
+            delete_patterns=["layer_*", "transcoder_all/*", "model*", "features/*"],
         )
     except (OSError, HTTPError) as error:
         said = str(error).strip().splitlines()

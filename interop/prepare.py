@@ -58,7 +58,8 @@ def main(study: Path, out: Path) -> None:
     cache = ActivationCache(study / "activations")
     for name, options in EXPORTS.items():
         for format in FORMATS:
-            export(study, format, out / format / name, **options)
+            contexts = format == "circuit_tracer" and name == "full"
+            export(study, format, out / format / name, with_contexts=contexts, **options)
         tensors = case(cache, bases, deltas, **options)
         save_tensors(out / "expected" / f"{name}.safetensors", tensors)
     merged = str(study / "finetune" / "merged")

@@ -28,6 +28,7 @@ MODULES = {
     "serve": "delta_transcoders.inspector.serve",
     "export": "delta_transcoders.export",
     "import": "delta_transcoders.import_dictionaries",
+    "graph": "delta_transcoders.features.circuit_tracer_graph",
     "answer": "delta_transcoders.report.answer",
     "summary": "delta_transcoders.report.summary",
     "report": "delta_transcoders.report.html",
@@ -48,6 +49,7 @@ OVERVIEW = f"""usage: {PROGRAM} COMMAND [OPTIONS]    ({PROGRAM} COMMAND --help e
   serve          the same in a browser, on this machine alone
   export         write dictionaries for other tools, or parts of a study, with a model card; push them
   import         read other tools' dictionaries
+  graph          label a delta's nodes in a graph of circuit-tracer's, and give it their examples
   answer         print what a study found, on one screen
   summary        print all tables of a study
   report         write a study's page of results

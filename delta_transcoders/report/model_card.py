@@ -237,6 +237,7 @@ def model_card(
     *,
     repository: str,
     exported: ExportCard | None = None,
+    contexts: bool | None = None,
 ) -> str:
     """The card of an export.
 
@@ -244,6 +245,7 @@ def model_card(
         study: of `read_study`; with deltas, where the format holds any.
         repository: hub id it will have, or a word for it.
         exported: what the dictionaries in another tool's files hold.
+        contexts: whether files on single features hold the study's texts; None where there are no such files.
     """
     cards = environment()
     cards.filters |= {
@@ -260,6 +262,7 @@ def model_card(
         format=format,
         repository=repository,
         exported=exported,
+        contexts=contexts,
         tool=TOOLS.get(format),
         front_matter=_front_matter(study, format),
         prompt=json.dumps(study.task.prompt, ensure_ascii=False),

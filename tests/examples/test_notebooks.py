@@ -2,11 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from delta_transcoders.features.files import write_features
+from delta_transcoders.features.synthetic import synthetic_features
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
@@ -44,13 +48,31 @@ def test_nothing_that_was_printed_is_kept(path):
             assert cell["outputs"] == [] and cell["execution_count"] is None
 
 
-def test_the_delta_is_attached_and_its_features_are_shown(dictionaries):
-    done = run(EXAMPLES / "attach_a_delta.ipynb", dictionaries)
+@pytest.mark.parametrize("with_features", [False, True])
+def test_the_delta_is_looked_at_attached_and_scaled(dictionaries, tmp_path, with_features):
+    study = dictionaries
+    if with_features:
+        study = tmp_path / "study"
+        shutil.copytree(dictionaries, study)
+        write_features(study / "features", synthetic_features(2, 6), {})
+    done = run(EXAMPLES / "look_at_a_delta.ipynb", study)
     assert done.returncode == 0, done.stderr
-    assert "d6_p0.5 at layers [0, 1]" in done.stdout
-    for condition in ("raw", "no_delta", "alpha_0.5", "full"):
-        assert sum(line.startswith(f"{condition} ") for line in done.stdout.splitlines()) >= 2
-    assert "\nwithout feature " in done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[0] == "d6_p0.5 at layers [0, 1]"
+    for condition in ("raw", "no_delta", "full"):
+        assert sum(line.startswith(f"{condition} ") for line in lines) >= 2
+    assert [line.split()[0] for line in lines if line.startswith("alpha_")] == [
+        f"alpha_{alpha}" for alpha in ("0", "0.25", "0.5", "0.75", "1", "1.5")
+    ]
+    if with_features:
+        strongest = max(synthetic_features(2, 6), key=lambda feature: feature.maximum)
+        assert lines[1] == f"looking at {strongest.name}"
+        assert lines[-1].startswith(f"without {strongest.name} ")
+    else:
+        assert lines[1].endswith(
+            f"configs/tiny/features.yaml --study {study}` makes them in a minute"
+        )
+        assert lines[-1].startswith("without L1F")
 
 
 def test_cells_share_their_names_and_run_in_the_notebooks_folder(tmp_path):

@@ -6,6 +6,7 @@
                                 activation_function.threshold [d_transcoder] of JumpReLU,
                                 W_skip [d_model, d_model] (transposed) of some
     model/                      the language model, as transformers 4.57 reads it (in ours)
+    features/                   what its pages show of each feature, see `features.circuit_tracer` (in ours)
 
 Layers run from 0 without a gap and are equally wide. Our configuration lists no paths: they would be
 taken relative to the reader's working directory, and without a list the layers are found by name. Nor has
