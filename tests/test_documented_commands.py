@@ -1,4 +1,4 @@
-"""Every command in the README and in docs/ runs: on a tiny study, or as far as it goes without weights and hours.
+"""Every command in the README and in docs/ runs: on a tiny study, or as far as it goes without weights.
 
 `how` sorts them: what it does not know fails `test_every_command_is_on_a_list`.
 """
@@ -19,7 +19,7 @@ import train
 from delta_transcoders.study import __main__ as study
 
 ROOT = Path(__file__).parent.parent
-# docs/FINDINGS.md is made by `make findings`, docs/LOG.md says what was run at some time, with the code of then.
+# docs/FINDINGS.md is made by `make findings`; docs/LOG.md says what was run, with the code of then.
 PAGES = [
     *[p for p in sorted((ROOT / "docs").glob("*.md")) if p.name not in ("FINDINGS.md", "LOG.md")],
     ROOT / "README.md",
@@ -72,7 +72,7 @@ SHRUNK = {  # options with which a stage of configs/tiny/ takes seconds
 
 
 def commands_of(page: str) -> list[str]:
-    """Lines of bash blocks and commands in the text, in their order; `(NAME: a, b)` after one is filled in."""
+    """Lines of bash blocks and commands in the text, in order; `(NAME: a, b)` after one is filled in."""
     found = []
     inline = rf"`((?:\w+=\S+ )*(?:{PROGRAMS})\s[^`]+)`([^`|\n]*)"
     for match in re.finditer(rf"```(\w+)\n(.*?)```|{inline}", page, re.DOTALL):
@@ -131,7 +131,7 @@ def how(command: str) -> str | None:
 
 
 def program(command: str) -> list[str]:
-    """Its words, the same for a script of the checkout and for the installed program's command of this name."""
+    """Its words, the same for a script of the checkout and for the installed program's command."""
     from lightning_modules.commands import MODULES
 
     words = [word for word in shlex.split(command)]
