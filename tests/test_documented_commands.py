@@ -40,10 +40,10 @@ NOT_RUN = {  # the beginning of a command, and why
     "make demo TASK=capitals.yaml": "docs/NEW_TASK.md's file; the stages are run by tests/test_tasks.py",
     "make gpu": "needs a GPU: tests/devices runs the stages on an emulated one",
     "make full-shape": "20 minutes and 14 GB of memory",
-    "make wide-bases": "6 GB of memory",
     "make signals": "half an hour: tests/test_signals.py kills some of the stages",
     "make study-kills": "a quarter of an hour",
     "make help": "prints the list",
+    "delta-transcoders serve": "goes on until it is ended: tests/browser asks it",
 }
 OF_THE_BASE = {"base_model", "lora", "base_activations", "base_transcoder"}
 SHRUNK = {  # options with which a stage of configs/tiny/ takes seconds
@@ -66,6 +66,8 @@ SHRUNK = {  # options with which a stage of configs/tiny/ takes seconds
     "base_floor": "--model.layers [all] --model.max_new_tokens 4",
     "ranking": "--data.n_per_subset 2 --model.layers [0]",
     "feature_curve": "--model.grid [2] --model.n_random 2 --model.max_new_tokens 4",
+    "features": "",
+    "effects": "--data.n_per_subset 2 --model.first 2 --model.max_new_tokens 4",
     "transplant": "--model.max_new_tokens 4",
     "removal": "--model.n_draws 2 --model.max_new_tokens 4",
 }
@@ -124,7 +126,8 @@ def how(command: str) -> str | None:
             alone = not {"--trainer.devices", "--print_config"} & set(words)
             return "real" if stage_of(command) in SHRUNK and alone else "configuration"
         case [module, *_] if module.startswith("delta_transcoders."):
-            return "real" if "runs/tiny" in command and "--push" not in command else "help"
+            here = "runs/tiny" in command and not {"--push-to-hub", "GRAPHS/NAME.json"} & set(words)
+            return "real" if here else "help"
         case [script, *_] if script.startswith("benchmarks/"):
             return "help"
     return None
@@ -134,7 +137,7 @@ def program(command: str) -> list[str]:
     """Its words, the same for a script of the checkout and for the installed program's command."""
     from lightning_modules.commands import MODULES
 
-    words = [word for word in shlex.split(command)]
+    words = shlex.split(command)
     words = list(itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), words))
     match words:
         case ["python", "train.py" | "evaluate.py" | "study.py" as script, *rest]:
