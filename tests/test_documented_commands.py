@@ -126,8 +126,12 @@ def how(command: str) -> str | None:
             alone = not {"--trainer.devices", "--print_config"} & set(words)
             return "real" if stage_of(command) in SHRUNK and alone else "configuration"
         case [module, *_] if module.startswith("delta_transcoders."):
-            here = "runs/tiny" in command and not {"--push-to-hub", "GRAPHS/NAME.json"} & set(words)
-            return "real" if here else "help"
+            elsewhere = {
+                "--push-to-hub",
+                "GRAPHS/NAME.json",
+                "docs",
+            }  # the hub, a graph, this checkout
+            return "real" if "runs/tiny" in command and not elsewhere & set(words) else "help"
         case [script, *_] if script.startswith("benchmarks/"):
             return "help"
     return None
