@@ -59,7 +59,8 @@ SHRUNK = {  # options with which a stage of configs/tiny/ takes seconds
     "--model.warmup_steps 2 --trainer.val_check_interval 4",
     "mlp_difference": "--data.batch_tokens 128 --data.passes 2 --model.warmup_steps 2 "
     "--trainer.val_check_interval 4",
-    "delta_end_to_end": "--model.budgets [4] --trainer.max_steps 4 --trainer.val_check_interval 1",
+    "delta_end_to_end": "--model.d_new 64 --model.budgets [2] --trainer.max_steps 4 "
+    "--trainer.val_check_interval 1",
     "exp1": "--model.layers [0,1,all]",
     "exp2a": "--model.layers [0,all] --model.max_new_tokens 4",
     "exp2b": "--model.layers [all] --model.max_new_tokens 4",
