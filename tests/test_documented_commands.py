@@ -194,8 +194,7 @@ def test_a_target_of_make_is_run_by_ci_or_is_a_study_that_could_run(command, che
     recipe = subprocess.run(
         [*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    target = shlex.split(command)[1]
-    if not re.search(rf"^make {target}$", (ROOT / ".ci/run").read_text("utf-8"), re.MULTILINE):
+    if command not in (ROOT / ".ci/run").read_text("utf-8").splitlines():
         studies = re.findall(r"^\S*/python study\.py (.*)", recipe, re.MULTILINE)
         assert studies, f"{command}: CI does not run it, and it runs no study"
         for options in studies:
