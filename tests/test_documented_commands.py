@@ -17,6 +17,9 @@ import pytest
 import evaluate
 import train
 from delta_transcoders.study import __main__ as study
+from delta_transcoders.study.plan import Graph, outputs_of, recorded
+from delta_transcoders.study.records import Record
+from delta_transcoders.study.study_file import read_study
 
 ROOT = Path(__file__).parent.parent
 # docs/FINDINGS.md is made by `make findings`; docs/LOG.md says what was run, with the code of then.
@@ -254,6 +257,16 @@ def test_the_rest_of_a_tiny_study_by_hand(checkout, run, dictionaries):
             run(command)
 
 
+def write_record(folder: str) -> None:
+    """The record that `study.py` would have written of stages that were run by hand."""
+    file = "configs/tiny/study.yaml"
+    graph, record = Graph(read_study(file, folder=folder)), Record(folder, file)
+    for name in ("base_model", "finetune", "base_transcoders", "delta", "exp2a"):
+        step = graph.steps[name]
+        record.start(name, {"run": name, "command": "", "began": 0.0, **recorded(step)})
+        record.finish(name, {"outputs": outputs_of(step), "seconds": 0.0, "megabytes": 0.0})
+
+
 @pytest.fixture
 def run(checkout, monkeypatch):
     def run_(command: str) -> None:
@@ -265,6 +278,8 @@ def run(checkout, monkeypatch):
             quiet = ["--trainer.enable_progress_bar", "false"]
             {"train": train, "evaluate": evaluate}[name].main([*args, *small, *quiet])
         else:
+            if name.startswith("delta_transcoders.inspector."):
+                write_record("runs/tiny")
             monkeypatch.setattr(sys, "argv", [name, *args])
             assert not importlib.import_module(name).main()
 
