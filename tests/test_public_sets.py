@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from delta_transcoders.pages.feature_pages import write_pages
 
 import evaluate
 import train
@@ -29,6 +28,7 @@ from delta_transcoders.families.sites import HOOK_SITES, SiteName
 from delta_transcoders.features.files import read_features
 from delta_transcoders.interventions.intervention import layer_groups
 from delta_transcoders.language_models import load_model, load_tokenizer, target_batch, tokenize
+from delta_transcoders.pages.feature_pages import write_pages
 from delta_transcoders.report import comparisons, html
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.study.plan import Graph
