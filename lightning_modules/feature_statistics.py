@@ -101,11 +101,11 @@ class FeatureStatistics(LightningModule):
 
     def _leading(self) -> int:
         """How many of a text's first tokens the cache leaves out."""
-        wanted, tokens = self.data.cache.meta.token_policy, self.family.tokens
-        for leading in range(self.family.context):
-            if replace(tokens, leading=leading).name == wanted:
-                return leading
-        raise self.data.cache.expect(token_policy=tokens.name)
+        cache, tokens = self.data.cache, self.family.tokens
+        leading_of = {replace(tokens, leading=n).name: n for n in range(self.family.context)}
+        if cache.meta.token_policy not in leading_of:
+            cache.expect(token_policy=tokens.name)
+        return leading_of[cache.meta.token_policy]
 
     @torch.inference_mode()
     def on_test_start(self) -> None:
