@@ -149,7 +149,9 @@ def screen(results: StudyResults) -> str:
             room -= len(told[kind])
             kept.add(kind)
     body = [line for kind, lines in told.items() if kind in kept for line in lines]
-    return "\n".join(line[:N_COLUMNS] for line in (*top, *body, *end)[:N_LINES])
+    lines = [line[:N_COLUMNS] for line in (*top, *body, *end)[:N_LINES]]
+    # What a study calls its subsets is nothing that a terminal should obey.
+    return "\n".join("".join(c if c.isprintable() else "�" for c in line) for line in lines)
 
 
 def _wrapped(text: str, width: int = N_COLUMNS) -> list[str]:
@@ -179,7 +181,8 @@ def _further(results: StudyResults) -> list[str]:
         ("features", str(study / "report" / "features.html"), study / "report" / "features.html"),
     ]
     found = [(name, text) for name, text, path in places if path.exists()]
-    if isinstance(prompt := results.task.get("prompt"), str):
+    prompt = results.task.get("prompt")
+    if isinstance(prompt, str) and prompt.strip().isprintable():
         said = shlex.join([*program("delta-transcoders"), "inspect", str(study), prompt.strip()])
         found.append(("ask", said))
     found.append(("numbers", shlex.join([*program("delta-transcoders"), "summary", str(study)])))

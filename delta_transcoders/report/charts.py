@@ -52,6 +52,16 @@ def new_figure(width: float, height: float, n_rows: int = 1, n_columns: int = 1,
     return figure, panels
 
 
+def plain(figure: Figure) -> Figure:
+    """A figure whose texts are shown to the letter: a study's names may hold dollar signs, and worse."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_text("".join(c if c.isprintable() else "�" for c in text.get_text()))
+    return figure
+
+
 def cell(row: Row, column: str) -> float:
     value = row.get(column)
     return math.nan if value in (None, "") else float(value)
@@ -143,19 +153,19 @@ def conditions(
                 fontsize=SIZE - 1,
                 color=INK,
             )
-        heading(axes, str(subset), _cut((below or {}).get(str(subset), ""), 32))
+        heading(axes, str(subset), cut((below or {}).get(str(subset), ""), 32))
         axes.set_xlim(-0.06, 1.06)
         axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
     panels[0].set_yticks(range(len(keys)), [names[key] for key in keys], color=INK)
     panels[0].set_ylim(len(keys) - 0.4, -0.8)
-    return figure
+    return plain(figure)
 
 
 def percent(value: float) -> str:
     return f"{100 * value:.1f}".removesuffix(".0")
 
 
-def _cut(text: str, length: int) -> str:
+def cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
@@ -173,7 +183,7 @@ def dose_response(rows: Sequence[Row], columns: Sequence[str]) -> Figure:
         is_rate, ends = column.endswith("_rate"), []
         axes.grid(axis="y", color=LINE)
         for subset, (color, marker, line) in zip(
-            ordered([row["subset"] for row in swept]), _series(len(swept)), strict=False
+            ordered([row["subset"] for row in swept]), series(len(swept)), strict=False
         ):
             points = [
                 r for r in swept if r["subset"] == subset and cell(r, column) == cell(r, column)
@@ -200,10 +210,10 @@ def dose_response(rows: Sequence[Row], columns: Sequence[str]) -> Figure:
             "α, strength of the delta (0: off, 1: as trained)", fontsize=SIZE - 1, color=MUTED
         )
         heading(axes, title(verdict(column)) if is_rate else f"{title(column)}, nats a token")
-    return figure
+    return plain(figure)
 
 
-def _series(n: int):
+def series(n: int):
     return (SERIES * (n // len(SERIES) + 1))[:n]
 
 
@@ -226,39 +236,6 @@ def _labels(axes: Axes, ends: list[tuple[float, str, str, float]], is_rate: bool
             color=INK if color == INK else color,
             annotation_clip=False,
         )
-
-
-def layer_matrix(
-    rows: Sequence[Row], columns: Sequence[str], subset: str, names: Mapping[str, str] | None = None
-) -> Figure:
-    """Rates by condition and replaced layers, in percent, a panel per rate; darker is nearer to 100."""
-    mine = [row for row in rows if row["subset"] == subset and row["layer"] not in ("", None)]
-    labels, keys = (ordered([row[name] for row in mine]) for name in ("layer", "condition"))
-    names = dict(names or {})
-    width = 60 * len(labels)
-    figure, panels = new_figure(
-        190 + max(width, 380), len(columns) * (64 + 32 * len(keys)), len(columns), 1
-    )
-    found = {(row["layer"], row["condition"]): row for row in mine}
-    for column, axes in zip(columns, panels[:, 0], strict=True):
-        for x, label in enumerate(labels):
-            for y, key in enumerate(keys):
-                value = cell(found[label, key], column) if (label, key) in found else math.nan
-                if value == value:
-                    box = axes.axhspan(
-                        y - 0.47, y + 0.47, 0, 1, color=BLUE, alpha=0.04 + 0.46 * value
-                    )
-                    box.set(x=x - 0.47, width=0.94, transform=axes.transData, lw=0)
-                text = percent(value) if value == value else "–"
-                axes.text(x, y, text, ha="center", va="center", fontsize=SIZE, color=INK)
-        axes.set_xlim(-0.5, len(labels) - 0.5)
-        axes.set_ylim(len(keys) - 0.5, -0.5)
-        axes.xaxis.tick_top()
-        axes.set_xticks(range(len(labels)), [_cut(str(label), 9) for label in labels])
-        axes.set_yticks(range(len(keys)), [names.get(key, str(key)) for key in keys], color=INK)
-        heading(axes, f"{title(verdict(column))} on {subset}, %, by layers replaced")
-        axes.title.set_y(1.0)
-    return figure
 
 
 def split_parts(rows: Sequence[Row], measure: str, pooled: str) -> Figure:
@@ -308,4 +285,4 @@ def split_parts(rows: Sequence[Row], measure: str, pooled: str) -> Figure:
         axes.margins(x=0.15)
     panels[0].set_yticks(range(len(parts)), [name for name, *_ in parts.values()], color=INK)
     panels[0].set_ylim(len(parts) - 0.5, -0.8)
-    return figure
+    return plain(figure)

@@ -7,14 +7,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from delta_transcoders.report.charts import (
+    GREY,
+    LINE,
+    MUTED,
+    SIZE,
     cell,
     conditions,
     dose_response,
-    layer_matrix,
+    ends_of,
+    heading,
+    new_figure,
     ordered,
+    plain,
+    series,
 )
 from delta_transcoders.report.columns import ranked_measures, rates, title, whole_model
-from delta_transcoders.report.layer_charts import dce_per_layer, fvu_per_layer
+from delta_transcoders.report.layer_charts import dce_per_layer, fvu_per_layer, layer_matrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,27 +88,37 @@ def feature_curve(rows: Sequence[Row], fidelity: Sequence[Row]) -> Figure:
         for column in ("share_of_finetuned", "side_change")
         for subset in ordered([row["subset"] for row in rows if column in row])
     ]
-    figure, ((*axes_of, last),) = _new(1, len(panels) + 1)
-    for delta in ordered([row["delta"] for row in rows]):
+    figure, ((*axes_of, last),) = new_figure(60 + 290 * (len(panels) + 1), 300, 1, len(panels) + 1)
+    deltas = ordered([row["delta"] for row in rows])
+    for delta, (color, marker, line) in zip(deltas, series(len(deltas)), strict=False):
+        style = {"color": color, "marker": marker, "ls": line, "lw": 2, "ms": 6}
         ours = [row for row in rows if row["delta"] == delta and row["n"]]
         for (subset, column), axes in zip(panels, axes_of, strict=True):
             of_subset = [row for row in ours if row["subset"] == subset]
             drawn = [row for row in of_subset if row["draw"] is not None]
-            axes.plot([r["n"] for r in drawn], [r[column] for r in drawn], ".", color="gray", ms=3)
+            axes.plot([r["n"] for r in drawn], [r[column] for r in drawn], ".", color=GREY, ms=4)
             chosen = [row for row in of_subset if row["draw"] is None]
-            _with_intervals(axes, [row["n"] for row in chosen], chosen, column, str(delta))
-            axes.set_title(f"{subset}: {title(column)}", fontsize=9)
+            y = [cell(row, column) for row in chosen]
+            axes.errorbar([row["n"] for row in chosen], y, yerr=ends_of(chosen, column), **style)
         layers = [row for row in fidelity if row["delta"] == delta and row["norm_ratio"] > 0]
         sizes = sorted({row["n"] for row in layers} - {0})
         cosines = [[row["cos"] for row in layers if row["n"] == n] for n in sizes]
-        means = [sum(of_n) / len(of_n) for of_n in cosines]
-        last.plot(sizes, means, marker="o", ms=3, lw=1, label=str(delta))
-    last.set_title("cosine with finetuning's change, mean over layers", fontsize=9)
+        last.plot(sizes, [sum(of_n) / len(of_n) for of_n in cosines], label=str(delta), **style)
+    for (subset, column), axes in zip(panels, axes_of, strict=True):
+        heading(axes, f"{subset}: {title(column)}")
+        if column == "share_of_finetuned":
+            axes.set_ylim(-0.05, 1.1)
+    heading(last, "cosine with finetuning's change")
+    last.set_ylim(-0.05, 1.1)
+    sizes = sorted({int(row["n"]) for row in rows if row["n"]})
     for axes in (*axes_of, last):
+        axes.grid(axis="y", color=LINE)
         axes.set_xscale("log", base=2)
-        axes.set_xlabel("features in all layers", fontsize=8)
-    last.legend(fontsize=7)
-    return figure
+        axes.set_xticks(sizes, [str(n) for n in sizes])
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel("features in all layers", fontsize=SIZE - 1, color=MUTED)
+    last.legend(frameon=False, fontsize=SIZE - 1)
+    return plain(figure)
 
 
 def heat_map(rows: Sequence[Row], column: str, heading: str) -> Figure:

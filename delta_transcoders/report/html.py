@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ from delta_transcoders.report.verdict import answer
 
 BASE_CSS = Path(__file__).parents[1] / "pages" / "base.css"
 
+UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+"""Characters that no page should hold: they turn, join or end what stands beside them."""
+
 
 def render(study: Path, measure: str | None = None) -> str:
     """The page of a study; what has not been run is left out, and named.
@@ -65,7 +69,7 @@ def render(study: Path, measure: str | None = None) -> str:
     templates = environment()
     templates.filters["visible"] = visible
     css = templates.loader.get_source(templates, "report.css")[0]
-    return templates.get_template("report.html.j2").render(
+    page = templates.get_template("report.html.j2").render(
         css=BASE_CSS.read_text(encoding="utf-8") + css,
         about=[str(study), *about(results)],
         answer=answer(results),
@@ -82,6 +86,7 @@ def render(study: Path, measure: str | None = None) -> str:
         times=times_line(study),
         provenance=_provenance(results),
     )
+    return UNSEEN.sub("\ufffd", page)
 
 
 def _features(results: StudyResults) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Charts with a line for each layer: what replacing its MLP costs, what dictionaries leave unexplained."""
+"""Charts by layer: the rates with its MLP replaced, what that costs, what dictionaries leave unexplained."""
 
 from __future__ import annotations
 
@@ -17,17 +17,54 @@ from delta_transcoders.report.charts import (
     SERIES,
     SIZE,
     cell,
+    cut,
     ends_of,
     heading,
     logarithmic,
     new_figure,
     ordered,
+    percent,
+    plain,
 )
+from delta_transcoders.report.columns import title, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, object]
+
+
+def layer_matrix(
+    rows: Sequence[Row], columns: Sequence[str], subset: str, names: Mapping[str, str] | None = None
+) -> Figure:
+    """Rates by condition and replaced layers, in percent, a panel per rate; darker is nearer to 100."""
+    mine = [row for row in rows if row["subset"] == subset and row["layer"] not in ("", None)]
+    labels, keys = (ordered([row[name] for row in mine]) for name in ("layer", "condition"))
+    names = dict(names or {})
+    width = 60 * len(labels)
+    figure, panels = new_figure(
+        190 + max(width, 380), len(columns) * (64 + 32 * len(keys)), len(columns), 1
+    )
+    found = {(row["layer"], row["condition"]): row for row in mine}
+    for column, axes in zip(columns, panels[:, 0], strict=True):
+        for x, label in enumerate(labels):
+            for y, key in enumerate(keys):
+                value = cell(found[label, key], column) if (label, key) in found else math.nan
+                if value == value:
+                    box = axes.axhspan(
+                        y - 0.47, y + 0.47, 0, 1, color=BLUE, alpha=0.04 + 0.46 * value
+                    )
+                    box.set(x=x - 0.47, width=0.94, transform=axes.transData, lw=0)
+                text = percent(value) if value == value else "–"
+                axes.text(x, y, text, ha="center", va="center", fontsize=SIZE, color=INK)
+        axes.set_xlim(-0.5, len(labels) - 0.5)
+        axes.set_ylim(len(keys) - 0.5, -0.5)
+        axes.xaxis.tick_top()
+        axes.set_xticks(range(len(labels)), [cut(str(label), 9) for label in labels])
+        axes.set_yticks(range(len(keys)), [names.get(key, str(key)) for key in keys], color=INK)
+        heading(axes, f"{title(verdict(column))} on {subset}, %, by layers replaced")
+        axes.title.set_y(1.0)
+    return plain(figure)
 
 
 def dce_per_layer(rows: Sequence[Row]) -> Figure:
@@ -71,7 +108,7 @@ def dce_per_layer(rows: Sequence[Row]) -> Figure:
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=4, frameon=False
     )
-    return figure
+    return plain(figure)
 
 
 def fvu_per_layer(rows: Sequence[Row]) -> Figure:
@@ -117,4 +154,4 @@ def fvu_per_layer(rows: Sequence[Row]) -> Figure:
         frameon=False,
         fontsize=SIZE - 1,
     )
-    return figure
+    return plain(figure)

@@ -10,12 +10,11 @@ from markupsafe import Markup
 from delta_transcoders.report.charts import (
     conditions,
     dose_response,
-    layer_matrix,
     split_parts,
 )
 from delta_transcoders.report.figures import feature_curve
 from delta_transcoders.report.formatting import number
-from delta_transcoders.report.layer_charts import fvu_per_layer
+from delta_transcoders.report.layer_charts import fvu_per_layer, layer_matrix
 from delta_transcoders.report.sentences import (
     attention,
     condition_title,

@@ -140,7 +140,7 @@ def attention(results: StudyResults) -> Sentence | None:
         return Sentence("it is not in the MLPs", f"{text}, as in the finetuned model")
     if agree(kept, base):
         return Sentence("it is in the MLPs", f"{text}, as in the base model")
-    return Sentence("not all of it is in the MLPs", f"{text}, what attention holds")
+    return Sentence("not all of it is in the MLPs", f"{text}: the rest of the model holds that")
 
 
 def split(results: StudyResults) -> Sentence | None:

@@ -96,10 +96,10 @@ def test_reports_show_the_tasks_measures(study):
     assert "no_logprob" in table and "0.250 [0.125, 0.250]" in table
     assert "polite_rate" not in table  # it applies to no row
     page = render(study)
-    assert "0.250 [0.125, 0.250]" in page and 'alt="split per layer"' in page
+    assert "0.250 [0.125, 0.250]" in page and "harmful: cross-entropy</text>" in page
     figures = experiment_figures([row(condition) for condition in COLUMNS])
-    titles = [axes.get_title() for axes in figures["rates_per_layer"].axes]
-    assert titles == ["harmful: refuses rate"]
+    titles = [axes.get_title(loc="left") for axes in figures["rates_per_layer"].axes]
+    assert titles == ["refuses on harmful, %, by layers replaced"]
 
 
 def test_folders_with_other_measures_are_not_compared(study, tmp_path):

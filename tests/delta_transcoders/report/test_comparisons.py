@@ -322,7 +322,7 @@ def test_files_and_print_are_the_same_each_time(tmp_path):
     assert one.replace("/a", "/b") == other
     names = {path.name for path in (tmp_path / "a").iterdir()}
     tables = {"differences.csv", "split.csv", "comparisons.txt"}
-    assert names == tables | {"controls.png", "split_per_layer.png"}
+    assert names == tables | {"controls.png", "split.png"}
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     row = only(

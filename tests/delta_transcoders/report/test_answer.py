@@ -1,0 +1,278 @@
+"""The answer in words: by rule, for any task, and on one screen."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from delta_transcoders.files import write_json
+from delta_transcoders.report import answer as command
+from delta_transcoders.report.answer import N_COLUMNS, N_LINES, feature_sentence, screen, sentences
+from delta_transcoders.report.sentences import (
+    attention,
+    dose,
+    layers,
+    not_a_number,
+    not_shown,
+    split,
+)
+from delta_transcoders.report.study_results import StudyResults
+from delta_transcoders.report.tables import write_metrics, write_table
+from delta_transcoders.report.verdict import answer
+from tests.report_studies import DICTIONARIES, row, write_effects, write_study
+
+YES = {"base_model": 0.0, "raw": 1.0, "no_delta": 0.1, "full": 0.99}
+
+
+def said(tmp_path, rates, **more):
+    return answer(StudyResults(write_study(tmp_path, {"asked": rates}, **more)))
+
+
+@pytest.mark.parametrize(
+    ("rates", "verdict", "words"),
+    [
+        (YES, "Yes", "asked is 10 %; with the delta added, 99 %; the finetuned model has 100 %"),
+        (YES | {"no_delta": 0.7}, "Partly", "Most of it was never lost."),
+        (YES | {"full": 0.6}, "Partly", "with the delta added, 60 %"),
+        (YES | {"full": 0.12}, "No", "with the delta added, 12 %"),
+        (YES | {"full": 0.0}, "No", "with the delta added, 0 %"),
+        (
+            YES | {"no_delta": 0.99},
+            "No",
+            "replaced by its base dictionary, polite on asked is 99 %",
+        ),
+        (YES | {"base_model": 0.99}, "No", "the base model 99 %"),
+        # A behaviour that finetuning took away.
+        (
+            {"base_model": 1.0, "raw": 0.0, "no_delta": 0.9, "full": 0.01},
+            "Yes",
+            "the base model 100 %",
+        ),
+        # Without the base model nobody knows how much was lost.
+        ({"raw": 1.0, "no_delta": 0.7, "full": 1.0}, "Yes", "the finetuned model has 100 %."),
+        (
+            {"base_model": 0.0, "raw": 1.0},
+            "Not known",
+            "base dictionary alone, base dictionary + delta",
+        ),
+        (YES | {"full": math.nan}, "Not known", "not measured on asked: base dictionary + delta"),
+    ],
+)
+def test_the_rule(tmp_path, rates, verdict, words):
+    found = said(tmp_path, rates)
+    assert found.verdict == verdict
+    assert words in found.sentence
+
+
+def test_what_does_not_come_back_elsewhere_makes_it_partly(tmp_path):
+    other = {"base_model": 0.0, "raw": 0.6, "no_delta": 0.0, "full": 0.3}
+    found = answer(StudyResults(write_study(tmp_path, {"asked": YES, "other": other})))
+    assert found.verdict == "Partly"
+    assert "But polite on other is 30 % with it, 60 % in the finetuned model." in found.sentence
+
+
+def test_the_subset_is_the_one_that_finetuning_changed_most(tmp_path):
+    quiet = {"base_model": 0.0, "raw": 0.02, "no_delta": 0.0, "full": 0.02}
+    results = StudyResults(write_study(tmp_path, {"other": quiet, "asked": YES}))
+    assert (results.subset, results.subsets, results.layer) == ("asked", ["asked", "other"], "all")
+    assert results.level("full", "other").value == 0.02
+
+
+def test_deltas_of_the_mlps_change_stand_beside_base_mlps(tmp_path):
+    found = said(tmp_path, YES, target="mlp_difference")
+    assert "with the base model's own MLPs put back, polite on asked is 10 %" in found.sentence
+    results = StudyResults(tmp_path)
+    assert attention(results).heading == "not all of it is in the MLPs"
+    assert "base MLPs + delta" in screen(results) and "dictionary" not in screen(results)
+
+
+def test_single_layers_alone_are_answered_by_the_one_that_loses_most(tmp_path):
+    study = write_study(tmp_path, {"asked": {"base_model": 0.0, "raw": 1.0}})
+    rows = [row("raw", "asked", 1.0)]
+    rows += [
+        row("no_delta", "asked", rate, layer=layer) for layer, rate in (("3", 0.9), ("5", 0.2))
+    ]
+    rows += [row("full", "asked", 1.0, layer=layer) for layer in ("3", "5")]
+    write_metrics(study / "exp2a", rows)
+    found = answer(StudyResults(study))
+    assert found.verdict == "Yes"
+    assert "with the MLP of layer 5 replaced by dictionaries" in found.sentence
+    assert layers(StudyResults(study)).heading == "layer by layer"
+
+
+def test_some_layers_are_named(tmp_path):
+    study = write_study(tmp_path, {"asked": {"base_model": 0.0, "raw": 1.0}})
+    label = "+".join(map(str, range(12)))
+    conditions = (("no_delta", 0.1), ("full", 1.0))
+    rows = [row(name, "asked", rate, layer=label) for name, rate in conditions]
+    write_metrics(study / "exp2a", [row("raw", "asked", 1.0), *rows])
+    assert "with the MLPs of layers 0–11 replaced" in answer(StudyResults(study)).sentence
+
+
+@pytest.mark.parametrize(
+    ("half", "heading"),
+    [
+        (0.98, "half a delta is enough"),
+        (0.8, "half a delta does most of it"),
+        (0.2, "half a delta is not enough"),
+    ],
+)
+def test_half_a_delta(tmp_path, half, heading):
+    study = write_study(tmp_path, {"asked": YES}, dose={-0.5: 0.0, 0: 0.1, 0.5: half, 1: 0.99})
+    sentence = dose(StudyResults(study))
+    assert sentence.heading == heading
+    assert sentence.text == f"polite at α 0, 0.5, 1: 10, {100 * half:g}, 99 %"
+
+
+def test_layers_are_said_to_hold_it_together_or_alone(tmp_path):
+    study = write_study(tmp_path, {"asked": YES}, layers=("0", "1"))
+    sentence = layers(StudyResults(study))
+    assert sentence.heading == "no layer holds it alone"
+    assert sentence.text == "base dictionary at one layer, 0, 1: 100, 100 %; at all: 10 %"
+    rows = [row(n, "asked", r, layer="1") for n, r in (("no_delta", 0.2), ("full", 1.0))]
+    rows += [row(n, "asked", r, layer="0") for n, r in (("no_delta", 1.0), ("full", 1.0))]
+    rows += [row("no_delta", "asked", 0.1), row("full", "asked", 1.0)]
+    write_metrics(study / "exp2a", [row("raw", "asked", 1.0), *rows])
+    assert layers(StudyResults(study)).heading == "layer 1 holds most of it"
+
+
+@pytest.mark.parametrize(
+    ("parts", "heading"),
+    [
+        ((0.4, 0.38, 0.02), "it is finetuning"),
+        ((0.4, 0.02, 0.38), "it is the dictionary's error"),
+        ((0.4, 0.2, 0.2), "it is both"),
+        ((0.01, 0.0, 0.01), "nothing is lost without it"),
+        ((math.nan, math.nan, math.nan), None),
+    ],
+)
+def test_what_is_lost_is_split(tmp_path, parts, heading):
+    study = write_study(tmp_path, {"asked": YES})
+    labels = DICTIONARIES | {
+        "layer": "all",
+        "subset": "asked",
+        "measure": "mean_ce",
+        "seed": "pooled",
+    }
+    rows = [
+        labels | {"part": part, "estimate": value, "ci_low": value - 0.1, "ci_high": value + 0.1}
+        for part, value in zip(("total", "finetuning", "dictionary_error"), parts, strict=True)
+    ]
+    write_table(study / "exp2a" / "comparisons" / "split.csv", list(rows[0]), rows)
+    sentence = split(StudyResults(study))
+    assert (sentence and sentence.heading) == heading
+    if heading == "it is finetuning":
+        text = "of 0.400 nats a token lost on asked, 0.380 finetuning, 0.020 dictionary error"
+        assert sentence.text == text
+
+
+def test_one_feature_is_chosen_on_one_half_and_reported_on_the_other(tmp_path):
+    """L0F1 loses most on half B, but L1F2 does on half A."""
+    study = write_study(tmp_path, {"asked": YES})
+    rates = {"": {"A": 1.0, "B": 1.0}, "L0F1": {"A": 0.9, "B": 0.0}, "L1F2": {"A": 0.2, "B": 0.5}}
+    write_effects(study, rates, "asked")
+    text = feature_sentence(StudyResults(study)).text
+    n = int(text.split()[-1])
+    assert text == f"without L1F2, polite on asked goes from {n} to {round(0.5 * n)} of {n}"
+    write_effects(study, {name: {"A": 1.0, "B": 0.5} for name in rates}, "asked")
+    assert feature_sentence(StudyResults(study)) is None  # nothing on half A
+
+
+def test_a_measure_can_be_chosen(tmp_path):
+    rates = {"asked": {"raw": 1.0, "no_delta": 0.1, "full": 1.0}}
+    study = write_study(tmp_path, rates)
+    both = [
+        row("raw", "asked", 1.0) | row("raw", "asked", 0.5, measure="right"),
+        row("no_delta", "asked", 0.1) | row("no_delta", "asked", 0.0, measure="right"),
+        row("full", "asked", 1.0) | row("full", "asked", 0.0, measure="right"),
+    ]
+    write_metrics(study / "exp2a", both)
+    assert answer(StudyResults(study)).verdict == "Partly"  # right answers do not come back
+    assert answer(StudyResults(study, "right")).verdict == "No"
+    with pytest.raises(ValueError, match="has no measure 'rigth'; it has polite, right"):
+        StudyResults(study, "rigth")
+    assert "finetuned: right" in screen(StudyResults(study))
+
+
+def test_missing_stages_are_named_and_crash_nothing(tmp_path):
+    study = write_study(tmp_path, {"asked": {"base_model": 0.0, "raw": 1.0}})
+    results = StudyResults(study)
+    assert answer(results).verdict == "Not known" and sentences(results) == {}
+    assert "behaviour with MLPs replaced (exp2a)" in not_shown(results)
+    assert "not shown: behaviour with MLPs replaced (exp2a);" in screen(results)
+    (study / "behaviour" / "metrics.csv").unlink()
+    results = StudyResults(study)
+    assert (results.measure, results.subset, results.layer) == (None, "", "")
+    assert answer(results).sentence.startswith("no answers were generated")
+
+
+def test_what_is_no_number_is_named(tmp_path):
+    study = write_study(tmp_path, {"asked": YES})
+    rows = [row("raw", "asked", 1.0), row("no_delta", "asked", 0.1) | {"mean_ce": math.nan}]
+    rows += [row("full", "asked", math.nan) | {"polite_n": 3}]
+    write_metrics(study / "exp2a", rows)
+    results = StudyResults(study)
+    assert not_a_number(results) == [
+        "exp2a: cross-entropy of 1 rows is no number",
+        "exp2a: polite_rate of 1 rows is no number",
+    ]
+    assert answer(results).verdict == "Not known"
+
+
+def long_names(tmp_path):
+    subsets = [f"a_subset_with_a_name_that_is_long_{i}" for i in range(7)]
+    study = write_study(
+        tmp_path / ("long/" * 20), dict.fromkeys(subsets, YES), layers=tuple(map(str, range(26)))
+    )
+    task = {"prompt": "word " * 100}
+    write_json(study / "finetune" / "data" / "task.json", task)
+    return study
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: write_study(path, {"asked": YES}),
+        lambda path: write_study(
+            path, {"asked": YES}, dose={0: 0.1, 0.5: 0.5, 1: 1.0}, layers="01"
+        ),
+        lambda path: write_study(path, {"asked": YES}, target="mlp_difference"),
+        lambda path: write_study(path, {"asked": {"raw": 1.0}}),
+        long_names,
+    ],
+)
+def test_it_is_one_screen(tmp_path, make):
+    lines = screen(StudyResults(make(tmp_path))).splitlines()
+    assert len(lines) <= N_LINES and max(map(len, lines)) <= N_COLUMNS
+    assert any(word in "\n".join(lines) for word in ("Yes:", "Partly:", "No:", "Not known:"))
+    assert "tensorboard" in lines[-1]
+
+
+def test_the_matrix_says_what_was_not_measured(tmp_path):
+    rates = {"asked": YES, "other": {"base_model": 0.0, "raw": 0.5}, "more": {"raw": math.nan}}
+    lines = screen(StudyResults(write_study(tmp_path, rates))).splitlines()
+    (line,) = (line for line in lines if line.startswith("  base dictionary + delta"))
+    assert line.split("delta")[1].split() == ["99", "[95,", "100]", *["not", "measured"] * 2]
+    (line,) = (line for line in lines if line.startswith("  finetuned model"))
+    assert line.split() == ["finetuned", "model", "100", "[96,", "100]", "50", "[40,", "60]", "–"]
+    assert "; the delta on other, more" in " ".join(" ".join(lines).split())
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    study = write_study(tmp_path / "study", {"asked": YES})
+    monkeypatch.setattr(sys, "argv", ["answer", str(study)])
+    assert command.main() == 0
+    assert "2 × 8 delta features hold it?  Yes: they bring back" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["answer", str(tmp_path)])
+    assert command.main() == 2
+    assert "holds no results yet" in capsys.readouterr().err
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import runpy, sys\nsys.argv = ['answer', '--help']\n"
+        "try: runpy.run_module('delta_transcoders.report.answer', run_name='__main__')\n"
+        "except SystemExit: pass\nassert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    assert not subprocess.run([sys.executable, "-c", code], capture_output=True).returncode
