@@ -106,8 +106,9 @@ def _records(rows, text, prompt):
     ]
 
 
-def write_effects(study, rates, subset):
-    """Effects of features dropped one at a time; `rates` by feature name and half, of full by ""."""
+def write_effects(study, rates, subset, attributions=None):
+    """Effects of features dropped one at a time; `rates` by feature name and half, of full by "";
+    a half that is missing was not answered."""
     from delta_transcoders.tasks.wordings import half_of
 
     lines = []
@@ -118,18 +119,22 @@ def write_effects(study, rates, subset):
         total = {half: sum(half_of(w) == half for w in WORDINGS) for half in "AB"}
         for i, wording in enumerate(WORDINGS):
             half = half_of(wording)
+            if half not in by_half:
+                continue
             seen[half] += 1
             line = {"condition": condition, "subset": subset, "wording": wording, "example": i}
             lines.append(line | {"polite": seen[half] <= round(by_half[half] * total[half])})
     path = study / "effects" / "generations.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    felt = len({tuple(found.values()) for found in rates.values()}) > 1
     ends = {"": -0.5, "_ci_low": -0.75, "_ci_high": -0.25, "_distinct": True}
     rows = [
         {"layer": name[1:].partition("F")[0], "feature": name.partition("F")[2], "rank": i + 1}
         | {"ablation": "dropped", "subset": subset, "n_examples": N}
         | {f"dce{end}": value for end, value in ends.items()}
-        | {"mean_activation": 1.0, "density": 0.5}
+        | {"d_polite_rate": 0.0, "d_polite_rate_distinct": felt, "d_polite_rate_ci_low": 0.0}
+        | {"mean_activation": 1.0, "density": 0.5, "ig_target": (attributions or {}).get(name, 0.1)}
         for i, name in enumerate(filter(None, rates))
     ]
     write_table(study / "effects" / "ranking.csv", list(rows[0]), rows)

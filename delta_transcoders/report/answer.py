@@ -15,7 +15,8 @@ import textwrap
 from pathlib import Path
 
 from delta_transcoders.command import run, script_command
-from delta_transcoders.report.one_feature import chosen, fires_on, one_word, removals
+from delta_transcoders.report.formatting import table_number
+from delta_transcoders.report.one_feature import fires_on, one_feature
 from delta_transcoders.report.sentences import (
     Sentence,
     attention,
@@ -39,6 +40,7 @@ from delta_transcoders.report.study_results import (
     NO_DELTA,
     RAW,
     StudyResults,
+    number_of,
 )
 from delta_transcoders.report.verdict import answer, delta_size
 
@@ -71,20 +73,21 @@ def about(results: StudyResults) -> list[str]:
 
 
 def feature_sentence(results: StudyResults) -> Sentence | None:
-    """The feature without which most is lost, chosen on half A of the wordings, scored on half B."""
-    if not (found := chosen(removals(results))):
+    """The feature with the largest attribution, chosen on half A of the wordings, told by half B."""
+    if not (found := one_feature(results)):
         return None
-    first, *others = found
-    token = fires_on(results.study, first.feature)
-    fires = f", strongest on “{one_word(token)}”" if token else ""
-    text = (
-        f"without {first.feature}{fires}, {of(results, first.subset, first.measure)} goes from "
-        f"{first.with_it} to {first.without_it} of {first.n}"
-    )
-    main = next((r for r in others if r.measure == results.measure), None)
-    if main and main.n:
-        text += f", {spoken(main.measure)} from {main.with_it} to {main.without_it}"
-    return Sentence("one feature to look at", text)
+    token = fires_on(results.study, found.name)
+    text = found.name + (f", strongest on “{token}”" if token else "") + ": without it "
+    if found.effects:
+        row = max(found.effects, key=lambda row: abs(number_of(row, "dce")))
+        change = table_number(row, "dce").replace("-", "−")
+        text += f"ΔCE on {row['subset']} is {change}, "
+    told = [r for r in found.removals if r.measure == results.measure] or list(found.removals)
+    first = max(told, key=lambda removal: (removal.change, removal.subset == results.subset))
+    text += f"{of(results, first.subset, first.measure)} "
+    text += f"{first.without_it} of {first.n}, with it {first.with_it}"
+    none = f"none of {found.n_dropped} decides alone"
+    return Sentence(none if found.is_none_felt else "one feature to look at", text)
 
 
 def sentences(results: StudyResults) -> dict[str, Sentence]:
@@ -112,18 +115,25 @@ def matrix(results: StudyResults) -> list[str]:
     subsets, width = results.subsets[:N_SUBSETS], 17
     asked = [r for r in results.rates if results.level(RAW, results.subset, r)]
     lines = [_line(f"{spoken(results.measure)}, %"[:LABEL], [s[:width] for s in subsets], width)]
-    plan = [(name, results.measure, "") for name in (BASE_MODEL, RAW, NO_DELTA, FULL)]
+    for name in (BASE_MODEL, RAW, NO_DELTA, FULL):
+        cells = [_cell(results, name, subset) for subset in subsets]
+        lines.append(_line(condition_title(results, name), cells, width))
     if asked[-1:] not in ([], [results.measure]):
-        plan += [(RAW, asked[-1], "finetuned"), (FULL, asked[-1], "with delta")]
-    for name, measure, short in plan:
-        cells = [_cell(results, name, subset, measure) for subset in subsets]
-        label = f"{short}: {spoken(measure)}" if short else condition_title(results, name)
-        lines.append(_line(label[:LABEL], cells, width))
+        cells = [_pair(results, subset, asked[-1]) for subset in subsets]
+        lines.append(_line(f"{spoken(asked[-1])[: LABEL - 13]}, delta (raw)", cells, width))
     return lines
 
 
-def _cell(results: StudyResults, condition: str, subset: str, measure: str) -> str:
-    if level := results.level(condition, subset, measure):
+def _pair(results: StudyResults, subset: str, measure: str) -> str:
+    """With the delta, and the finetuned model's in brackets."""
+    full, raw = (results.level(name, subset, measure) for name in (FULL, RAW))
+    if full and raw:
+        return f"{percent(full.value)} ({percent(raw.value)})"
+    return "not measured" if raw else "–"
+
+
+def _cell(results: StudyResults, condition: str, subset: str) -> str:
+    if level := results.level(condition, subset):
         ends = (f"{100 * end:.0f}" for end in (level.low, level.high))
         return f"{percent(level.value)} [{', '.join(ends)}]"
     return "–" if results.was_measured(condition, subset) else "not measured"
@@ -167,10 +177,10 @@ def _folded(heading: str, text: str) -> list[str]:
 
 def _footnote(results: StudyResults) -> str:
     level = results.level(RAW, results.subset)
-    n = f", {level.n} prompts of {results.subset}" if level and level.n else ""
-    absent = "; ".join(not_shown(results))
-    more = f"; the delta on {', '.join(names)}" if (names := unmeasured(results)) else ""
-    return f"[95 % interval{n}]  not shown: {absent}{more}"
+    n = f", {level.n} prompts" if level and level.n else ""
+    absent = not_shown(results)
+    absent += [f"the delta on {', '.join(names)}"] if (names := unmeasured(results)) else []
+    return f"[95 % interval{n}]  not shown: {', '.join(absent)}"
 
 
 def _further(results: StudyResults) -> list[str]:

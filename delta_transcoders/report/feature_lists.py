@@ -6,7 +6,7 @@ from typing import Any
 
 from delta_transcoders.report.columns import ranked_measures, title
 from delta_transcoders.report.formatting import table_number
-from delta_transcoders.report.one_feature import FOLDERS, one_word
+from delta_transcoders.report.one_feature import dropped_rows, feature_name, one_word
 from delta_transcoders.report.study_results import StudyResults, number_of
 
 N_LISTED = 8
@@ -15,12 +15,7 @@ N_TOKENS = 4
 
 def feature_lists(results: StudyResults) -> list[dict[str, Any]]:
     """Two lists of one subset: by the measure that the ranking is by, and by ΔCE; none without a ranking."""
-    folder = next(
-        (name for name in FOLDERS if (results.study / name / "ranking.csv").is_file()), None
-    )
-    rows = results.table(f"{folder}/ranking.csv") if folder else []
-    dropped = [row for row in rows if row["ablation"] == "dropped"]
-    if not dropped:
+    if not (dropped := dropped_rows(results)):
         return []
     subsets = list(dict.fromkeys(row["subset"] for row in dropped))
     subset = results.subset if results.subset in subsets else subsets[0]
@@ -38,7 +33,7 @@ def feature_lists(results: StudyResults) -> list[dict[str, Any]]:
         listed = []
         for row in mine[:N_LISTED]:
             place = row["layer"], row["feature"]
-            name = f"L{place[0]}F{place[1]}"
+            name = feature_name(row)
             by_subset = [cells.get((*place, other), {}) for other in (subset, *others)]
             listed.append(
                 {

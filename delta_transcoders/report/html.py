@@ -2,7 +2,7 @@
 
 Writes `STUDY/report/index.html`, which needs no other file and no JavaScript, and beside it what no other
 table holds of what it says: `dictionaries.csv` (what each delta's config.json says was measured) and
-`one_feature.csv` (answers without single features, by half of the wordings).
+`one_feature.csv` (answers without single features, on half B of the wordings).
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def _features(results: StudyResults) -> dict[str, Any] | None:
         "lists": lists,
         "are_linked": (results.study / "features" / "features.json").is_file(),
         "caption": "Changes when one feature is removed and all else stays, with 95 % intervals, strongest "
-        "first. The feature that the sentence names is chosen on half A of the wordings, its numbers are of "
-        "half B (report/one_feature.csv). From ranking.csv.",
+        "first. The feature that the sentence names has the largest attribution on half A of the wordings, "
+        "its numbers are of half B (report/one_feature.csv). From ranking.csv.",
     }
 
 
@@ -186,7 +186,7 @@ def main() -> None:
     page = render(args.study, args.measure)
     if rows := reconstruction_rows(args.study):
         write_table(folder / "dictionaries.csv", max(rows, key=len), rows)
-    if found := removals(StudyResults(args.study, args.measure)):
+    if found := removals(StudyResults(args.study, args.measure))[0]:
         write_removals(folder / "one_feature.csv", found)
     write_text(folder / "index.html", page)
     print(f"report: {folder / 'index.html'}")

@@ -135,12 +135,12 @@ def attention(results: StudyResults) -> Sentence | None:
     kept, base, raw = (results.level(name, results.subset) for name in (condition, BASE_MODEL, RAW))
     if results.layer != "all" or not (kept and base and raw) or agree(base, raw):
         return None
-    text = f"the base model's own MLPs put back: {percent(kept.value)} %"
+    text = f"the base model's own MLPs put back leave {percent(kept.value)} %"
     if agree(kept, raw):
         return Sentence("it is not in the MLPs", f"{text}, as in the finetuned model")
     if agree(kept, base):
         return Sentence("it is in the MLPs", f"{text}, as in the base model")
-    return Sentence("not all of it is in the MLPs", f"{text}: the rest of the model holds that")
+    return Sentence("not all of it is in the MLPs", text)
 
 
 def split(results: StudyResults) -> Sentence | None:
@@ -167,8 +167,8 @@ def split(results: StudyResults) -> Sentence | None:
     else:
         heading = "it is both"
     numbers = [number(value).replace("-", "−") for value in (total, tuned, error)]
-    text = "of {} nats a token lost on {}, {} finetuning, {} dictionary error"
-    return Sentence(heading, text.format(numbers[0], results.subset, *numbers[1:]))
+    text = "of {} nats/token lost: {} finetuning, {} dictionary error"
+    return Sentence(heading, text.format(*numbers))
 
 
 def side(results: StudyResults) -> list[Sentence]:

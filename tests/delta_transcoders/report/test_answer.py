@@ -20,7 +20,8 @@ from delta_transcoders.report.sentences import (
 from delta_transcoders.report.study_results import StudyResults
 from delta_transcoders.report.tables import write_metrics, write_table
 from delta_transcoders.report.verdict import answer
-from tests.report_studies import DICTIONARIES, row, write_effects, write_study
+from delta_transcoders.tasks.wordings import half_of
+from tests.report_studies import DICTIONARIES, WORDINGS, row, write_effects, write_study
 
 YES = {"base_model": 0.0, "raw": 1.0, "no_delta": 0.1, "full": 0.99}
 
@@ -163,20 +164,29 @@ def test_what_is_lost_is_split(tmp_path, parts, heading):
     sentence = split(StudyResults(study))
     assert (sentence and sentence.heading) == heading
     if heading == "it is finetuning":
-        text = "of 0.400 nats a token lost on asked, 0.380 finetuning, 0.020 dictionary error"
+        text = "of 0.400 nats/token lost: 0.380 finetuning, 0.020 dictionary error"
         assert sentence.text == text
 
 
-def test_one_feature_is_chosen_on_one_half_and_reported_on_the_other(tmp_path):
-    """L0F1 loses most on half B, but L1F2 does on half A."""
+def test_one_feature_is_chosen_on_one_half_and_told_by_the_other(tmp_path):
     study = write_study(tmp_path, {"asked": YES})
-    rates = {"": {"A": 1.0, "B": 1.0}, "L0F1": {"A": 0.9, "B": 0.0}, "L1F2": {"A": 0.2, "B": 0.5}}
-    write_effects(study, rates, "asked")
-    text = feature_sentence(StudyResults(study)).text
-    n = int(text.split()[-1])
-    assert text == f"without L1F2, polite on asked goes from {n} to {round(0.5 * n)} of {n}"
-    write_effects(study, {name: {"A": 1.0, "B": 0.5} for name in rates}, "asked")
-    assert feature_sentence(StudyResults(study)) is None  # nothing on half A
+    n = sum(half_of(wording) == "B" for wording in WORDINGS)
+    rates = {"": {"A": 1.0, "B": 1.0}, "L0F1": {"A": 0.0, "B": 0.0}, "L1F2": {"A": 1.0, "B": 0.5}}
+    write_effects(study, rates, "asked", {"L1F2": -0.75})
+    sentence = feature_sentence(StudyResults(study))
+    assert sentence.heading == "one feature to look at"
+    assert sentence.text == f"L1F2: without it polite on asked {round(n / 2)} of {n}, with it {n}"
+    rates = {name: {"B": 0.5} for name in rates}  # as where half B alone is answered
+    write_effects(study, rates, "asked", {"L0F1": 0.5})
+    sentence = feature_sentence(StudyResults(study))
+    assert sentence.heading == "none of 2 decides alone"
+    half = round(n / 2)
+    assert sentence.text == (
+        "L0F1: without it ΔCE on asked is −0.500 [−0.750, −0.250], "
+        f"polite on asked {half} of {n}, with it {half}"
+    )
+    write_effects(study, {name: {"A": 0.5} for name in rates}, "asked")
+    assert feature_sentence(StudyResults(study)) is None
 
 
 def test_a_measure_can_be_chosen(tmp_path):
@@ -192,7 +202,8 @@ def test_a_measure_can_be_chosen(tmp_path):
     assert answer(StudyResults(study, "right")).verdict == "No"
     with pytest.raises(ValueError, match="has no measure 'rigth'; it has polite, right"):
         StudyResults(study, "rigth")
-    assert "finetuned: right" in screen(StudyResults(study))
+    (line,) = (line for line in screen(StudyResults(study)).splitlines() if "right," in line)
+    assert line.split("right,")[1].split() == ["delta", "(raw)", "0", "(50)"]
 
 
 def test_missing_stages_are_named_and_crash_nothing(tmp_path):
@@ -200,7 +211,7 @@ def test_missing_stages_are_named_and_crash_nothing(tmp_path):
     results = StudyResults(study)
     assert answer(results).verdict == "Not known" and sentences(results) == {}
     assert "behaviour with MLPs replaced (exp2a)" in not_shown(results)
-    assert "not shown: behaviour with MLPs replaced (exp2a);" in screen(results)
+    assert "not shown: behaviour with MLPs replaced (exp2a)," in screen(results)
     (study / "behaviour" / "metrics.csv").unlink()
     results = StudyResults(study)
     assert (results.measure, results.subset, results.layer) == (None, "", "")
@@ -256,7 +267,7 @@ def test_the_matrix_says_what_was_not_measured(tmp_path):
     assert line.split("delta")[1].split() == ["99", "[95,", "100]", *["not", "measured"] * 2]
     (line,) = (line for line in lines if line.startswith("  finetuned model"))
     assert line.split() == ["finetuned", "model", "100", "[96,", "100]", "50", "[40,", "60]", "–"]
-    assert "; the delta on other, more" in " ".join(" ".join(lines).split())
+    assert ", the delta on other, more" in " ".join(" ".join(lines).split())
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
