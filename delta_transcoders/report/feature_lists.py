@@ -6,15 +6,15 @@ from typing import Any
 
 from delta_transcoders.report.columns import ranked_measures, title
 from delta_transcoders.report.formatting import table_number
-from delta_transcoders.report.one_feature import dropped_rows, feature_name, one_word
-from delta_transcoders.report.study_results import StudyResults, number_of
+from delta_transcoders.report.one_feature import dropped_rows, one_word
+from delta_transcoders.report.study_results import Row, StudyResults, number_of
 
 N_LISTED = 8
 N_TOKENS = 4
 
 
 def feature_lists(results: StudyResults) -> list[dict[str, Any]]:
-    """Two lists of one subset: by the measure that the ranking is by, and by ΔCE; none without a ranking."""
+    """Two lists: by ΔCE and by the measure that the ranking is by, by subset; none without a ranking."""
     if not (dropped := dropped_rows(results)):
         return []
     subsets = list(dict.fromkeys(row["subset"] for row in dropped))
@@ -27,33 +27,37 @@ def feature_lists(results: StudyResults) -> list[dict[str, Any]]:
     for measure in dict.fromkeys(["dce", measures[0]]):
         if measure not in measures:
             continue
-        mine = [row for row in dropped if row["subset"] == subset]
-        mine = [row for row in mine if number_of(row, measure) == number_of(row, measure)]
-        mine.sort(key=lambda row: -abs(number_of(row, measure)))
+        largest: dict[tuple[str, str], float] = {}
+        for row in dropped:
+            place, change = (row["layer"], row["feature"]), abs(number_of(row, measure))
+            if change == change:
+                largest[place] = max(change, largest.get(place, 0.0))
         listed = []
-        for row in mine[:N_LISTED]:
-            place = row["layer"], row["feature"]
-            name = feature_name(row)
+        for place in sorted(largest, key=lambda place: -largest[place])[:N_LISTED]:
+            name = f"L{place[0]}F{place[1]}"
             by_subset = [cells.get((*place, other), {}) for other in (subset, *others)]
             listed.append(
                 {
                     "name": name,
                     "tokens": features.get(name, []),
-                    "cells": [
-                        table_number(r, measure, "not measured", is_difference=True)
-                        for r in by_subset
-                    ],
+                    "cells": [_change(r, measure) for r in by_subset],
                 }
             )
         lists.append(
             {
-                "title": f"Without it, most changes in {title(measure)} on {subset}",
+                "title": f"By {title(measure)}, the largest change on any subset",
                 "columns": [f"{title(measure)}, {name}" for name in (subset, *others)],
                 "has_tokens": bool(features),
                 "rows": listed,
             }
         )
     return lists
+
+
+def _change(row: Row, measure: str) -> str:
+    """With four decimals: what one feature does is small."""
+    text = table_number(row, measure, "not measured", is_difference=True, decimals=4)
+    return text.replace("-", "−")
 
 
 def _statistics(results: StudyResults) -> dict[str, list[str]]:

@@ -49,11 +49,10 @@ from delta_transcoders.report.summary import (
     splits_table,
     times_line,
 )
+from delta_transcoders.report.svg import BASE_CSS
 from delta_transcoders.report.tables import write_table
 from delta_transcoders.report.templates import environment
 from delta_transcoders.report.verdict import answer
-
-BASE_CSS = Path(__file__).parents[1] / "pages" / "base.css"
 
 UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 """Characters that no page should hold: they turn, join or end what stands beside them."""

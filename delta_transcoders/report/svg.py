@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
@@ -14,6 +15,8 @@ from delta_transcoders.report.charts import BLUE, GREY, INK, LINE, MUTED, ORANGE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+BASE_CSS = Path(__file__).parents[1] / "pages" / "base.css"
+"""What all pages include, and where colours have their values."""
 VARIABLES = {
     INK: "--fg",
     MUTED: "--muted",
