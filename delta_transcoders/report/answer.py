@@ -14,7 +14,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from delta_transcoders.command import run, script_command
+from delta_transcoders.command import run
 from delta_transcoders.report.formatting import table_number
 from delta_transcoders.report.one_feature import fires_on, one_feature
 from delta_transcoders.report.sentences import (
@@ -213,7 +213,7 @@ def program(name: str) -> list[str]:
     return [name if shutil.which(name) or not beside.is_file() else os.path.relpath(beside)]
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", type=Path, help="folder of a study, for example runs/tiny")
     parser.add_argument(
@@ -222,16 +222,9 @@ def main() -> int:
     )
     args = parser.parse_args()
     results = StudyResults(args.study, args.measure)
-    if not (results.behaviour or results.exp2a):
-        study = shlex.join([*script_command("study"), "--config", "FILE"])
-        print(
-            f"error: {args.study} holds no results yet; its study file makes them: {study}",
-            file=sys.stderr,
-        )
-        return 2
+    results.check()
     print(screen(results))
-    return 0
 
 
 if __name__ == "__main__":
-    run(lambda: sys.exit(main()))
+    run(main)

@@ -106,8 +106,8 @@ def feature_curve(rows: Sequence[Row], fidelity: Sequence[Row]) -> Figure:
         last.plot(sizes, [sum(of_n) / len(of_n) for of_n in cosines], label=str(delta), **style)
     for (subset, column), axes in zip(panels, axes_of, strict=True):
         heading(axes, f"{subset}: {title(column)}")
-        if column == "share_of_finetuned":
-            axes.set_ylim(-0.05, 1.1)
+        # One scale for all of a kind: a hundredth should not look like all of it.
+        axes.set_ylim(*((-0.05, 1.1) if column == "share_of_finetuned" else (-1.05, 0.15)))
     heading(last, "cosine with finetuning's change")
     last.set_ylim(-0.05, 1.1)
     sizes = sorted({int(row["n"]) for row in rows if row["n"]})

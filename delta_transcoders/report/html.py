@@ -181,11 +181,13 @@ def main() -> None:
         help="what the answer is about, a verdict of the task's judge; its first where not given",
     )
     args = parser.parse_args()
+    results = StudyResults(args.study, args.measure)
+    results.check()
     folder = args.study / "report"
     page = render(args.study, args.measure)
     if rows := reconstruction_rows(args.study):
         write_table(folder / "dictionaries.csv", max(rows, key=len), rows)
-    if found := removals(StudyResults(args.study, args.measure))[0]:
+    if found := removals(results)[0]:
         write_removals(folder / "one_feature.csv", found)
     write_text(folder / "index.html", page)
     print(f"report: {folder / 'index.html'}")

@@ -1,7 +1,7 @@
 """A study as one picture: `python -m delta_transcoders.report.readme_figure STUDY [--out docs]`.
 
 Left the behaviour against the strength of the delta, right the contexts of one feature on which it is
-strongest. Writes `study_light.svg` and `study_dark.svg`, for a page that has both themes.
+strongest. Writes `readme_light.svg` and `readme_dark.svg`, for a page that has both themes.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ def main() -> None:
     for theme, colors in themes().items():
         colors.setdefault("--violet", colors["--grey"])
         text = re.sub(r"var\((--[\w-]+)\)", lambda found, c=colors: c[found[1]], picture)
-        write_text(args.out / f"study_{theme}.svg", text)
-    print(f"written: {args.out / 'study_light.svg'}, {args.out / 'study_dark.svg'}")
+        write_text(args.out / f"readme_{theme}.svg", text)
+    print(f"written: {args.out / 'readme_light.svg'}, {args.out / 'readme_dark.svg'}")
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def _conditions(results: StudyResults) -> Section | None:
             )
         ],
         f"Share of prompts, with 95 % intervals over wordings. Above the line whole models, below it what "
-        f"stands in place of {place} of the finetuned model. From behaviour/metrics.csv, exp2a/metrics.csv.",
+        f"stands in place of {place} of the finetuned model. From behaviour/metrics.csv, exp2a/metrics.csv and controls/metrics.csv.",
     )
 
 
@@ -232,8 +232,9 @@ def _curve(results: StudyResults) -> Section | None:
     figures = []
     for path in sorted(results.study.glob("feature_curve*/curve.csv")):
         folder = path.parent.name
+        # Deltas of several stages may have one name, their folders have not.
         rows, fidelity = (
-            [_numbers(row) for row in results.table(f"{folder}/{name}.csv")]
+            [_numbers(row) | {"delta": folder} for row in results.table(f"{folder}/{name}.csv")]
             for name in ("curve", "fidelity")
         )
         if rows and fidelity:

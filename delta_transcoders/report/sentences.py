@@ -187,17 +187,22 @@ def side(results: StudyResults) -> list[Sentence]:
 
 
 def curve(results: StudyResults) -> Sentence | None:
-    """How few features suffice, with the fidelity there."""
-    for path in sorted(results.study.glob("feature_curve*/n90.csv")):
-        for row in results.table(f"{path.parent.name}/n90.csv"):
-            enough = row["n90"]
-            if enough.startswith(MORE_THAN):
-                text = f"{row['delta']}: more than {enough.removeprefix(MORE_THAN)} would be needed"
-                return Sentence("no few features are enough", text)
-            cosine = number(row["cos"])
-            text = f"{row['delta']}: {enough} for 90 % of the right answers, cosine there {cosine}"
-            return Sentence("few features are enough", text)
-    return None
+    """How few features suffice, for the delta nearest to finetuning's change of those for which any do."""
+    rows = {
+        path.parent.name: row
+        for path in sorted(results.study.glob("feature_curve*/n90.csv"))
+        for row in results.table(f"{path.parent.name}/n90.csv")
+    }
+    if not rows:
+        return None
+    enough = {name: row for name, row in rows.items() if not row["n90"].startswith(MORE_THAN)}
+    if not enough:
+        name, row = next(iter(rows.items()))
+        most = row["n90"].removeprefix(MORE_THAN)
+        return Sentence("no few features are enough", f"more than {most} would be needed ({name})")
+    name = max(enough, key=lambda name: number_of(enough[name], "cos"))
+    text = f"{enough[name]['n90']} for 90 % of right answers, cosine there {number(enough[name]['cos'])}"
+    return Sentence("few features are enough", f"{text} ({name})")
 
 
 def elsewhere(results: StudyResults) -> list[Sentence]:

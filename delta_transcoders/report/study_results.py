@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from delta_transcoders.command import script_command
 from delta_transcoders.files import read_json
 from delta_transcoders.report.columns import count, rates, verdict, whole_model
 from delta_transcoders.report.tables import read_metrics
@@ -73,6 +74,17 @@ class StudyResults:
             known = ", ".join(map(verdict, self.rates)) or "none"
             raise ValueError(f"{study} has no measure {measure!r}; it has {known}")
         self.measure = f"{measure}_rate" if measure else next(iter(self.rates), None)
+
+    def check(self) -> None:
+        """
+        Raises:
+            FileNotFoundError: there is nothing to tell of; says what makes it.
+        """
+        if not (self._rows or self.exp1 or self.deltas):
+            study = " ".join([*script_command("study"), "--config", "FILE"])
+            raise FileNotFoundError(
+                f"{self.study} holds no results yet; its study file makes them: {study}"
+            )
 
     def table(self, path: str) -> list[Row]:
         """The rows of a CSV file of the study."""

@@ -25,7 +25,7 @@ def test_both_themes(study, tmp_path, monkeypatch, capsys):
     write_effects(study, effects, "asked", {"L0F1": 0.5})
     monkeypatch.setattr("sys.argv", ["readme_figure", str(study), "--out", str(tmp_path / "docs")])
     readme_figure.main()
-    texts = {name: (tmp_path / "docs" / f"study_{name}.svg").read_text() for name in themes()}
+    texts = {name: (tmp_path / "docs" / f"readme_{name}.svg").read_text() for name in themes()}
     for name, text in texts.items():
         assert "var(" not in text and themes()[name]["--blue"] in text
         words = [
