@@ -152,6 +152,8 @@ def control_dots(rows: Sequence[Row], measures: Sequence[str], pooled: str) -> F
     keys = [rows[0]["reference"], *ordered([row["condition"] for row in rows])]
     figure, panels = _new(len(measures), len(subsets))
     for measure, line in zip(measures, panels, strict=True):
+        for axes in line[1:]:
+            axes.sharex(line[0])
         for subset, axes in zip(subsets, line, strict=True):
             mine = [r for r in rows if (r["subset"], r["measure"]) == (subset, measure)]
             if not mine:

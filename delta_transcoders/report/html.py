@@ -90,15 +90,17 @@ def render(study: Path, measure: str | None = None) -> str:
 
 def _features(results: StudyResults) -> dict[str, Any] | None:
     lists = feature_lists(results)
-    if not lists:
+    are_linked = (results.study / "features" / "features.json").is_file()
+    if not (lists or are_linked):
         return None
     sentence = feature_sentence(results)
     return {
-        "heading": sentence.heading if sentence else "what single features do",
+        "heading": sentence.heading if sentence else "the features, one by one",
         "text": sentence.text if sentence else "",
         "lists": lists,
-        "are_linked": (results.study / "features" / "features.json").is_file(),
-        "caption": "Changes when one feature is removed and all else stays, with 95 % intervals, strongest "
+        "are_linked": are_linked,
+        "caption": lists
+        and "Changes when one feature is removed and all else stays, with 95 % intervals, strongest "
         "first. The feature that the sentence names has the largest attribution on half A of the wordings, "
         "its numbers are of half B (report/one_feature.csv). From ranking.csv.",
     }

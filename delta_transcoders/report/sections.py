@@ -154,7 +154,7 @@ def _conditions(results: StudyResults) -> Section | None:
             )
         ],
         f"Share of prompts, with 95 % intervals over wordings. Above the line whole models, below it what "
-        f"stands in place of {place} of the finetuned model. From behaviour/metrics.csv, exp2a/metrics.csv and controls/metrics.csv.",
+        f"stands in place of {place} of the finetuned model. From behaviour/, exp2a/, controls/metrics.csv.",
     )
 
 
