@@ -163,8 +163,8 @@ def run_steps(
             how["began"] = record.stages[stage.name]["started"]["began"]
         record.start(stage.name, how | recorded(step))
         started, read = time.perf_counter(), megabytes(step.inputs)
-        # What reports print is long, and in the files that they write.
-        quiet = stage.run.startswith("delta_transcoders.report.")
+        # What pages and reports print is long, and in the files that they write.
+        quiet = stage.run.startswith(("delta_transcoders.report.", "delta_transcoders.pages."))
         status = run_command(command, keep, run, quiet)
         seconds = time.perf_counter() - started
         outputs = outputs_of(step)
