@@ -23,7 +23,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DELETE_ON_ERROR:
-.PHONY: help demo real-quick gpu seeds controls planted rules faults sweep sweep-summary ranking features findings examples interop table
+.PHONY: help demo real-quick gpu seeds controls planted rules faults sweep sweep-summary ranking features findings examples interop
 .PHONY: full-shape wide-bases wide-features signals study-kills test test-slow lint clean
 
 help:  ## Show this list
@@ -38,6 +38,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## Run every stage of the tiny study that is not done yet, then print the answer
 	$(RUN)/study.yaml $(ONE)
 
+.PHONY: table
 table: $(READY)  ## Print all tables of the tiny study
 	@$(PY) -m delta_transcoders.report.summary $(STUDY)
 

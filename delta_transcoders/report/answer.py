@@ -78,8 +78,9 @@ def feature_sentence(results: StudyResults) -> Sentence | None:
         return None
     token = fires_on(results.study, found.name)
     text = found.name + (f", strongest on “{token}”" if token else "") + ": without it "
-    if found.effects:
-        row = max(found.effects, key=lambda row: abs(number_of(row, "dce")))
+    costs = {abs(number_of(row, "dce")): row for row in found.effects}
+    if costs := {cost: row for cost, row in costs.items() if cost == cost}:
+        row = costs[max(costs)]
         change = table_number(row, "dce").replace("-", "−")
         text += f"ΔCE on {row['subset']} is {change}, "
     told = [r for r in found.removals if r.measure == results.measure] or list(found.removals)

@@ -2,7 +2,10 @@
 
 import pytest
 
+from delta_transcoders.features.files import read_features, write_features
+from delta_transcoders.features.synthetic import synthetic_features
 from delta_transcoders.files import write_json
+from delta_transcoders.pages.feature_pages import write_pages
 from delta_transcoders.report.html import render
 from tests.report_studies import HOSTILE, write_effects, write_study
 
@@ -85,6 +88,17 @@ def test_links_lead_somewhere(new_page, study, address):
     for link in page.locator("nav a").all():
         assert page.locator(link.get_attribute("href")).count() == 1
     assert page.locator("#features a").count() == 0  # there are no pages of features
+
+
+def test_a_feature_is_one_click_away(new_page, tmp_path):
+    study = write_study(tmp_path, {"asked": RATES["asked"]})
+    write_effects(study, {"": {"B": 0.9}, "L0F1": {"B": 0.3}}, "asked", {"L0F1": 0.5})
+    write_features(study / "features", synthetic_features(1, 3), {"delta": "d"})
+    write_pages(read_features(study / "features"), study / "report", "study")
+    page = new_page()
+    page.goto(write_page(study))
+    page.click("#features a >> text=L0F1")
+    page.wait_for_function("document.title.startsWith('L0F1')")
 
 
 def test_a_hostile_study_is_inert(new_page, low_contrasts, is_wider_than_window, tmp_path):
