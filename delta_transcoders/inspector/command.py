@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from delta_transcoders.command import run
-from delta_transcoders.inspector.request import STRONGEST, Request, feature_of
+from delta_transcoders.inspector.request import LONGEST_ANSWER, STRONGEST, Request, feature_of
 
 if TYPE_CHECKING:
     from delta_transcoders.inspector.session import Session
 
 WIDTH = 100
 WIDEST_TOKEN = 14
+TRUST = (
+    "Open only studies that you trust: the class of the task that STUDY/study.json names is imported, where "
+    "Python does not find it from the folder of the study file named there, and its code runs."
+)
 
 
 def answered(session: Session, request: Request) -> dict[str, Any]:
@@ -92,7 +97,8 @@ def _parsed(args: Sequence[str] | None = None) -> argparse.Namespace:
         "that one with its MLPs replaced by what the delta corrects, with and without the delta; and which "
         "features of the delta are active on each token.",
         epilog="Prompts get the form that the study's own have: a line break at their end, or the "
-        "tokenizer's chat template. `delta-transcoders serve STUDY` shows the same in a browser.",
+        "tokenizer's chat template. `delta-transcoders serve STUDY` shows the same in a browser. "
+        f"{TRUST}",
     )
     parser.add_argument("study", metavar="STUDY", help="folder of a study, for example runs/tiny")
     parser.add_argument("prompt", metavar="PROMPT", help="what the models are to answer")
@@ -119,7 +125,10 @@ def _parsed(args: Sequence[str] | None = None) -> argparse.Namespace:
         help="also without feature K of layer L, for one or more (with --alpha, without them there)",
     )
     parser.add_argument(
-        "--max-new-tokens", metavar="N", type=int, help="longest answer (default: the study's)"
+        "--max-new-tokens",
+        metavar="N",
+        type=int,
+        help=f"longest answer, at most {LONGEST_ANSWER} (default: the study's)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     return parser.parse_args(args)
@@ -147,13 +156,20 @@ def open_quietly(study: str) -> Session:
     from delta_transcoders.inspector.parts import find_parts
 
     find_parts(study)  # what is not there is told before the slow imports
-    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+    # Nearly all that is made here stays: looking for garbage among it, now and at the end, would take a third
+    # of the whole time.
+    gc.disable()
+    try:
+        from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    disable_progress_bar()
-    set_verbosity_error()
-    from delta_transcoders.inspector.session import Session
+        disable_progress_bar()
+        set_verbosity_error()
+        from delta_transcoders.inspector.session import Session
 
-    return Session(study)
+        return Session(study)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 if __name__ == "__main__":

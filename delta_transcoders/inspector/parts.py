@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import sys
@@ -74,8 +75,11 @@ def find_parts(study: str) -> Parts:
     go_on = shlex.join([*script_command("study"), "--config", file, "--study", study])
     name, config = _evaluation(study, stages, go_on)
     config = _inside(config, study)
-    # A task of the user's own may stand beside the study file.
-    sys.path.append(os.path.dirname(os.path.abspath(file)))
+    task = _task(config)
+    if not _is_found(
+        task["class_path"]
+    ):  # a task of the user's own may stand beside the study file
+        sys.path.append(os.path.dirname(os.path.abspath(file)))
     parts = Parts(
         study=study,
         stage=name,
@@ -83,7 +87,7 @@ def find_parts(study: str) -> Parts:
         base_model=config.get("model.base_model"),
         base_transcoders=config.get("model.base_transcoders"),
         deltas=config["model.deltas"][0],
-        task=_task(config),
+        task=task,
         examples=config["data.jsonl"],
         max_new_tokens=config.get("model.max_new_tokens", 64),
         dtype=config.get("model.dtype", "float32"),
@@ -129,6 +133,13 @@ def _task(config: Mapping[str, Any]) -> dict[str, Any]:
     options = {key: value for key, value in config.items() if key.startswith(f"{name}.")}
     given = {key.removeprefix(f"{name}."): value for key, value in options.items()}
     return {"class_path": given.pop("class_path"), "init_args": given}
+
+
+def _is_found(class_path: str) -> bool:
+    try:
+        return importlib.util.find_spec(class_path.rpartition(".")[0]) is not None
+    except (ImportError, ValueError):  # also the module's package is not there; no module's name
+        return False
 
 
 def _writer(path: str, stages: Mapping[str, Any]) -> str:

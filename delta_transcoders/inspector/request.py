@@ -13,6 +13,8 @@ STRONGEST = 3
 """Features that are shown of each token and layer."""
 LARGEST_ALPHA = 10.0
 MOST_ALPHAS = 16
+LONGEST_ANSWER = 1024
+"""Tokens: a request must not keep the models busy for hours."""
 LONGEST_PROMPT = 20_000
 """Letters: what would not fit any context is refused before it is tokenized."""
 
@@ -29,7 +31,7 @@ class Request:
         alphas: answers of base + α·delta beside them; 1 where features are dropped and none is given.
         layers: where MLPs are replaced; None: all that have a delta.
         drop: layer and number of features that are left out of each α·delta.
-        max_new_tokens: longest answer; the study's own where None.
+        max_new_tokens: longest answer, `LONGEST_ANSWER` at most; the study's own where None.
 
     Raises:
         ValueError: a value of another type, or out of range; names it.
@@ -83,6 +85,10 @@ class Request:
             _check_count(feature[1], "the number of a feature")
         if self.max_new_tokens is not None:
             _check_count(self.max_new_tokens, "max_new_tokens", least=1)
+            if self.max_new_tokens > LONGEST_ANSWER:
+                raise ValueError(
+                    f"max_new_tokens is {self.max_new_tokens!r:.60}, at most {LONGEST_ANSWER} are written"
+                )
 
 
 def request_of(content: Any) -> Request:

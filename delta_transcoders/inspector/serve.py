@@ -12,6 +12,7 @@ from pathlib import Path
 
 from delta_transcoders import signals
 from delta_transcoders.command import run
+from delta_transcoders.inspector.command import TRUST, open_quietly
 
 HOST = "127.0.0.1"
 PORT = 8731
@@ -44,8 +45,9 @@ def bound(port: int) -> socket.socket:
 def _parsed(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Open a study in a page of this machine's browser: a prompt's answers side by side, a "
-        "slider for the delta's weight, layers to replace, and features to drop. Nobody else can reach it.",
-        epilog="It needs Starlette and Uvicorn: pip install 'delta-transcoders[serve]'.",
+        "slider for the delta's weight, layers to replace, and features to drop. Other machines cannot reach "
+        "it; other users of this one can, as long as it runs.",
+        epilog=f"{TRUST} It needs Starlette and Uvicorn: pip install 'delta-transcoders[serve]'.",
     )
     parser.add_argument("study", metavar="STUDY", help="folder of a study, for example runs/tiny")
     parser.add_argument(
@@ -66,8 +68,6 @@ def main() -> None:
     listening = bound(given.port)
     url = f"http://{HOST}:{listening.getsockname()[1]}/"
     print(f"opening {given.study} …", file=sys.stderr, flush=True)
-    from delta_transcoders.inspector.command import open_quietly
-
     session = open_quietly(given.study)
     import uvicorn
 

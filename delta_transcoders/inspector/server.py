@@ -1,8 +1,9 @@
-"""The inspector's page and what it asks for. Made for one machine's own browser, and closed to others.
+"""The inspector's page and what it asks for. Made for one machine's own browser, and closed to other pages.
 
 Foreign pages can neither read nor ask: Host and Origin must be the server's own, requests JSON, and no header
 allows another origin. Nothing that a client sends is a path. One worker thread runs the models, so that
-requests are answered one after the other; a client that is gone is left at the next token.
+requests are answered one after the other; a client that is gone is left at the next token. Whoever is on the
+machine can connect to its port: only the machine's own users are trusted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import json
 import threading
 import traceback
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
@@ -27,6 +29,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from delta_transcoders.inspector.request import Request, request_of
+from delta_transcoders.pages.encoding import json_text
 from delta_transcoders.pages.templates import asset
 from delta_transcoders.report.templates import environment
 
@@ -65,6 +68,8 @@ def application(session: Session, url: str) -> Starlette:
         try:
             asked = request_of(content)
             await asyncio.get_running_loop().run_in_executor(worker, session.check, asked)
+        except RecursionError:
+            return refusal(422, "the request is nested too deeply")
         except ValueError as error:
             return refusal(422, str(error))
         return _Closed(_lines(session, asked, worker), media_type="application/x-ndjson")
@@ -93,7 +98,9 @@ class _Guard:
     def __init__(self, app: ASGIApp, url: str) -> None:
         self.app = app
         port = url.rstrip("/").rpartition(":")[2]
-        self.hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
+        names = ("127.0.0.1", "localhost")
+        # Browsers leave out the port that http has by itself.
+        self.hosts = {*(f"{name}:{port}" for name in names), *(names if port == "80" else ())}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -145,13 +152,23 @@ class _Closed(StreamingResponse):
 async def _lines(
     session: Session, asked: Request, worker: ThreadPoolExecutor
 ) -> AsyncIterator[str]:
-    """Events as lines of JSON. The models never wait for a client that reads slowly, or not at all."""
+    """Events as lines of JSON. The models never wait for a client that reads slowly, or not at all.
+
+    Each `texts` holds all that is written so far, so that only the latest of those waits to be sent.
+    """
     loop, gone = asyncio.get_running_loop(), threading.Event()
-    events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+    waiting: deque[dict[str, Any] | None] = deque()
+    arrived = asyncio.Event()
+
+    def add(event: dict[str, Any] | None) -> None:
+        if event and waiting and event["event"] == waiting[-1]["event"] == "texts":
+            waiting.pop()
+        waiting.append(event)
+        arrived.set()
 
     def put(event: dict[str, Any] | None) -> None:
         if not gone.is_set():
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            loop.call_soon_threadsafe(add, event)
 
     def produce() -> None:
         try:
@@ -170,7 +187,12 @@ async def _lines(
 
     worker.submit(produce)
     try:
-        while (event := await events.get()) is not None:
+        while await arrived.wait():
+            event = waiting.popleft()
+            if event is None:
+                return
+            if not waiting:
+                arrived.clear()
             yield json.dumps(event, ensure_ascii=False) + "\n"
     finally:
         gone.set()
@@ -185,10 +207,6 @@ def _page(session: Session) -> tuple[str, str]:
     scripts = [asset("dom.js"), asset("theme.js"), _text("inspector.js")]
     styles = [asset("../base.css"), asset("token_strip.css"), _text("inspector.css")]
     script = "\n".join(scripts)
-    # Within a script only these could end it, or begin what a browser reads otherwise.
-    info = json.dumps(session.info())
-    for sign in "<>&":
-        info = info.replace(sign, f"\\u{ord(sign):04x}")
     page = (
         environment(FOLDER)
         .get_template("inspector.html.j2")
@@ -196,7 +214,7 @@ def _page(session: Session) -> tuple[str, str]:
             study=session.parts.study,
             script=Markup(script),
             style=Markup("\n".join(styles)),
-            info=Markup(info),
+            info=Markup(json_text(session.info())),
         )
     )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

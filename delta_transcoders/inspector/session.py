@@ -22,12 +22,15 @@ from delta_transcoders.activations.capture import boot_bridge, capture
 from delta_transcoders.dictionaries.delta import ON_DICTIONARIES
 from delta_transcoders.families import family_of
 from delta_transcoders.families.sites import HookSite
+from delta_transcoders.features.texts import shown_tokens
 from delta_transcoders.fingerprints import model_fingerprint
 from delta_transcoders.generation import AnswerReader, greedy_steps
+from delta_transcoders.inspector.choices import Answer, Choices
 from delta_transcoders.inspector.parts import find_parts
-from delta_transcoders.inspector.request import STRONGEST, WHOLE, Request
+from delta_transcoders.inspector.prompt_form import PromptForm
+from delta_transcoders.inspector.request import STRONGEST, Request
 from delta_transcoders.interventions.engine import InterventionEngine
-from delta_transcoders.interventions.intervention import RAW, Intervention, Term, Write, from_spec
+from delta_transcoders.interventions.intervention import Intervention
 from delta_transcoders.interventions.loading import ModelMLPs, load_delta_set
 from delta_transcoders.interventions.sources import mlp_sources
 from delta_transcoders.language_models import (
@@ -40,7 +43,7 @@ from delta_transcoders.language_models import (
     tokenize,
 )
 from delta_transcoders.own_study.file import make_task
-from delta_transcoders.tasks.task import Example, Message
+from delta_transcoders.tasks.task import Example
 
 Event = dict[str, Any]
 
@@ -52,21 +55,24 @@ class Asked:
     Attributes:
         example: the prompt in the form of the study's own.
         tokens: of the prompt, with the task's opening as the target.
-        names, labels: of each answer.
-        interventions: of all answers but the base model's, which comes first.
-        with_base: whether it does.
+        answers: the base model's first, where it is asked for.
         layers: where MLPs are replaced.
         n_new: longest answer in tokens.
     """
 
     example: Example
     tokens: TokenizedExample
-    names: tuple[str, ...]
-    labels: tuple[str, ...]
-    interventions: tuple[Intervention, ...]
-    with_base: bool
+    answers: tuple[Answer, ...]
     layers: tuple[int, ...]
     n_new: int
+
+    @property
+    def interventions(self) -> list[Intervention]:
+        return [answer.intervention for answer in self.answers if answer.intervention is not None]
+
+    @property
+    def with_base(self) -> bool:
+        return self.answers[0].intervention is None
 
 
 class Session:
@@ -83,10 +89,11 @@ class Session:
     def __init__(self, study: str) -> None:
         self.parts = parts = find_parts(study)
         self.task = make_task(parts.task)
-        self.examples = list(self.task.read(parts.examples).values())
+        examples = list(self.task.read(parts.examples).values())
+        self.form = PromptForm(examples)
         self.tokenizer = load_tokenizer(parts.model)
         ends = end_ids(parts.model, self.tokenizer)
-        self.reader = AnswerReader(self.tokenizer, self.task, ends, self.examples)
+        self.reader = AnswerReader(self.tokenizer, self.task, ends, examples)
         is_gpu = torch.cuda.is_available() and not parts.on_cpu
         self.device = torch.device("cuda" if is_gpu else "cpu")
         self.absent: dict[str, str] = {}
@@ -104,7 +111,9 @@ class Session:
         sources, site = self.deltas.sources, self.deltas.site
         self.engine = InterventionEngine(bridge, self.tokenizer, sources, site)
         on_dictionaries = self.deltas.target in ON_DICTIONARIES
-        self.base_label = "base dictionary" if on_dictionaries else "base model's MLPs"
+        base_label = "base dictionary" if on_dictionaries else "base model's MLPs"
+        n_features = {layer: s.n_features for layer, s in sorted(self.delta.items())}
+        self.choices = Choices(n_features, self.n_layers, base_label, self.absent)
 
     def _load_base_model(self) -> Any:
         source = self.parts.base_model
@@ -127,61 +136,21 @@ class Session:
     def info(self) -> dict[str, Any]:
         """What somebody who asks needs to know first."""
         pages = Path(self.parts.study, "report", "features.html")
+        described, typed = self.task.describe(), self.form.first
         return {
             "study": self.parts.study,
-            "title": self.task.describe().get("title", ""),
+            "title": described.get("title", ""),
             "deltas": self.deltas.label,
-            "labels": {name: self._label(name) for name in WHOLE if name not in self.absent},
+            "labels": self.choices.labels,
             "absent": self.absent,
-            "base": self.base_label,
-            "features": {str(layer): s.n_features for layer, s in sorted(self.delta.items())},
+            "features": {str(layer): n for layer, n in self.choices.n_features.items()},
             "opening": self.task.opening,
             "opening_name": self.task.opening_column.removesuffix("_logprob"),
-            "example": self._first_prompt(),
+            "example": (typed if self.form.is_chat else described.get("prompt", typed)).strip(),
             "pages": str(pages) if pages.is_file() else None,
-            "form": self.form(),
-            "context": self.context,
+            "form": self.form.words,
             "max_new_tokens": self.parts.max_new_tokens,
         }
-
-    def _first_prompt(self) -> str:
-        """What a user would type of the study's first prompt; the task's own where it describes one."""
-        first = self.examples[0].prompt
-        text = first if isinstance(first, str) else first[-1].content
-        return (text if self._is_chat else self.task.describe().get("prompt", text)).strip()
-
-    # The form of the study's own prompts
-
-    def form(self) -> str:
-        """What becomes of a prompt that is typed, in words; empty where nothing does."""
-        if self._is_chat:
-            system = " after the study's system message" if self._system else ""
-            return f"It is sent as a user's message{system}, in the tokenizer's chat template."
-        return (
-            "A line break is put at its end, as the study's own prompts have."
-            if self._breaks
-            else ""
-        )
-
-    @property
-    def _is_chat(self) -> bool:
-        return not isinstance(self.examples[0].prompt, str)
-
-    @property
-    def _system(self) -> tuple[Message, ...]:
-        """The first message of all chats, where it is one and the same and not the user's."""
-        firsts = {example.prompt[0] for example in self.examples if len(example.prompt) > 1}
-        return tuple(firsts) if len(firsts) == 1 and next(iter(firsts)).role == "system" else ()
-
-    @property
-    def _breaks(self) -> bool:
-        return all(str(example.prompt).endswith("\n") for example in self.examples)
-
-    def _example(self, prompt: str) -> Example:
-        if self._is_chat:
-            return Example((*self._system, Message("user", prompt)), None, "")
-        ends = "" if not self._breaks or prompt.endswith("\n") else "\n"
-        return Example(prompt + ends, None, "")
 
     # What is asked
 
@@ -191,88 +160,13 @@ class Session:
         Raises:
             ValueError: a layer or feature that is not there, or a prompt that leaves no room for an answer.
         """
-        layers = self._layers(request)
-        drop: dict[int, list[int]] = {}
-        for layer, number in request.drop:
-            self._check_feature(layer, number, layers)
-            drop.setdefault(layer, []).append(number)
-        alphas = request.alphas or ((1.0,) if drop else ())
-        names = [name for name in WHOLE if name in request.conditions and name not in self.absent]
-        labels = [self._label(name) for name in names]
-        whole = [name for name in names if name != "base_model"]
-        interventions = [RAW if name == "raw" else from_spec(name, layers) for name in whole]
-        without = ", ".join(f"L{layer}F{number}" for layer, number in dict.fromkeys(request.drop))
-        for alpha in alphas:
-            writes = {
-                layer: Write(
-                    0.0,
-                    (
-                        Term("base"),
-                        Term("delta", alpha, drop_features=tuple(drop.get(layer, ()))),
-                    ),
-                )
-                for layer in layers
-            }
-            alpha = alpha + 0.0  # no minus zero
-            names.append(f"alpha_{alpha:.2f}")
-            sign, times = "−" if alpha < 0 else "+", "" if alpha == 1 else f"{abs(alpha):g} · "
-            rest = f" without {without}" if drop else ""
-            labels.append(f"{self.base_label} {sign} {times}delta{rest}")
-            interventions.append(Intervention(names[-1], writes, float(alpha)))
-        if not names:
-            raise ValueError("nothing is asked for: give conditions or alphas")
-        example = self._example(request.prompt)
+        answers = self.choices.answers(request)
+        layers = self.choices.layers(request)
+        example = self.form.example(request.prompt)
         tokens, n_new = self._tokens(example, request.max_new_tokens)
-        with_base = "base_model" in names
-        self.engine.check(interventions)
-        return Asked(
-            example,
-            tokens,
-            tuple(names),
-            tuple(labels),
-            tuple(interventions),
-            with_base,
-            layers,
-            n_new,
-        )
-
-    def _layers(self, request: Request) -> tuple[int, ...]:
-        if request.layers is None:
-            return tuple(sorted(self.delta))
-        layers = tuple(sorted(set(request.layers)))
-        if not layers:
-            raise ValueError("no layer is chosen: give at least one")
-        for layer in layers:
-            if layer >= self.n_layers:
-                raise ValueError(
-                    f"there is no layer {layer}: the model has {self.n_layers}, 0 to {self.n_layers - 1}"
-                )
-            if layer not in self.delta:
-                held = ", ".join(map(str, sorted(self.delta)))
-                raise ValueError(f"layer {layer} has no delta; there is one at {held}")
-        return layers
-
-    def _check_feature(self, layer: int, number: int, layers: Sequence[int]) -> None:
-        name = f"L{layer}F{number}"
-        if layer not in self.delta:
-            held = ", ".join(map(str, sorted(self.delta)))
-            raise ValueError(f"there is no feature {name}: deltas are at layers {held}")
-        n_features = self.delta[layer].n_features
-        if number >= n_features:
-            raise ValueError(
-                f"there is no feature {name}: layer {layer} has {n_features}, "
-                f"L{layer}F0 to L{layer}F{n_features - 1}"
-            )
-        if layer not in layers:
-            raise ValueError(f"{name} cannot be dropped: layer {layer} is not among those replaced")
-
-    def _label(self, name: str) -> str:
-        return {
-            "base_model": "base model",
-            "raw": "finetuned model",
-            "no_delta": f"{self.base_label} alone",
-            "full": f"{self.base_label} + delta",
-        }[name]
+        asked = Asked(example, tokens, tuple(answers), layers, n_new)
+        self.engine.check(asked.interventions)
+        return asked
 
     def _tokens(self, example: Example, n_new: int | None) -> tuple[TokenizedExample, int]:
         """Tokens, and how many may be written after them."""
@@ -307,11 +201,10 @@ class Session:
         Raises:
             ValueError: at once, see `check`.
         """
-        asked = self.check(request)
-        return self._events(asked)
+        return self._events(self.check(request))
 
     def _events(self, asked: Asked) -> Iterator[Event]:
-        named = [{"name": n, "label": w} for n, w in zip(asked.names, asked.labels, strict=True)]
+        named = [{"name": answer.name, "label": answer.label} for answer in asked.answers]
         yield {"event": "asked", "prompt": asked.example.prompt_record, "answers": named}
         written: Sequence[Sequence[int]] = ()
         for written in self._written(asked):
@@ -323,8 +216,9 @@ class Session:
             found = {"text": text, "is_cut": is_cut, "opening": p, "tool": self.task.execute(text)}
             answers.append(one | found)
         yield {"event": "answers", "answers": answers}
-        if "raw" in asked.names:
-            ids = written[asked.names.index("raw")]
+        names = [answer.name for answer in asked.answers]
+        if "raw" in names:
+            ids = written[names.index("raw")]
             yield {"event": "tokens", "tokens": self._features(asked, ids)}
 
     def _written(self, asked: Asked) -> Iterator[list[list[int]]]:
@@ -350,7 +244,7 @@ class Session:
     def _openings(self, asked: Asked) -> list[float | None]:
         """Probability of the task's opening after the prompt, for each answer."""
         if not asked.tokens.opening_ids:
-            return [None] * len(asked.names)
+            return [None] * len(asked.answers)
         logits = []
         if asked.with_base:
             batch = scored_batch([asked.tokens], self.tokenizer.pad_token_id)
@@ -395,15 +289,10 @@ class Session:
                 features[position] += [[layer, f, a] for f, a in found if a > 0]
         return [
             {
-                "text": self._token_text(token),
+                "text": text,
                 "is_answer": i >= n_prompt,
                 "activity": activity.get(i),
                 "features": features.get(i),
             }
-            for i, token in enumerate(ids)
+            for i, text in enumerate(shown_tokens(self.tokenizer, ids))
         ]
-
-    def _token_text(self, token: int) -> str:
-        text = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
-        # Part of a character: its bytes, as the tokenizer writes them.
-        return self.tokenizer.convert_ids_to_tokens(token) if "\ufffd" in text else text

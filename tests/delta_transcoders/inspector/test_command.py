@@ -1,5 +1,6 @@
 """`delta-transcoders inspect`: what it prints, and one short line where it cannot."""
 
+import gc
 import json
 import re
 import sys
@@ -88,6 +89,22 @@ def test_what_cannot_be_answered_is_one_line(inspector, monkeypatch, capsys, arg
     assert stopped.value.code == 2
     first, *rest = capsys.readouterr().err.splitlines()
     assert first.startswith(f"error: {message}") and rest == ["(DELTA_TRACEBACK=1 shows where)"]
+
+
+def test_what_stays_is_not_looked_through_for_garbage(inspectable_study, monkeypatch):
+    enabled = []
+
+    def opened(study):
+        enabled.append(gc.isenabled())
+        raise ValueError(study)
+
+    monkeypatch.setattr("delta_transcoders.inspector.session.Session", opened)
+    before = gc.get_freeze_count()
+    with pytest.raises(ValueError):
+        command.open_quietly(str(inspectable_study))
+    assert enabled == [False] and gc.isenabled()
+    assert gc.get_freeze_count() > before
+    gc.unfreeze()
 
 
 def test_a_missing_study_is_told_before_the_slow_imports(tmp_path, monkeypatch, capsys):

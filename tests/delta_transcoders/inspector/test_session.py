@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -127,6 +128,13 @@ def test_features_are_those_of_a_fresh_pass(inspector, inspectable_study):
         assert token["activity"] == pytest.approx((a_F * rows).sum().item(), rel=1e-4)
 
 
+def test_parts_of_a_character_are_shown_as_their_bytes(inspector):
+    tokens = asked(inspector, prompt="a\n🙂  b", conditions=("raw",), max_new_tokens=1)["tokens"]
+    shown = [token["text"] for token in tokens if not token["is_answer"]]
+    assert "".join(shown) == "<bos>a\n" + r"\xf0\x9f\x99\x82" + "  b\n"
+    assert {r"\xf0", r"\x82"} < set(shown)
+
+
 def test_texts_grow_to_the_answers(inspector):
     events = list(inspector.answer(Request(PROMPT)))
     kinds = [event["event"] for event in events]
@@ -205,6 +213,10 @@ def test_an_answer_that_is_cut_says_so(inspector):
         (
             {"prompt": "a", "max_new_tokens": 0},
             "max_new_tokens is 0, expected a whole number from 1",
+        ),
+        (
+            {"prompt": "a", "max_new_tokens": 1025},
+            "max_new_tokens is 1025, at most 1024 are written",
         ),
         ({"prompt": "a", "max_new_tokens": 2.5}, "max_new_tokens is 2.5, expected a whole number"),
     ],
@@ -360,6 +372,29 @@ def test_a_chat_study_sends_messages(copied):
     prompt = [token["text"] for token in found["tokens"] if not token["is_answer"]]
     assert prompt == [session.tokenizer.decode([i]) for i in ids]
     assert found["raw"]["opening"] is None and session.info()["opening"] is None
+
+
+@pytest.mark.parametrize(
+    ("class_path", "is_beside"),
+    [
+        ("delta_transcoders.tasks.calculator.task.Calculator", False),
+        ("a_task_of_mine.Mine", True),
+        ("a_folder_of_mine.task.Mine", True),
+        ("Mine", True),
+    ],
+)
+def test_the_study_files_folder_is_searched_for_a_task_of_the_users_own(
+    copied, tmp_path, monkeypatch, class_path, is_beside
+):
+    def change(record):
+        record["file"] = str(tmp_path / "mine" / "study.yaml")
+        record["stages"]["exp2a"]["done"]["config"]["data.task"] = class_path
+
+    edit(copied / "study.json", change)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = [*sys.path]
+    assert find_parts(str(copied)).task["class_path"] == class_path
+    assert sys.path == before + [str(tmp_path / "mine")] * is_beside
 
 
 def test_parts_are_those_of_the_evaluation(inspectable_study):
