@@ -9,10 +9,13 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import PositiveInt
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.evaluation_prompts import PromptRow
 from delta_transcoders.activations.capture import capture
+from delta_transcoders.console import StudyWarning
+from delta_transcoders.foreign_text import parse_json, text_lines
 from delta_transcoders.interventions.engine import TeacherForced
 from delta_transcoders.interventions.intervention import from_spec, layer_groups
 from delta_transcoders.interventions.loading import (
@@ -263,16 +266,26 @@ class InterventionEvaluation(InterventionModule):
         """Also the base model's answers, where the study's `behaviour` has the same ones of raw."""
         answers = super().side_by_side(records)
         path = Path(self.hparams.output).with_name("behaviour") / "generations.jsonl"
-        if not answers or not path.is_file():
-            return answers
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        theirs = {
-            (line["condition"], json.dumps(line["prompt"]), line["target"]): line["text"]
-            for line in lines
-        }
+        theirs = _texts(path) if answers and path.is_file() else {}
         base = {}
-        for i, example in enumerate(self.trainer.datamodule.examples):
+        for i, example in enumerate(self.trainer.datamodule.examples if theirs else ()):
             key = json.dumps(example.prompt_record), example.target
-            if theirs.get(("raw", *key)) == answers["raw"].get(i):
-                base[i] = theirs.get(("base_model", *key))
-        return {"base_model": {i: text for i, text in base.items() if text is not None}} | answers
+            raw, text = (theirs.get((condition, *key)) for condition in ("raw", "base_model"))
+            if raw == answers["raw"].get(i) and isinstance(text, str):
+                base[i] = text
+        return {"base_model": base} | answers if base else answers
+
+
+def _texts(path: Path) -> dict[tuple[str, str, str | None], str]:
+    """Answers of a `generations.jsonl` by condition, prompt (as JSON) and target.
+
+    Nothing of a file that cannot be read as one: all is measured when it is looked for, and what it would add
+    is not worth failing for.
+    """
+    try:
+        lines = [parse_json(line, f"{path}, line {n}") for n, line in text_lines(path)]
+        return {(r["condition"], json.dumps(r["prompt"]), r["target"]): r["text"] for r in lines}
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        problem = f"{path} is not one of `behaviour`'s, or damaged: {error!r:.200}"
+        rank_zero_warn(f"{problem}; the base model's answers are not shown", category=StudyWarning)
+        return {}

@@ -12,9 +12,11 @@ from tensorboard.plugins.hparams import metadata
 
 import evaluate
 import train
+from delta_transcoders.console import StudyWarning
 from delta_transcoders.dictionaries.delta import load_delta
 from delta_transcoders.interventions.intervention import RAW, from_spec
 from lightning_modules.curve_places import Place, places_of
+from lightning_modules.intervention_evaluation import _texts
 from lightning_modules.loggers import run_within
 
 GENERATED = {"data.n_per_subset": 3, "model.max_new_tokens": 4}
@@ -171,6 +173,37 @@ def test_the_base_model_answers_beside_them_where_it_was_asked(dictionaries, arg
         if record["condition"] == "base_model" and record["subset"] != "tool_ood_numbers":
             answer = record["text"].rstrip("\n").replace("\n", "⏎")
             assert f"    base_model        {answer}" in text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"condition": "raw", "prompt": "a", "target": "b", "text"',
+        b"[1, 2]\n",
+        b"null\n",
+        b'{"prompt": "a", "text": "b"}\n',
+        b'{"condition": "raw", "prompt": "a", "target": [1], "text": "b"}\n',
+        b"\xff\xfe\n",
+    ],
+    ids=["cut", "list", "null", "without", "other", "bytes"],
+)
+def test_a_damaged_file_beside_them_is_left_out(tmp_path, content):
+    path = tmp_path / "generations.jsonl"
+    path.write_bytes(content)
+    with pytest.warns(StudyWarning, match=r"generations.jsonl is not one of `behaviour`'s"):
+        assert _texts(path) == {}
+
+
+def test_a_stage_ends_beside_another_programs_behaviour(dictionaries, arguments, tmp_path):
+    beside = tmp_path / "behaviour" / "generations.jsonl"
+    beside.parent.mkdir()
+    for name, content in (("damaged", "{"), ("foreign", '{"id": 3, "completion": "a"}\n')):
+        beside.write_text(content)
+        options = {"model.output": tmp_path / name, "model.layers": "[all]"}
+        options |= {"trainer.logger.save_dir": tmp_path / "logs" / name}
+        with pytest.warns(StudyWarning, match="the base model's answers are not shown"):
+            evaluate.main(arguments("tiny/exp2a.yaml", dictionaries, GENERATED | options))
+        assert (tmp_path / name / "metrics.csv").is_file()
 
 
 def test_the_table_is_a_text(by_layer, by_alpha):
