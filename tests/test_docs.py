@@ -194,6 +194,20 @@ def test_the_readme_s_features_of_the_real_model_are_the_tables_numbers():
             of["L29F18", "tool_ood"]["example_density"],
         ],
     )
+    effects = rows_of("smollm2_0/effects.csv")
+    assert {row["layer"] for row in effects} == {"29"} and len(effects) == 12
+    assert not {row["feature"] for row in effects} & {"13", "18"}
+    assert {(row["subset"], row["n_examples"]) for row in effects} == {
+        ("tool", "14"),
+        ("copy", "12"),
+    }
+    assert {row[k] for row in effects for k in row if k.endswith("_rate")} == {"0", "nan"}
+    largest = [
+        max(abs(float(row["dce"])) for row in effects if row["subset"] == subset)
+        for subset in ("tool", "copy")
+    ]
+    assert_printed(re.search(r"Dropping one of those six.*?rate,", text)[0], largest)
+    assert round(100 * newcombe_paired(12, 0, 0, 0)[1]) == 24
     names = {name for name, _ in of} - {"L29F18"}
     assert "33 features fire on more than .02" in text and len(names) == 33
     assert all(of[n, asked]["density"] > 0.02 and of[n, held]["density"] == 0 for n in names)
