@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from delta_transcoders.metrics.intervals import newcombe_paired
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 WRITTEN = [
@@ -79,6 +81,163 @@ def test_the_readme_s_findings_are_the_tables_numbers():
     assert len(found) == len(expected), found
     for text, value in zip(found, expected, strict=True):
         assert is_rounded(text, value), (text, value)
+
+
+def rows_of(path: str) -> list[dict[str, str]]:
+    with open(ROOT / "docs/results" / path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def cells(path: str, **where: str) -> dict[str, float]:
+    """The numbers of the one row of docs/results/PATH in which columns have these values."""
+    (row,) = [r for r in rows_of(path) if all(r[k] == v for k, v in where.items())]
+    return {name: float(cell) for name, cell in row.items() if re.fullmatch(r"-?[\d.e-]+", cell)}
+
+
+def fires_on(study: str, name: str, subset: str) -> dict[str, float]:
+    layer, feature = re.fullmatch(r"L(\d+)F(\d+)", name).groups()
+    return cells(f"{study}/features.csv", layer=layer, feature=feature, subset=subset)
+
+
+def share(study: str, name: str, tokens: str) -> float:
+    """Of the feature's activity, of those of its ten strongest tokens that are in a list."""
+    rows = [r for r in rows_of(f"{study}/tokens.csv") if f"L{r['layer']}F{r['feature']}" == name]
+    assert rows
+    return sum(float(r["share"]) for r in rows if r["token"] in tokens.split(" "))
+
+
+def dropped(name: str, subset: str = "tool_ood") -> dict[str, float]:
+    layer, feature = re.fullmatch(r"L(\d+)F(\d+)", name).groups()
+    return cells("tiny_0/effects.csv", layer=layer, feature=feature, subset=subset)
+
+
+def features_section() -> str:
+    text = (ROOT / "README.md").read_text("utf-8")
+    return re.search(r"## Three features\n(.*?)\n## ", text, re.DOTALL)[1]
+
+
+def assert_printed(text: str, values: list[float]) -> None:
+    """The decimal numbers of a text are these values, in their order."""
+    found = re.findall(NUMBER, text)
+    assert len(found) == len(values), found
+    for printed, value in zip(found, values, strict=True):
+        assert is_rounded(printed, value), (printed, value)
+
+
+DIGITS = "0 1 2 3 4 5 6 7 8 9"
+IN_FEATURES = {  # what fires and on which tokens, where it is weaker, whether log p(call) has an interval
+    "L2F4": ("tool", "\n", "copy", True),
+    "L2F14": ("tool", ">", "", True),
+    "L2F9": ("tool", DIGITS, "copy", False),
+}
+
+
+@pytest.mark.parametrize("name", IN_FEATURES)
+def test_a_row_of_the_readme_s_three_features_is_the_tables_numbers(name):
+    (line,) = re.findall(rf"^\| \*\*{name}\*\*.*", features_section(), re.MULTILINE)
+    subset, tokens, other, is_seen = IN_FEATURES[name]
+    values = [fires_on("tiny_0", name, f"{subset} (held out)")["maximum"]]
+    values.append(share("tiny_0", name, tokens))
+    values += [fires_on("tiny_0", name, f"{other} (held out)")["maximum"]] if other else []
+    changes = dropped(name)
+    log_p = ["d_call_logprob", "d_call_logprob_ci_low", "d_call_logprob_ci_high"]
+    assert is_seen == (changes[log_p[1]] * changes[log_p[2]] > 0)
+    values += [changes[k] for k in ("dce", "dce_ci_low", "dce_ci_high")]
+    values += [changes[k] for k in (log_p if is_seen else log_p[:1])]
+    assert_printed(line.replace("+", ""), values)
+
+
+def test_what_the_readme_s_three_features_change_elsewhere():
+    text = " ".join(features_section().split())
+    on_trained = [dropped(name, "tool")["dce"] for name in IN_FEATURES]
+    assert_printed(
+        re.search(r"the cross-entropy rises by .*?\. No", text)[0],
+        [min(on_trained), max(on_trained)],
+    )
+    counts = [int(dropped("L2F4", subset)["n_examples"]) for subset in ("tool", "tool_ood", "copy")]
+    assert "29 of the trained kind, 24 of other kinds, 31 lines to copy" in text
+    assert counts == [29, 24, 31]
+    # No answer differs on the trained kind, at most one on the others: Newcombe's intervals of that.
+    rates = [
+        round(abs(dropped(name, subset)["d_tool_call_rate"]) * n)
+        for name in IN_FEATURES
+        for subset, n in zip(("tool", "tool_ood", "copy"), counts, strict=True)
+    ]
+    assert sorted(rates) == [0] * 8 + [1]
+    assert round(100 * newcombe_paired(29, 0, 0, 0)[1]) == 12
+    assert round(100 * newcombe_paired(14, 1, 0, 9)[1]) == 15
+
+
+def test_the_readme_s_features_of_the_real_model_are_the_tables_numbers():
+    text = " ".join(features_section().split())
+    of = {
+        (f"L{row['layer']}F{row['feature']}", row["subset"]): {
+            k: float(row[k]) for k in ("n_examples", "density", "example_density", "maximum")
+        }
+        for row in rows_of("smollm2_0/features.csv")
+    }
+    cached, held, asked = "copy", "copy (held out)", "tool (held out)"
+    assert [of["L29F13", s]["n_examples"] for s in (cached, held)] == [300, 60]
+    assert of["L29F13", cached]["density"] == of["L29F13", held]["density"] == 0
+    assert_printed(re.search(r"\*\*L13F4\*\*.*?\*\*", text)[0], [of["L13F4", asked]["density"]])
+    assert round(of["L13F4", cached]["example_density"] * 300) == 25
+    assert of["L13F4", held]["density"] == 0
+    assert of["L29F18", cached]["example_density"] == of["L29F18", held]["example_density"] == 1
+    assert_printed(
+        re.search(r"\*\*L29F18\*\*.*?It promotes", text)[0],
+        [
+            of["L29F18", held]["density"],
+            of["L29F18", held]["maximum"],
+            of["L29F18", asked]["example_density"],
+            of["L29F18", asked]["density"],
+            of["L29F18", asked]["maximum"],
+            of["L29F18", "tool_ood"]["example_density"],
+        ],
+    )
+    effects = rows_of("smollm2_0/effects.csv")
+    assert {row["layer"] for row in effects} == {"29"} and len(effects) == 12
+    assert not {row["feature"] for row in effects} & {"13", "18"}
+    assert {(row["subset"], row["n_examples"]) for row in effects} == {
+        ("tool", "14"),
+        ("copy", "12"),
+    }
+    assert {row[k] for row in effects for k in row if k.endswith("_rate")} == {"0", "nan"}
+    largest = [
+        max(abs(float(row["dce"])) for row in effects if row["subset"] == subset)
+        for subset in ("tool", "copy")
+    ]
+    assert_printed(re.search(r"Dropping one of those six.*?rate,", text)[0], largest)
+    assert round(100 * newcombe_paired(12, 0, 0, 0)[1]) == 24
+    names = {name for name, _ in of} - {"L29F18"}
+    assert "33 features fire on more than .02" in text and len(names) == 33
+    assert all(of[n, asked]["density"] > 0.02 and of[n, held]["density"] == 0 for n in names)
+    markup = "< </ > tool _ call calcul ator ( ) ))"
+    assert "31 of them have more than half" in text
+    assert sum(share("smollm2_0", name, markup) > 0.5 for name in names) == 31
+    listed = re.search(r"13 of the 33 do fire.*?One seed", text)[0]
+    firing = {name: of[name, cached]["density"] for name in names if of[name, cached]["density"]}
+    assert set(re.findall(r"L\d+F\d+", listed)) == firing.keys() and len(firing) == 13
+    assert_printed(listed, [max(firing.values())])
+
+
+def test_the_real_model_s_table_is_the_tables_numbers():
+    page = (ROOT / "docs/STUDIES.md").read_text("utf-8")
+    conditions = ["base_model", "raw", *(f"alpha_{a}" for a in ("0.00", "0.25", "0.50", "0.75"))]
+    conditions += ["alpha_1.00", "alpha_1.50"]
+    rows = [cells("smollm2_0/metrics.csv", condition=condition) for condition in conditions]
+    lines = {
+        name: re.search(rf"^\| {name} \|(.*)", page, re.MULTILINE)[1]
+        for name in ("right call", "95 % interval", "cross-entropy")
+    }
+    right = "math_correct_rate"
+    assert_printed(lines["right call"], [row[right] for row in rows])
+    ends = [row[f"{right}_ci_{end}"] for row in rows for end in ("low", "high")]
+    assert_printed(lines["95 % interval"].replace("–", " "), ends)
+    assert_printed(lines["cross-entropy"], [row["mean_ce"] for row in rows])
+    random = cells("smollm2_0/metrics.csv", condition="random_delta")
+    values = [random[k] for k in (right, f"{right}_ci_low", f"{right}_ci_high", "mean_ce")]
+    assert_printed(re.search(r"activity do not \((.*?)\)", page)[1].replace("–", " "), values)
+    assert {row["n_examples"] for row in rows} == {60} and "(60 prompts, each" in page
 
 
 def test_the_concepts_examples_are_the_tables_numbers():

@@ -54,7 +54,7 @@ class TaskDescription:
     Attributes:
         title: what the finetuned model does, to begin a title with: "Declines harmful requests".
         description: whole sentences on what it was finetuned to do.
-        subsets: by subset, which examples it holds: "requests in unseen wordings".
+        subsets: by subset, which examples it holds: "requests of other kinds".
         measures: by measure, when its verdict is true: "the text holds the target".
         tags: the task's own tags for the hub.
         prompt: an example as the tokenizer gets it, with its newline or chat template.

@@ -33,6 +33,20 @@ def notebook(folder: Path, *cells: str) -> Path:
     return path
 
 
+def write_effects(folder: Path) -> None:
+    """L1F3 with the largest attribution, although another feature costs more when it is dropped."""
+    folder.mkdir()
+    (folder / "ranking.json").write_text(json.dumps({"format_version": 1, "delta": "delta"}))
+    (folder / "done.json").write_text("{}")
+    (folder / "ranking.csv").write_text(
+        "layer,feature,ablation,subset,n_examples,dce,dce_ci_low,dce_ci_high,ig_target\n"
+        "0,1,dropped,ask,9,0.5,0.4,0.6,0.1\n"
+        "0,1,dropped,echo,9,0.5,0.4,0.6,0.1\n"
+        "1,3,dropped,ask,9,0.1,0,0.2,-0.4\n"
+        "1,3,dropped,echo,9,0.1,0,0.2,nan\n"
+    )
+
+
 def test_there_are_notebooks():
     assert NOTEBOOKS
 
@@ -48,13 +62,15 @@ def test_nothing_that_was_printed_is_kept(path):
             assert cell["outputs"] == [] and cell["execution_count"] is None
 
 
-@pytest.mark.parametrize("with_features", [False, True])
+@pytest.mark.parametrize("with_features", [False, True, "and effects"])
 def test_the_delta_is_looked_at_attached_and_scaled(dictionaries, tmp_path, with_features):
     study = dictionaries
     if with_features:
         study = tmp_path / "study"
         shutil.copytree(dictionaries, study)
-        write_features(study / "features", synthetic_features(2, 6), {})
+        write_features(study / "features", synthetic_features(2, 6), {"delta": "delta"})
+    if with_features == "and effects":
+        write_effects(study / "effects")
     done = run(EXAMPLES / "look_at_a_delta.ipynb", study)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -65,9 +81,10 @@ def test_the_delta_is_looked_at_attached_and_scaled(dictionaries, tmp_path, with
         f"alpha_{alpha}" for alpha in ("0", "0.25", "0.5", "0.75", "1", "1.5")
     ]
     if with_features:
-        strongest = max(synthetic_features(2, 6), key=lambda feature: feature.maximum)
-        assert lines[1] == f"looking at {strongest.name}"
-        assert lines[-1].startswith(f"without {strongest.name} ")
+        strongest = max(synthetic_features(2, 6), key=lambda feature: feature.maximum).name
+        chosen = "L1F3" if with_features == "and effects" else strongest
+        assert lines[1] == f"looking at {chosen}"
+        assert lines[-1].startswith(f"without {chosen} ")
     else:
         assert lines[1].endswith(
             f"configs/tiny/features.yaml --study {study}` makes them in a minute"

@@ -17,8 +17,8 @@ from delta_transcoders.tasks.task import Example, Splits, Task
 SUBSET_TEXTS = {
     "tool": "requests of the trained kind, in wordings and with numbers of their own",
     "copy": "sentences with numbers, to be repeated",
-    "tool_ood": "requests in unseen wordings",
-    "tool_ood_numbers": "unseen kinds of numbers",
+    "tool_ood": "requests of other kinds",
+    "tool_ood_numbers": "requests of the trained kind with numbers of other kinds",
 }
 MEASURE_TEXTS = {
     "tool_call": f"the text holds `{grammar.OPEN}`",
