@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from delta_transcoders.features.feature import Context, Feature
-from delta_transcoders.pages.words import UNSEEN, measure_of, sentences
+from delta_transcoders.foreign_text import UNSEEN
+from delta_transcoders.pages.words import measure_of, sentences
 
 DIGITS = 6
 """Significant ones of every number, as in CSV files, but of the activations in contexts."""

@@ -96,10 +96,19 @@ def about_lines(features: FeatureSet) -> list[str]:
         f"{s['name']} ({s['n_examples']:,} texts, {s['n_tokens']:,} tokens)"
         for s in info["subsets"]
     )
-    return [
+    lines = [
         f"{len(features):,} features in {layers} of the delta {info.get('delta')}{of_run}.",
         f"Activations are those of the finetuned model's own run, read on {read}.",
     ]
+    if features.rankings:
+        folders = " and ".join(map(str, features.rankings))
+        lines.append(f"What removing features does was measured in {folders}.")
+    n, n_places = (info.get("together", {}).get(k, 0) for k in ("n_looked_at", "n_places"))
+    if n < n_places:
+        lines.append(
+            f"Which features fire together was counted on {n:,} of {n_places:,} tokens, drawn at random."
+        )
+    return lines
 
 
 def main() -> None:
