@@ -61,7 +61,8 @@ class Texts:
         pairs = zip(context.tokens, context.special, strict=True)
         ids = tuple(self._tokens.setdefault(pair, len(self._tokens)) for pair in pairs)
         ends = (context.target_from, context.cut_left, context.cut_right)
-        text = (context.subset, context.example, *ends, ids)
+        unread = tuple(i for i, value in enumerate(context.activations) if math.isnan(value))
+        text = (context.subset, context.example, *ends, ids, unread)
         return self._texts.setdefault(text, len(self._texts))
 
     def value(self) -> dict[str, Any]:
@@ -121,9 +122,9 @@ def _effects(feature: Feature) -> list[dict[str, Any]]:
 
 
 def _context(context: Context, texts: Texts) -> list[Any]:
-    """[text, kind, peak, n_alike, [token, activation, …] where that is not 0]."""
+    """[text, kind, peak, n_alike, [token, activation, …] where it is active]."""
     digits = ACTIVATION_DIGITS
-    active = [(i, short(value, digits)) for i, value in enumerate(context.activations) if value]
+    active = [(i, short(value, digits)) for i, value in enumerate(context.activations) if value > 0]
     sparse = [number for pair in active for number in pair]
     return [texts.number(context), context.kind, context.peak, context.n_alike, sparse]
 

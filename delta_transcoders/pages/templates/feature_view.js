@@ -132,8 +132,9 @@ function contextsCard(feature, page, chosen, choose) {
 }
 
 function contextRow(feature, [text, kind, peak, nAlike, sparse]) {
-  const [, example, targetFrom, cutLeft, cutRight, ids] = feature.texts[text];
+  const [, example, targetFrom, cutLeft, cutRight, ids, unread] = feature.texts[text];
   const activations = Array(ids.length).fill(0);
+  for (const i of unread) activations[i] = null;
   for (let i = 0; i < sparse.length; i += 2) activations[sparse[i]] = sparse[i + 1];
   const isSilent = kind === "silent";
   return element("div", {class: "ctx", title: `text ${seen(example)}`},

@@ -68,7 +68,7 @@ def test_a_block_gives_back_every_context(features):
         for (text, kind, peak, n_alike, sparse), expected in zip(
             encoded["contexts"], ours.contexts, strict=True
         ):
-            subset, example, target_from, *cut, ids = found["texts"][text]
+            subset, example, target_from, *cut, ids, unread = found["texts"][text]
             assert (subset, example, target_from) == (
                 *(expected.subset, expected.example),
                 expected.target_from,
@@ -76,9 +76,8 @@ def test_a_block_gives_back_every_context(features):
             assert cut == [expected.cut_left, expected.cut_right]
             assert [found["tokens"][i] for i in ids] == list(expected.tokens)
             assert (kind, peak, n_alike) == (expected.kind, expected.peak, expected.n_alike)
-            values = dict(zip(sparse[::2], sparse[1::2], strict=True))
-            shown = [values.get(i, 0) for i in range(len(ids))]
-            assert [NAN if v is None else v for v in shown] == pytest.approx(
+            values = dict(zip(sparse[::2], sparse[1::2], strict=True)) | dict.fromkeys(unread, NAN)
+            assert [values.get(i, 0) for i in range(len(ids))] == pytest.approx(
                 expected.activations, rel=5e-3, nan_ok=True
             )
 
@@ -193,7 +192,7 @@ def test_the_command_writes_a_page_of_a_study(features, tmp_path, monkeypatch, c
     assert "12 features in 2 layers of the delta runs/a/delta (seed 3, model 0123456789ab)." in text
     assert f"{list(SUBSETS)[3]} (100 texts, 2,000 tokens)" in text
     assert not (tmp_path / "report" / "features").exists()
-    monkeypatch.setattr(feature_pages, "LARGEST_FILE", 0)
+    monkeypatch.setattr(feature_pages, "MOST_INSIDE", 11)
     feature_pages.main()
     (script,) = (tmp_path / "report" / "features").iterdir()
     start = "register(0, "
