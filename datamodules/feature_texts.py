@@ -9,11 +9,10 @@ from jsonargparse.typing import PositiveInt
 from datamodules.activation_texts import ActivationTexts
 from datamodules.evaluation_prompts import EvaluationPrompts
 from delta_transcoders.activations.cache import ActivationCache
+from delta_transcoders.features.feature import HELD_OUT
 from delta_transcoders.features.texts import Subset, TextRow
 from delta_transcoders.fingerprints import check_hash, hash_texts, tokenizer_fingerprint
 from delta_transcoders.tasks.task import Task
-
-HELD_OUT = " (held out)"
 
 
 class FeatureTexts(EvaluationPrompts):

@@ -1,14 +1,20 @@
-"""Text files that others wrote, line by line: whatever cannot be read is named by file and line."""
+"""Texts that others wrote: files line by line, where whatever cannot be read is named by file and line; and
+how a text is shown that would not be seen."""
 
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]"
+)
+"""Controls but tab and line feed, marks that turn the direction of text, half characters; as in dom.js."""
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -55,6 +61,19 @@ def numbered(path: str | Path, parse: Callable[[str, str], T]) -> dict[int, T]:
     if not rows:
         raise ValueError(f"{path}: no examples in the file")
     return rows
+
+
+def shown(text: str) -> str:
+    """A text with signs for what is not seen in it, or turns what stands beside it.
+
+    >>> shown("a\\u202eb\\x00\\n")
+    'aU+202EbU+0000\\n'
+    """
+    return UNSEEN.sub(code_point, text)
+
+
+def code_point(found: re.Match) -> str:
+    return f"U+{ord(found[0]):04X}"
 
 
 def letters(text: str) -> str:

@@ -76,8 +76,8 @@ class FeatureRanking(InterventionModule):
     is missing where a task has none.
 
     Writes to `output`, beside what an experiment writes: `ranking.csv`, a row for each (layer, feature,
-    ablation, subset); `effects.jsonl`, the change of every example; `ranking.json`, the delta's folder.
-    `python -m delta_transcoders.report.ranking` reads them.
+    ablation, subset); `effects.jsonl`, the change of every example; `ranking.json`, the delta's folder and
+    fingerprints. `python -m delta_transcoders.report.ranking` reads them.
 
     Args:
         delta: folder or hub id of the trained deltas.
@@ -284,7 +284,9 @@ class FeatureRanking(InterventionModule):
     def write(self, folder: Path, table: list[dict], records: list[Record]) -> None:
         super().write(folder, table, records)
         rows, effects = self._effects(records)
-        write_ranking(folder, rows, effects, self.hparams.delta)
+        deltas = self.dictionaries.sources["delta"]
+        fingerprints = {layer: deltas[layer].transcoder.fingerprint() for layer in self.ranked}
+        write_ranking(folder, rows, effects, self.hparams.delta, fingerprints)
         self.write_figures(folder, {"ranking": effects_by_rank(rows)})
         for tensorboard in tensorboards(self.trainer):
             tensorboard.add_text("features/top", markdown.features(rows))

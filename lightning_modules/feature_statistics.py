@@ -1,10 +1,9 @@
-"""What every delta feature fires on: on the texts it was trained on, and on texts it has never seen."""
+"""What every delta feature fires on: on the texts the delta was trained on, and on others."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ from delta_transcoders.families import family_of
 from delta_transcoders.families.tokens import special_ids
 from delta_transcoders.features.contexts import ContextChooser
 from delta_transcoders.features.files import write_features
-from delta_transcoders.features.firing import Firing, read_cache
+from delta_transcoders.features.firing import Firing, n_looked_at, read_cache
 from delta_transcoders.features.statistics import (
     Look,
     features_of,
@@ -102,10 +101,10 @@ class FeatureStatistics(LightningModule):
     def _leading(self) -> int:
         """How many of a text's first tokens the cache leaves out."""
         cache, tokens = self.data.cache, self.family.tokens
-        leading_of = {replace(tokens, leading=n).name: n for n in range(self.family.context)}
-        if cache.meta.token_policy not in leading_of:
+        leading = tokens.leading_of(cache.meta.token_policy)
+        if leading is None:
             cache.expect(token_policy=tokens.name)
-        return leading_of[cache.meta.token_policy]
+        return leading
 
     @torch.inference_mode()
     def on_test_start(self) -> None:
@@ -191,6 +190,8 @@ class FeatureStatistics(LightningModule):
     def _info(self) -> Mapping[str, Any]:
         h, data, meta = self.hparams, self.data, self.data.cache.meta
         _, _, config = self.deltas[self.layers[0]]
+        n_features = sum(firing.n_features for firing in self.firings.values())
+        n_places = len(self.texts.ids_P)
         return {
             "delta": h.delta,
             "target": config.target,
@@ -201,6 +202,7 @@ class FeatureStatistics(LightningModule):
             "cache": data.hparams.cache,
             "held_out": data.hparams.jsonl,
             "others": list(h.others or ()),
+            "together": {"n_looked_at": n_looked_at(n_features, n_places), "n_places": n_places},
             "model_fingerprint": self.fingerprint,
             "tokenizer_fingerprint": meta.tokenizer_fingerprint,
             "texts_sha256": meta.texts_sha256["train"],

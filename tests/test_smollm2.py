@@ -107,6 +107,11 @@ def test_the_whole_study(run):
     features = read_features(study / "features")
     assert (len(features), features.info["target"]) == (N_LAYERS * 32, "mlp_difference")
     assert features.feature(N_LAYERS - 1, 0).activity["tool (held out)"].held_out
+    run(evaluate.main, "effects", {"model.first": 1, "model.steps": 1})
+    features = read_features(study / "features")
+    assert features.rankings == [study / "effects"]
+    (ranked,) = (f for f in features if f.effects)
+    assert {e.subset for e in ranked.effects} == {"tool", "copy"}
     for name in ("delta", "delta_end_to_end/n960", "delta_end_to_end/n32"):
         assert len(list((study / name).glob("layer_*/delta.safetensors"))) == N_LAYERS
 

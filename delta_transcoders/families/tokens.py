@@ -6,7 +6,8 @@ tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,6 +41,12 @@ class TokenPolicy:
         """As a cache's manifest says it."""
         first = "token" if self.leading == 1 else f"{self.leading} tokens"
         return f"without special tokens, padding and the first {first}"
+
+    def leading_of(self, name: str) -> int | None:
+        """How many first tokens a policy spares that is this one but for their number; None of another."""
+        number = re.search(r"first (\d*)", name)
+        leading = int(number[1] or 1) if number else self.leading
+        return leading if replace(self, leading=leading).name == name else None
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """

@@ -14,7 +14,6 @@ import functools
 import gzip
 import json
 import math
-import re
 import struct
 from collections import defaultdict
 from collections.abc import Sequence
@@ -23,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from delta_transcoders.features.feature import Context, Feature, Kind
+from delta_transcoders.features.feature import Context, Feature, Kind, range_of
+from delta_transcoders.foreign_text import shown
 
 if TYPE_CHECKING:
     from delta_transcoders.dictionaries.files.exported import ExportCard, LayerCard
@@ -32,26 +32,23 @@ if TYPE_CHECKING:
 FOLDER, INDEX_NAME = "features", "index.json.gz"
 TITLES: dict[Kind, str] = {
     "top": "Top activations",
-    "fifth_5": "Peaks in the highest fifth of its range",
-    "fifth_4": "Peaks in the fourth fifth of its range",
-    "fifth_3": "Peaks in the third fifth of its range",
-    "fifth_2": "Peaks in the second fifth of its range",
-    "fifth_1": "Peaks in the lowest fifth of its range",
+    "fifth_4": f"Drawn at {range_of('fifth_4')}",
+    "fifth_3": f"Drawn at {range_of('fifth_3')}",
+    "fifth_2": f"Drawn at {range_of('fifth_2')}",
+    "fifth_1": f"Drawn at {range_of('fifth_1')}",
     "silent": "Never active here",
 }
 WITHOUT_CONTEXTS = "Exported without contexts"
-# Control characters, line separators and those that turn the direction of what follows.
-UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-SPACES = {"\n": "⏎", "\t": "→", "\r": "↵"}  # as its own pages write them
+SPACES = str.maketrans({"\n": "⏎", "\t": "→", "\r": "↵"})  # as its own pages write them
 
 
 def visible(token: str) -> str:
     """A token without characters that act on the text around them.
 
     >>> visible(" a\\n\\u202eb")
-    ' a⏎\\\\u202eb'
+    ' a⏎U+202Eb'
     """
-    return UNSEEN.sub(lambda c: SPACES.get(c[0], f"\\u{ord(c[0]):04x}"), token)
+    return shown(token.translate(SPACES))
 
 
 def stub(text: str) -> dict[str, Any]:
@@ -147,12 +144,11 @@ def write_feature_files(
         with (folder / name).open("wb") as file:
             for number in range(n_features(of_layer)):
                 if start <= number < start + found:
-                    shown = record(
-                        features.feature(layer, number - start), card.alpha, with_contexts
-                    )
+                    feature = features.feature(layer, number - start)
+                    packed = _packed(record(feature, card.alpha, with_contexts))
                 else:
-                    shown = stub(part_of(of_layer, number))
-                offsets.append(offsets[-1] + file.write(_packed(shown)))
+                    packed = _packed_stub(part_of(of_layer, number))
+                offsets.append(offsets[-1] + file.write(packed))
         index.append({"filename": name, "offsets": offsets})
     # Without a time stamp the same features make the same files.
     (folder / INDEX_NAME).write_bytes(gzip.compress(json.dumps(index).encode(), mtime=0))
@@ -170,8 +166,8 @@ def part_of(of_layer: LayerCard, number: int) -> str:
     return "base feature" if number in range(*of_layer.base_features) else "padding, never active"
 
 
-def _packed(shown: dict[str, Any]) -> bytes:
-    packed = gzip.compress(json.dumps(shown, allow_nan=False).encode(), mtime=0)
+def _packed(found: dict[str, Any]) -> bytes:
+    packed = gzip.compress(json.dumps(found, allow_nan=False).encode(), mtime=0)
     return struct.pack("<I", len(packed)) + packed
 
 

@@ -1,10 +1,10 @@
 """Which stretches of texts show what a feature fires on.
 
-By subset: the texts with its strongest activations, some with weaker peaks, some on which it is silent. Of
-texts that are the same up to the peak but for digits one is shown: what follows cannot have changed an
-activation.
+By subset: the texts with its strongest activations, then others for places with weaker ones, then some on
+which it is silent. Of texts that are the same up to the place but for digits one is shown: what follows
+cannot have changed an activation.
 
-Shapes: P places, C contexts, G texts on which a feature fires.
+Shapes: P places, K activations above 0, G texts on which a feature fires.
 """
 
 from __future__ import annotations
@@ -90,35 +90,58 @@ class ContextChooser:
         """Subset by subset, the strongest first, then fifths downwards, then silent ones."""
         generator = np.random.default_rng([self.seed, layer, number])
         subset_G = self.texts.subset_E[peaks.texts_G]
+        subset_K = self.texts.subset_E[self.texts.text_P[places_K]]
         fires_E = np.zeros(len(self.texts.examples), dtype=bool)
         fires_E[peaks.texts_G] = True
         for s in range(len(self.texts.subsets)):
             here = subset_G == s
             ours = Peaks(peaks.texts_G[here], peaks.places_G[here], peaks.values_G[here])
-            chosen = [*self._firing(ours, maximum, generator)]
+            chosen = self._strongest(ours)
+            fires = subset_K == s
+            chosen += self._weaker(places_K[fires], values_K[fires], maximum, chosen, generator)
             silent = self.shuffled[s][~fires_E[self.shuffled[s]]]
             chosen += self._silent(silent, generator)
             yield from self._cut(s, chosen, places_K, values_K)
 
-    def _firing(
-        self, peaks: Peaks, maximum: float, generator: np.random.Generator
-    ) -> Iterator[_Chosen]:
+    def _strongest(self, peaks: Peaks) -> list[_Chosen]:
         order = np.argsort(-peaks.values_G, kind="stable")
         keys = self.prefix_P[peaks.places_G[order]]
         _, first, counts = np.unique(keys, return_index=True, return_counts=True)
-        strongest_first = np.argsort(first)
-        distinct, alike = order[first[strongest_first]], counts[strongest_first] - 1
-        fifth = np.ceil(5 * peaks.values_G[distinct] / maximum) if maximum else distinct
+        strongest_first = np.argsort(first)[:N_TOP]
+        return [
+            _Chosen("top", int(peaks.texts_G[g]), int(peaks.places_G[g]), int(n) - 1)
+            for g, n in zip(order[first[strongest_first]], counts[strongest_first], strict=True)
+        ]
 
-        def chosen(kind: Kind, i: int) -> _Chosen:
-            g = distinct[i]
-            return _Chosen(kind, int(peaks.texts_G[g]), int(peaks.places_G[g]), int(alike[i]))
-
-        yield from (chosen("top", i) for i in range(min(N_TOP, len(distinct))))
+    def _weaker(
+        self,
+        places_K: np.ndarray,
+        values_K: np.ndarray,
+        maximum: float,
+        strongest: list[_Chosen],
+        generator: np.random.Generator,
+    ) -> list[_Chosen]:
+        """Of each lower fifth of the range some places, drawn evenly among those whose texts up to there
+        differ; one a text, and none of a text that is shown, or is like one up to there."""
+        texts, shown = self.texts, list(strongest)
+        fifth_K = np.ceil(5 * values_K / maximum) if maximum else values_K
         for n in (4, 3, 2, 1):
-            members = N_TOP + np.flatnonzero(fifth[N_TOP:] == n)
-            drawn = generator.permutation(members)[:N_FIFTH]
-            yield from (chosen(f"fifth_{n}", i) for i in np.sort(drawn))
+            places = generator.permutation(places_K[fifth_K == n])
+            if not len(places):
+                continue
+            spans = [slice(*texts.start_E[c.text : c.text + 2]) for c in shown]
+            known = np.concatenate([self.prefix_P[span] for span in spans])
+            places = places[~np.isin(self.prefix_P[places], known)]
+            _, first = np.unique(self.prefix_P[places], return_index=True)
+            places = places[generator.permutation(first)]
+            _, first = np.unique(texts.text_P[places], return_index=True)
+            places = np.sort(places[np.sort(first)[:N_FIFTH]])
+            values = values_K[np.searchsorted(places_K, places)]
+            for place in places[np.argsort(-values, kind="stable")].tolist():
+                alike = places_K[self.prefix_P[places_K] == self.prefix_P[place]]
+                n_alike = len(np.unique(texts.text_P[alike])) - 1
+                shown.append(_Chosen(f"fifth_{n}", int(texts.text_P[place]), place, n_alike))
+        return shown[len(strongest) :]
 
     def _silent(self, texts: np.ndarray, generator: np.random.Generator) -> Iterator[_Chosen]:
         if not len(texts):

@@ -5,14 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["top", "fifth_5", "fifth_4", "fifth_3", "fifth_2", "fifth_1", "silent"]
-"""Why a context is shown: among the strongest; drawn from a fifth of the range of activations at peaks, from
-the highest, `fifth_5`, to the lowest; drawn from texts on which the feature never fires."""
+Kind = Literal["top", "fifth_4", "fifth_3", "fifth_2", "fifth_1", "silent"]
+"""Why a context is shown: among the strongest; drawn from the places with activations in a fifth of the
+range, 60–80 % of the maximum in `fifth_4`; drawn from texts on which the feature never fires."""
+HELD_OUT = " (held out)"
+"""Ends the name of a held-out subset where the cache has one of the same name."""
+
+
+def range_of(fifth: Kind) -> str:
+    """
+    >>> range_of("fifth_4")
+    '60–80 % of its maximum'
+    """
+    n = int(fifth.removeprefix("fifth_"))
+    return f"{20 * n - 20}–{20 * n} % of its maximum"
 
 
 @dataclass(frozen=True)
 class Context:
-    """A stretch of a text around the token on which the feature is strongest."""
+    """A stretch of a text around the token that it is shown for."""
 
     kind: Kind
     subset: str
@@ -25,13 +36,14 @@ class Context:
     activations: tuple[float, ...]
     """Of the finetuned model's own run; NaN where the feature is never read, as on BOS."""
     peak: int
-    """Index into `tokens`; in a silent context the last token."""
+    """Index into `tokens`: the text's strongest token, or the one that was drawn; in a silent context the
+    last."""
     target_from: int | None
     """Index of the first token that the model is to write; None where the window holds none."""
     cut_left: bool
     cut_right: bool
     n_alike: int
-    """Further texts that are the same up to the peak but for digits; they are not shown."""
+    """Further texts that are the same up to the peak but for digits; none of them is shown for it."""
 
 
 WINDOW = 64
@@ -42,7 +54,7 @@ class Activity:
     """How much a feature fires on the texts of one subset."""
 
     held_out: bool
-    """Whether these are texts that neither model nor delta was trained on."""
+    """Whether these are texts that the delta was not trained on."""
     n_tokens: int
     n_examples: int
     density: float
@@ -88,15 +100,15 @@ class Feature:
     """Its row in the layer's decoder."""
     maximum: float
     activity: dict[str, Activity]
-    """By subset, of the cache first; held-out subsets of the same name end in ` (held out)`."""
+    """By subset, of the cache first; held-out subsets of the same name end in `HELD_OUT`."""
     tokens: tuple[TokenActivity, ...]
-    """The largest shares first."""
+    """Over all subsets; the largest shares first."""
     promotes: tuple[tuple[str, float], ...]
     """Decoder row through the final norm's scale and the unembedding: tokens with their logits. Later layers
     are left out, so this is a hint everywhere but in the last."""
     suppresses: tuple[tuple[str, float], ...]
     together: tuple[tuple[int, int, float], ...]
-    """Features that fire with it: layer, number, Jaccard index of the tokens."""
+    """Features that fire with it: layer, number, Jaccard index of the tokens, or of a sample of them."""
     matches: tuple[tuple[str, int, float], ...]
     """The nearest feature of the same layer in deltas of other seeds: folder, number, rows' cosine."""
     effects: tuple[Effect, ...]

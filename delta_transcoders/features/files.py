@@ -7,7 +7,7 @@
     layer_L/contexts.safetensors    tokens of all contexts end to end: token_ids int32, activations float32
                                     [n]; of each context: starts int64 [C + 1], features and others int32 [C]
 
-`token_ids` count in `tokens.json`. Effects and attributions are not here: `effects.read_effects` takes them
+`token_ids` count in `tokens.json`. Effects and attributions are not here: `effects.read_rankings` takes them
 from a ranking when features are read, so that one that is made anew is seen at once.
 """
 
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +38,11 @@ COLUMNS = ("layer", "feature", "subset", "held_out", "n_tokens", "n_examples", "
 COLUMNS += ("example_density", "mean", "maximum")
 REMAKE = "make them anew with `python evaluate.py --config …/features.yaml`"
 _NUMBERS = ("features", "kinds", "subsets", "peaks", "targets", "cuts", "alike")
-_KINDS: tuple[Kind, ...] = get_args(Kind)
+_KINDS: dict[Kind, int] = {
+    "top": 0, "fifth_4": 2, "fifth_3": 3, "fifth_2": 4, "fifth_1": 5, "silent": 6
+}  # fmt: skip
+"""As files number them; 1 is the highest fifth, which the strongest show."""
+_KIND_OF = {number: kind for kind, number in _KINDS.items()}
 
 
 class _Tokens:
@@ -124,7 +128,7 @@ def _context_tensors(
     numbers = [
         (
             number,
-            _KINDS.index(c.kind),
+            _KINDS[c.kind],
             subsets.index(c.subset),
             c.peak,
             -1 if c.target_from is None else c.target_from,
@@ -159,7 +163,7 @@ class FeatureSet:
 
     Raises:
         FileNotFoundError: the folder is not there, or not finished; names the file and the fix.
-        ValueError: another format version, or a damaged file; names it.
+        ValueError: another format version, or a damaged file, here or of a ranking; names it.
     """
 
     def __init__(self, folder: str | Path, rankings: Sequence[str | Path] | None = None) -> None:
@@ -174,9 +178,8 @@ class FeatureSet:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error!r}); {REMAKE}") from error
         self.layers = tuple(sorted(self.n_features))
-        delta = self.info.get("delta")
-        self.rankings = beside(self.folder, delta) if rankings is None else list(rankings)
-        self._effects, self._attributions = read_rankings(self.rankings, delta)
+        self.rankings = beside(self.folder, self.info) if rankings is None else list(rankings)
+        self._effects, self._attributions = read_rankings(self.rankings, self.info)
         self._held: tuple[int, list[dict[str, Any]], dict[str, np.ndarray]] | None = None
 
     def __len__(self) -> int:
@@ -240,7 +243,7 @@ class FeatureSet:
         here = slice(*tensors["starts"][at : at + 2].tolist())
         shown = [self._tokens[i] for i in tensors["token_ids"][here].tolist()]
         return Context(
-            kind=_KINDS[kind],
+            kind=_KIND_OF[kind],
             subset=self._subsets[subset],
             example=example,
             tokens=tuple(text for text, _ in shown),

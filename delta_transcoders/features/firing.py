@@ -15,7 +15,7 @@ from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.dictionaries.transcoder import Transcoder
 
 MOST_WORK = 2**40
-"""Multiplications that `together` may take; from there on it looks at every n-th place."""
+"""Multiplications that `together` may take; where all places are more, it looks at a random sample."""
 N_TOGETHER = 5
 _ROWS = 8192
 
@@ -73,21 +73,29 @@ def read_cache(
         yield span.row, delta.encode(x_ND)
 
 
+def n_looked_at(n_features: int, n_places: int) -> int:
+    """Places that `together` looks at for so many features of all layers."""
+    return min(n_places, max(1, MOST_WORK // n_features**2))
+
+
 def together(
     firings: dict[int, Firing], n_places: int
 ) -> dict[tuple[int, int], tuple[tuple[int, int, float], ...]]:
     """Of each feature (layer, number) those that fire with it most: layer, number and Jaccard index.
 
-    Jaccard index: places where both fire, of those where either does.
+    Jaccard index: places where both fire, of those where either does; see `n_looked_at`.
     """
     keys = [(layer, k) for layer, firing in firings.items() for k in range(firing.n_features)]
     n = len(keys)
-    step = max(1, -(-n_places * n * n // MOST_WORK))
-    n_rows = -(-n_places // step)
+    n_rows = n_looked_at(n, n_places)
+    # At random, as texts of one length have a period.
+    looked_at_S = np.random.default_rng(0).choice(n_places, n_rows, replace=False)
+    row_P = np.full(n_places, -1, dtype=np.int32)
+    row_P[looked_at_S] = np.arange(n_rows)
     fires_GS = np.zeros((n, n_rows), dtype=bool)
     for g, (layer, k) in enumerate(keys):
-        places, _ = firings[layer].of(k)
-        fires_GS[g, places[places % step == 0] // step] = True
+        rows = row_P[firings[layer].of(k)[0]]
+        fires_GS[g, rows[rows >= 0]] = True
     both_GG = torch.zeros(n, n)
     for start in range(0, n_rows, _ROWS):
         part_GS = torch.from_numpy(fires_GS[:, start : start + _ROWS]).float()

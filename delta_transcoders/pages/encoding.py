@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from delta_transcoders.features.feature import Context, Feature
-from delta_transcoders.pages.words import UNSEEN, measure_of, sentences
+from delta_transcoders.foreign_text import UNSEEN
+from delta_transcoders.pages.words import measure_of, sentences
 
 DIGITS = 6
 """Significant ones of every number, as in CSV files, but of the activations in contexts."""
@@ -60,7 +61,8 @@ class Texts:
         pairs = zip(context.tokens, context.special, strict=True)
         ids = tuple(self._tokens.setdefault(pair, len(self._tokens)) for pair in pairs)
         ends = (context.target_from, context.cut_left, context.cut_right)
-        text = (context.subset, context.example, *ends, ids)
+        unread = tuple(i for i, value in enumerate(context.activations) if math.isnan(value))
+        text = (context.subset, context.example, *ends, ids, unread)
         return self._texts.setdefault(text, len(self._texts))
 
     def value(self) -> dict[str, Any]:
@@ -120,9 +122,9 @@ def _effects(feature: Feature) -> list[dict[str, Any]]:
 
 
 def _context(context: Context, texts: Texts) -> list[Any]:
-    """[text, kind, peak, n_alike, [token, activation, …] where that is not 0]."""
+    """[text, kind, peak, n_alike, [token, activation, …] where it is active]."""
     digits = ACTIVATION_DIGITS
-    active = [(i, short(value, digits)) for i, value in enumerate(context.activations) if value]
+    active = [(i, short(value, digits)) for i, value in enumerate(context.activations) if value > 0]
     sparse = [number for pair in active for number in pair]
     return [texts.number(context), context.kind, context.peak, context.n_alike, sparse]
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 PER_BLOCK = 32
 """Features of one script."""
-LARGEST_FILE = 4_000_000
-"""Bytes of features that are put into the page itself."""
+MOST_INSIDE = 160
+"""Features that are put into the page itself, where they share texts: 128 on six subsets take 3.5 MB."""
 
 
 def write_pages(
@@ -52,20 +52,24 @@ def write_pages(
         The page.
     """
     index, scripts = Index(), report / "features"
-    with replace_folder(scripts) as folder:
-        for number, some in enumerate(_batches(features)):
-            for feature in some:
-                index.add(feature)
-            text = json_text(block(some, study, with_contexts))
-            (folder / f"{number}.js").write_text(f"register({number}, {text});\n", encoding="ascii")
-    files = sorted(scripts.iterdir(), key=lambda path: int(path.stem))
-    inline: list[str] = []
-    if sum(file.stat().st_size for file in files) <= LARGEST_FILE:
-        inline = [file.read_text(encoding="ascii") for file in files]
-        shutil.rmtree(scripts)
+
+    def script(number: int, some: Sequence[Feature]) -> str:
+        for feature in some:
+            index.add(feature)
+        return f"register({number}, {json_text(block(some, study, with_contexts))});\n"
+
+    features = iter(features)
+    first, inside = list(itertools.islice(features, MOST_INSIDE + 1)), None
+    if len(first) <= MOST_INSIDE:
+        inside = script(0, first)
+        shutil.rmtree(scripts, ignore_errors=True)  # of an earlier page
+    else:
+        with replace_folder(scripts) as folder:
+            for number, some in enumerate(_batches(itertools.chain(first, features))):
+                write_text(folder / f"{number}.js", script(number, some))
     data = index.value() | {
         "study": study,
-        "perBlock": PER_BLOCK,
+        "perBlock": PER_BLOCK if inside is None else MOST_INSIDE,
         "nLayers": n_layers,
         "hasContexts": with_contexts,
     }
@@ -73,7 +77,7 @@ def write_pages(
     path = report / "features.html"
     write_text(
         path,
-        page.render(study=study, about=about, data=json_text(data), inline=inline),
+        page.render(study=study, about=about, data=json_text(data), inside=inside),
     )
     return path
 
@@ -96,10 +100,19 @@ def about_lines(features: FeatureSet) -> list[str]:
         f"{s['name']} ({s['n_examples']:,} texts, {s['n_tokens']:,} tokens)"
         for s in info["subsets"]
     )
-    return [
+    lines = [
         f"{len(features):,} features in {layers} of the delta {info.get('delta')}{of_run}.",
         f"Activations are those of the finetuned model's own run, read on {read}.",
     ]
+    if features.rankings:
+        folders = " and ".join(map(str, features.rankings))
+        lines.append(f"What removing features does was measured in {folders}.")
+    n, n_places = (info.get("together", {}).get(k, 0) for k in ("n_looked_at", "n_places"))
+    if n < n_places:
+        lines.append(
+            f"Which features fire together was counted on {n:,} of {n_places:,} tokens, drawn at random."
+        )
+    return lines
 
 
 def main() -> None:

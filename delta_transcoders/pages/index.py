@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from delta_transcoders.features.feature import Feature
+from delta_transcoders.features.feature import HELD_OUT, Feature
 from delta_transcoders.pages.encoding import short
-from delta_transcoders.pages.words import HELD_OUT, measure_of
+from delta_transcoders.pages.words import measure_of
 
 N_TOKENS = 5
 """Tokens of a feature that the list shows and finds."""
@@ -26,7 +26,7 @@ class Index:
     def __init__(self) -> None:
         self._features: list[list[Any]] = []
         self._columns: dict[tuple[str, str], dict[str, Any]] = {}
-        self._subsets: dict[str, bool] = {}
+        self._subsets: dict[str, tuple[bool, int]] = {}
         self._effect_subsets: dict[str, None] = {}
 
     def add(self, feature: Feature) -> None:
@@ -34,7 +34,7 @@ class Index:
         tokens = [token.token for token in feature.tokens[:N_TOKENS]]
         self._features.append([feature.layer, feature.number, tokens])
         for name, activity in feature.activity.items():
-            self._subsets.setdefault(name, activity.held_out)
+            self._subsets.setdefault(name, (activity.held_out, activity.n_tokens))
             self._effect_subsets.setdefault(name.removesuffix(HELD_OUT))
             self._put("density", name, position, activity.density)
         self._put("rarity", "", position, _density(feature))
@@ -67,7 +67,7 @@ class Index:
         return {
             "features": self._features,
             "columns": columns,
-            "subsets": [[name, held_out] for name, held_out in self._subsets.items()],
+            "subsets": [[name, *known] for name, known in self._subsets.items()],
             "effectSubsets": list(self._effect_subsets),
             "attributionTitles": ATTRIBUTIONS,
         }

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from delta_transcoders.features.feature import Context, Feature
+from delta_transcoders.foreign_text import shown
 from delta_transcoders.pages.templates import page_environment
-from delta_transcoders.pages.words import change, measure_of, percent, seen, sentences
+from delta_transcoders.pages.words import change, measure_of, percent, sentences
 from delta_transcoders.report.formatting import number
 
 
@@ -22,7 +23,7 @@ def inline_feature(feature: Feature, n_contexts: int = 6) -> str:
         subsets, key=lambda s: (getattr(feature.activity.get(s), "density", 0), s), default=None
     )
     environment = page_environment()
-    environment.filters |= {"percent": percent, "number": number, "seen": seen, "strip": _strip}
+    environment.filters |= {"percent": percent, "number": number, "shown": shown, "strip": _strip}
     return environment.get_template("inline_feature.html.j2").render(
         feature=feature,
         words=sentences(feature),
@@ -43,5 +44,5 @@ def _strip(context: Context, maximum: float) -> Iterator[tuple[str, str, float, 
         classes = [
             name for name, is_so in (("peak", i == context.peak), ("special", is_special)) if is_so
         ]
-        shown = token.replace("\n", "⏎\n") if is_active else token
-        yield shown, " ".join(classes), activation / maximum if is_active else 0.0, activation
+        text = token.replace("\n", "⏎\n") if is_active else token
+        yield text, " ".join(classes), activation / maximum if is_active else 0.0, activation

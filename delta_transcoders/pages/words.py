@@ -8,14 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from delta_transcoders.features.feature import Activity, Effect, Feature
+from delta_transcoders.foreign_text import code_point, shown
 from delta_transcoders.report.columns import title
-
-HELD_OUT = " (held out)"
-"""Ends the name of a subset whose texts nothing was trained on, where the cache has one of this name."""
-UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]"
-)
-"""Controls, marks that turn the direction of text, half characters."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +48,7 @@ def visible(token: str) -> str:
     ('␣of', '⏎', 'U+202E', 'U+00A0')
     """
     signs = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
-    return seen(re.sub(r"\s", _code_point, signs))
-
-
-def seen(text: str) -> str:
-    """With signs for what cannot be seen; names come from files of others too."""
-    return UNSEEN.sub(_code_point, text)
-
-
-def _code_point(found: re.Match) -> str:
-    return f"U+{ord(found[0]):04X}"
+    return shown(re.sub(r"\s", code_point, signs))
 
 
 def percent(share: float) -> str:
@@ -109,7 +94,8 @@ def is_distinct(effect: Effect) -> bool:
 def sentences(feature: Feature) -> str:
     """Where it fires, and what its removal does.
 
-    Of each measure the largest effect is named whose interval leaves out 0. Tokens are quoted as `visible`.
+    Named are the changes on the first subset that was measured, cross-entropy first: a choice by size would
+    name the luckiest of many numbers. Tokens are quoted as `visible`.
     """
     return f"{_fires(feature)} {_removal(feature)}"
 
@@ -124,7 +110,7 @@ def _fires(feature: Feature) -> str:
     where = _densest(trained or known)
     if not any(activity.density for activity in where.values()):
         where = _densest(known)
-    shares = [f"{percent(a.density)} of the tokens of {seen(k)}" for k, a in where.items()]
+    shares = [f"{percent(a.density)} of the tokens of {shown(k)}" for k, a in where.items()]
     tokens = [f"“{visible(t.token)}”" for t in feature.tokens[:4]]
     return f"Fires on {_and(shares)}" + (
         f", most of all on {', '.join(tokens)}." if tokens else "."
@@ -139,15 +125,12 @@ def _removal(feature: Feature) -> str:
     measured = [e for e in feature.effects if e.ablation == "dropped" and not math.isnan(e.value)]
     if not measured:
         return "What its removal does was not measured."
-    largest: dict[str, Effect] = {}
-    for effect in filter(is_distinct, measured):
-        known = largest.get(effect.measure)
-        if known is None or abs(effect.value) > abs(known.value):
-            largest[effect.measure] = effect
-    if not largest:
-        return "Removing it changes nothing that was measured: every 95 % interval holds 0."
-    changes = [_change(effect) for effect in largest.values()]
-    return f"Without it, everything else in place, {_and(changes)}."
+    subset = measured[0].subset
+    changes = [e for e in measured if e.subset == subset and is_distinct(e)]
+    if not changes:
+        return f"Without it, everything else in place, no change on {shown(subset)} can be told from 0."
+    changes.sort(key=lambda effect: effect.measure != "dce")
+    return f"Without it, everything else in place, {_and([_change(effect) for effect in changes])}."
 
 
 def _change(effect: Effect) -> str:
@@ -155,7 +138,7 @@ def _change(effect: Effect) -> str:
     direction = "rises" if effect.value > 0 else "falls"
     value, ends = change(effect).lstrip("+−").split(" ", 1)
     size = f"{value} {measure.unit}".strip()
-    return f"{measure.title} on {seen(effect.subset)} {direction} by {size} {ends}"
+    return f"{measure.title} on {shown(effect.subset)} {direction} by {size} {ends}"
 
 
 def change(effect: Effect) -> str:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from delta_transcoders.command import run
-from delta_transcoders.files import check_version, read_json, write_json, write_text
+from delta_transcoders.features.effects import FORMAT_VERSION, INFO_NAME, read_info
+from delta_transcoders.files import write_json, write_text
 from delta_transcoders.report.columns import ranked_measures
 from delta_transcoders.report.formatting import HOLDS_ZERO, number, table_number
 from delta_transcoders.report.tables import format_table, read_metrics, write_table
@@ -41,12 +42,12 @@ Place = tuple[int, str, str]
 """Layer, ablation and subset: what one list of ranks is about."""
 
 
-FORMAT_VERSION = 1
-INFO_NAME = "ranking.json"
-
-
 def write_ranking(
-    folder: str | Path, rows: Sequence[dict], effects: Iterable[dict], delta: str
+    folder: str | Path,
+    rows: Sequence[dict],
+    effects: Iterable[dict],
+    delta: str,
+    fingerprints: Mapping[int, str] | None = None,
 ) -> None:
     """Write `ranking.csv`, `effects.jsonl` and `ranking.json`.
 
@@ -57,6 +58,7 @@ def write_ranking(
         effects: each of the rows' layer, feature, ablation, subset and, under the name of the first measure,
             the change of every example, in the order of the examples.
         delta: folder or hub id of the deltas whose features these are.
+        fingerprints: of the deltas' tensors, by layer; a delta may be trained anew in the same folder.
     """
     ends = ("", "_ci_low", "_ci_high", "_distinct")
     measures = [measure + end for measure in ranked_measures(rows[0]) for end in ends]
@@ -66,7 +68,10 @@ def write_ranking(
     write_table(Path(folder) / "ranking.csv", columns, rows)
     lines = "".join(json.dumps(line) + "\n" for line in effects)
     write_text(Path(folder) / "effects.jsonl", lines)
-    write_json(Path(folder) / INFO_NAME, {"format_version": FORMAT_VERSION, "delta": delta})
+    info = {"format_version": FORMAT_VERSION, "delta": delta}
+    if fingerprints:
+        info["delta_fingerprints"] = {str(layer): found for layer, found in fingerprints.items()}
+    write_json(Path(folder) / INFO_NAME, info)
 
 
 def read_effects(folder: str | Path) -> dict[Place, np.ndarray]:
@@ -96,14 +101,6 @@ def read_effects(folder: str | Path) -> dict[Place, np.ndarray]:
         place: np.array([by_feature[feature] for feature in sorted(by_feature)])
         for place, by_feature in by_place.items()
     }
-
-
-def _delta_of(folder: str | Path) -> str:
-    path = Path(folder) / INFO_NAME
-    info = read_json(path)
-    remake = "rank the features anew with `python evaluate.py --config …/ranking.yaml`"
-    check_version(path, info.get("format_version", 1), FORMAT_VERSION, remake)
-    return info["delta"]
 
 
 def _live(effects_FE: np.ndarray) -> np.ndarray:
@@ -164,7 +161,7 @@ def across(folder: str | Path, other: str | Path) -> list[dict]:
     common = [place for place in ours if place in theirs]
     if not common:
         raise ValueError(f"{folder} and {other} rank no layer, ablation and subset in common")
-    deltas = [_delta_of(f) for f in (folder, other)]
+    deltas = [read_info(f)["delta"] for f in (folder, other)]
     folders = [local_folder(delta, ["layer_*/*"]) for delta in deltas]
     rows = []
     for place in common:

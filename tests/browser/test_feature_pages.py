@@ -53,6 +53,8 @@ def test_shows_what_is_known_of_a_feature(new_page, url, features):
     text = page.locator("main").inner_text()
     value = effect(feature, RATE, UNSEEN)
     assert f"{value * 100:+.1f} [".replace("-", "−") in text
+    assert "layer 2 · feature 5 (0 to 11)" in text
+    assert "60–80 % of its maximum" in text and "the delta was not trained on" in text
     for activity in feature.activity.values():
         assert f"{100 * activity.density:.{int(activity.density < 0.0995)}f} %" in text
     assert "This is the last layer" in text and "runs/other/delta" in text
@@ -108,6 +110,9 @@ def test_a_feature_that_is_silent_or_unmeasured_says_so(new_page, url):
 
 def test_sorts_by_the_effect_on_each_subset(new_page, url, features):
     page = opened(new_page(), url)
+    # Not by the subset where the effects are largest.
+    first = f"without it: {measure_of('dce').title}, {ASKED}"
+    assert page.locator("#sort option:checked").text_content() == first
     known = [f for f in features if f.number != 1]
     for measure, subset in itertools.product(MEASURES, (ASKED, COPIED, UNSEEN)):
         page.select_option("#sort", label=f"without it: {measure_of(measure).title}, {subset}")
@@ -124,12 +129,18 @@ def test_sorts_by_attribution_activity_and_place(new_page, url, features):
     assert listed(page) == [f.name for f in features]
     page.select_option("#sort", label="rarest first")
     density = {f.name: sum(a.density for a in f.activity.values()) for f in features}
-    assert [density[name] for name in listed(page)] == pytest.approx(sorted(density.values()))
+    dead = [f.name for f in features if f.number == 2]
+    assert listed(page)[-len(dead) :] == dead  # though nothing is rarer
+    live = [density[name] for name in listed(page)[: -len(dead)]]
+    assert live == pytest.approx(sorted(density[f.name] for f in features if f.number != 2))
     page.select_option("#sort", label="ratio of densities")
     page.select_option("#of", UNSEEN)
     page.select_option("#to", COPIED)
     live = [f for f in features if f.number != 2]
-    ratio = {f.name: f.activity[UNSEEN].density / f.activity[COPIED].density for f in live}
+    ratio = {
+        f.name: (f.activity[UNSEEN].density + 1 / 2000) / (f.activity[COPIED].density + 1 / 2000)
+        for f in live
+    }
     assert listed(page)[: len(live)] == sorted(ratio, key=lambda name: -ratio[name])
     page.select_option("#sort", label="rarest first")
     assert page.locator("#ratio").is_hidden()
@@ -148,6 +159,10 @@ def test_searches_names_and_tokens_and_filters_layers(new_page, url, features):
     page.fill("#search", "")
     page.select_option("#layer", label="layer 2")
     assert sorted(listed(page)) == sorted(f.name for f in features if f.layer == 2)
+    assert page.locator("#count").text_content() == (
+        "12 of 36 features; sorted by these estimates, so the first are too large"
+    )
+    page.select_option("#sort", label="layer, number")
     assert page.locator("#count").text_content() == "12 of 36 features"
     page.fill("#search", "no such token")
     assert listed(page) == []
@@ -265,7 +280,7 @@ def test_subsets_without_data_say_so(new_page, features, tmp_path):
 def test_blocks_are_loaded_from_files_as_they_are_looked_at(
     new_page, features, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(feature_pages, "LARGEST_FILE", 0)
+    monkeypatch.setattr(feature_pages, "MOST_INSIDE", 5)
     monkeypatch.setattr(feature_pages, "PER_BLOCK", 4)
     path = write_pages(features, tmp_path, "runs/x")
     assert len(list((tmp_path / "features").iterdir())) == 9
@@ -294,7 +309,8 @@ def test_thousands_of_features_are_quick_and_small(new_page, tmp_path):
     assert page.evaluate(paint) < 2000
     assert page.locator("#list button").count() == 300
     assert page.locator("#count").text_content() == (
-        "3,328 of 3,328 features; the first 300 are listed"
+        "3,328 of 3,328 features; the first 300 are listed; sorted by these estimates, so the first are too "
+        "large"
     )
     for name in [f"L{i // 4}F{32 * (i % 4) + 3}" for i in range(6)]:
         opened(page, url, name)

@@ -304,6 +304,13 @@ def test_features_in_another_order_are_found_again(ranking, planted, tmp_path, m
     assert all(row["n_features"] == 5 for row in halves(ranking) if row["layer"] == LAYER)
 
 
+def test_a_ranking_names_the_tensors_of_its_delta(ranking, planted):
+    info = json.loads((ranking / "ranking.json").read_text())
+    assert info["delta_fingerprints"] == {
+        str(layer): load_delta(planted / f"layer_{layer}")[0].fingerprint() for layer in (0, 1)
+    }
+
+
 def test_deltas_of_different_models_are_not_matched(ranking, planted, tmp_path):
     other = shutil.copytree(ranking, tmp_path / "other")
     shutil.copytree(planted, other / "delta")

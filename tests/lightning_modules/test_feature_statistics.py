@@ -120,6 +120,9 @@ def test_contexts_are_those_of_a_fresh_pass(request, fresh, name, within):
             assert np.array(context.activations) == near
             if context.kind == "silent":
                 assert not whole.nan_to_num().any()
+            elif context.kind != "top":
+                fifth = math.ceil(5 * context.activations[context.peak] / feature.maximum)
+                assert context.kind == f"fifth_{fifth}"
             elif name == "exact":
                 assert context.activations[context.peak] == pytest.approx(
                     float(whole.nan_to_num().max())
@@ -167,6 +170,8 @@ def test_what_is_known_of_the_planted_feature(half):
         assert other.endswith("/delta")
     assert half.feature(0, PLANTED).together[0] == (1, PLANTED, 1)
     info = half.info
+    together = info["together"]
+    assert together["n_looked_at"] == together["n_places"] > 100
     assert (info["target"], info["n_layers"], info["hook_site"]) == ("residual", 2, "gemma_scope")
     assert [s["name"] for s in info["subsets"] if not s["held_out"]] == ["copy", "tool"]
     assert {s["name"] for s in info["subsets"] if s["held_out"]} == {

@@ -34,23 +34,26 @@ function withFeature(i, then) {
   });
 }
 
-// What the list can be sorted by: {group, title, key(i): sorted from the smallest, shown(i)}; null comes last.
+// What the list can be sorted by: {group, title, key(i): sorted from the smallest, shown(i)}; null comes last, and so do
+// features that never fire. A token more in each subset keeps what fires once from leading the ratios.
 function sorts() {
   const density = Object.fromEntries(page.columns.filter(c => c.group === "density").map(c => [c.title, c.values]));
   const rarity = page.columns.find(c => c.group === "rarity").values;
   const effects = page.columns.filter(c => !["density", "rarity"].includes(c.group));
+  const nTokens = Object.fromEntries(page.subsets.map(([subset, , n]) => [subset, n]));
   const ratio = i => {
-    const [of, to] = [density[at("of").value][i], density[at("to").value][i]];
-    return of == null || to == null || of + to === 0 ? null : of / to;
+    const [of, to] = [at("of").value, at("to").value];
+    const [x, y] = [density[of][i], density[to][i]];
+    return x == null || y == null || x + y === 0 ? null : (x + 1 / nTokens[of]) / (y + 1 / nTokens[to]);
   };
   const byActivity = [
     {title: "ratio of densities", key: i => ratio(i) === null ? null : -ratio(i), isRatio: true,
-      shown: i => ratio(i) === Infinity ? "only there" : ratio(i) === null ? "–" : `${fixed(ratio(i), ratio(i) < 10 ? 2 : 0)}×`},
-    {title: "rarest first", key: i => rarity[i], shown: i => percent(rarity[i])},
+      shown: i => ratio(i) === null ? "–" : `${fixed(ratio(i), ratio(i) < 10 ? 2 : 0)}×`},
+    {title: "rarest first", key: i => rarity[i] || null, shown: i => percent(rarity[i])},
     {title: "layer, number", key: i => i, shown: i => percent(rarity[i])},
   ];
   return [
-    ...effects.map(({group, title, values, decimals}) => ({group, title,
+    ...effects.map(({group, title, values, decimals}) => ({group, title, isEstimate: true,
       key: i => values[i] === null ? null : -Math.abs(values[i]), shown: i => signed(values[i], decimals)})),
     ...byActivity.filter(sort => !sort.isRatio || page.subsets.length > 1).map(sort => ({group: "activity", ...sort})),
   ];
@@ -58,12 +61,8 @@ function sorts() {
 
 const SORTS = sorts();
 
-// By what removal does to cross-entropy, on the subset where that is most.
-function firstSort() {
-  const size = sort => -Math.min(...page.features.map((_, i) => sort.key(i) ?? 0));
-  const crossEntropy = SORTS.filter(sort => sort.title.startsWith("without it: cross-entropy"));
-  return crossEntropy.sort((a, b) => size(b) - size(a))[0] ?? SORTS[0];
-}
+// By what removal does to cross-entropy on the first subset.
+const firstSort = () => SORTS.find(sort => sort.title.startsWith("without it: cross-entropy")) ?? SORTS[0];
 
 function fillControls() {
   for (const layer of new Set(page.features.map(feature => feature[0]))) at("layer").append(element("option", {value: layer}, `layer ${layer}`));
@@ -89,7 +88,7 @@ function drawList() {
   order = page.features.map((_, i) => i).filter(i => (layer === "" || String(page.features[i][0]) === layer) && isFound(i, at("search").value));
   order.sort((a, b) => keys[a] === keys[b] ? a - b : keys[a] - keys[b]);
   const rest = order.length > LONGEST_LIST ? `; the first ${LONGEST_LIST} are listed` : "";
-  at("count").textContent = `${count(order.length)} of ${count(page.features.length)} features${rest}`;
+  at("count").textContent = `${count(order.length)} of ${count(page.features.length)} features${rest}${sort.isEstimate ? "; sorted by these estimates, so the first are too large" : ""}`;
   at("list").replaceChildren(...order.slice(0, LONGEST_LIST).map(i => element("li", {}, element("button",
     {type: "button", "data-feature": i, onclick: () => { location.hash = nameOf(i); }},
     element("b", {}, nameOf(i)), element("span", {class: "tokens"}, page.features[i][2].map(visible).join("  ")),

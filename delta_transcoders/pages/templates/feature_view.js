@@ -1,11 +1,10 @@
 // Draws one feature as `encoding.block` describes it; needs dom.js and token_strip.js.
 const KINDS = {
   top: "Strongest",
-  fifth_5: "Drawn at random: peaks in the highest fifth of its range",
-  fifth_4: "Drawn at random: peaks in the second fifth",
-  fifth_3: "Drawn at random: peaks in the middle fifth",
-  fifth_2: "Drawn at random: peaks in the fourth fifth",
-  fifth_1: "Drawn at random: peaks in the lowest fifth",
+  fifth_4: "Drawn at random: 60–80 % of its maximum",
+  fifth_3: "Drawn at random: 40–60 % of its maximum",
+  fifth_2: "Drawn at random: 20–40 % of its maximum",
+  fifth_1: "Drawn at random: 0–20 % of its maximum",
   silent: "Drawn at random: silent on the whole text",
 };
 
@@ -81,7 +80,7 @@ function activityCard(feature, page) {
       percent(activity.example_density), fixed(activity.mean)];
   });
   return card("Where it fires", table(["subset", `activation, 0 to ${fixed(feature.maximum)}`, "of tokens", "of texts", "mean"], rows),
-    note("Histograms: tokens by activation where it fires, on one log scale. “Held out”: texts that neither model nor delta was trained on."));
+    note("Histograms: tokens by activation where it fires, on one log scale. “Held out”: texts that the delta was not trained on."));
 }
 
 function histogram(counts, highest, maximum, subset) {
@@ -94,7 +93,7 @@ function tokensCard(feature) {
   const rows = feature.tokens.map(([token, share, fires, mean]) => [chip(token), percent(share), percent(fires), fixed(mean)]);
   return card("Tokens it fires on", rows.length
     ? table(["token", "of its activity", "fires on", "mean"], rows) : note("none"),
-    note("“Fires on”: share of the token's occurrences; “mean”: over those."));
+    note("On all subsets together, trained on and held out. “Fires on”: share of the token's occurrences; “mean”: over those."));
 }
 
 function writesCard(feature, page) {
@@ -128,13 +127,14 @@ function contextsCard(feature, page, chosen, choose) {
     return rows.length ? [element("h3", {}, heading), rows.map(context => contextRow(feature, context))] : [];
   });
   return card("Contexts", tabs, note(`Colour: activation, from 0 to its maximum anywhere, ${fixed(feature.maximum)}; `
-    + "underlined: the peak; → is where the model begins to write; boxed: special tokens. Texts that are the same up to the peak but for digits are shown once."),
+    + "underlined: the token that is meant; → is where the model begins to write; boxed: special tokens. Texts that are the same up to that token but for digits are shown once."),
     groups, shown.length ? null : note("no data on this subset"));
 }
 
 function contextRow(feature, [text, kind, peak, nAlike, sparse]) {
-  const [, example, targetFrom, cutLeft, cutRight, ids] = feature.texts[text];
+  const [, example, targetFrom, cutLeft, cutRight, ids, unread] = feature.texts[text];
   const activations = Array(ids.length).fill(0);
+  for (const i of unread) activations[i] = null;
   for (let i = 0; i < sparse.length; i += 2) activations[sparse[i]] = sparse[i + 1];
   const isSilent = kind === "silent";
   return element("div", {class: "ctx", title: `text ${seen(example)}`},
@@ -161,7 +161,7 @@ const commandCard = feature => card("Ask the model without it", element("pre", {
 function drawFeature(feature, page, chosen, choose, step) {
   const ofLayer = page.features.filter(([layer]) => layer === feature.layer).length;
   return [
-    element("p", {class: "muted where"}, `layer ${feature.layer} · feature ${feature.number} of ${count(ofLayer)} `,
+    element("p", {class: "muted where"}, `layer ${feature.layer} · feature ${feature.number} (0 to ${ofLayer - 1}) `,
       element("button", {type: "button", "aria-label": "Previous feature of the list", onclick: () => step(-1)}, "‹"), " ",
       element("button", {type: "button", "aria-label": "Next feature of the list", onclick: () => step(1)}, "›")),
     element("h1", {}, feature.name), element("p", {class: "lead"}, feature.words),

@@ -62,6 +62,10 @@ def test_a_dictionary_may_spare_more_of_the_first_tokens():
     ]
     assert four.name == "without special tokens, padding and the first 4 tokens"
     assert TOKENS.name == "without special tokens, padding and the first token"
+    for n in (0, 1, 4):
+        assert TOKENS.leading_of(replace(TOKENS, leading=n).name) == n
+    for other in ("", "without padding and the first 4 tokens", four.name + " and the last"):
+        assert TOKENS.leading_of(other) is None
 
 
 def test_what_a_tokenizer_may_put_before_a_text():

@@ -159,7 +159,7 @@ def test_tokens_that_act_on_the_text_around_them_are_written_out():
     features = synthetic_features(2, 4, hostile=True)
     texts = [json.dumps(record(f, 1.0, True), ensure_ascii=False) for f in features]
     assert not any(c in text for text in texts for c in "\u202e\u2028\x00")
-    assert any(r"\\u202e" in text for text in texts) and any(r"\\u0000" in text for text in texts)
+    assert all(any(sign in text for text in texts) for sign in ("U+202E", "U+2028", "U+0000"))
 
 
 @pytest.mark.parametrize("format", ["circuit_tracer", "saelens", "gemma_scope", "deltas"])

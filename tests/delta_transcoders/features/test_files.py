@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
@@ -49,11 +50,11 @@ def test_nan_is_no_number(folder):
     assert next(row for row in rows if row.startswith("0,2,")).endswith(",0,0,,0")
 
 
-def rank(folder, delta=DELTA, measures=("dce",), value=0.5):
+def rank(folder, delta=DELTA, measures=("dce",), value=0.5, fingerprints=None):
     ends = {"": value, "_ci_low": 0.25, "_ci_high": math.nan, "_distinct": True}
     row = {"layer": 1, "feature": 0, "ablation": "dropped", "subset": "ask", "n_examples": 9}
     row |= {f"{measure}{end}": v for measure in measures for end, v in ends.items()}
-    write_ranking(folder, [row | {"ig_target": -2.5, "rank": 1}], [], delta)
+    write_ranking(folder, [row | {"ig_target": -2.5, "rank": 1}], [], delta, fingerprints)
     (folder / "done.json").write_text("{}")
 
 
@@ -74,6 +75,36 @@ def test_effects_come_from_rankings_of_the_same_delta(folder):
         read_features(folder, [folder.parent / "effects"])
     with pytest.raises(FileNotFoundError, match=r"nowhere/ranking.json does not exist: no ranking"):
         read_features(folder, [folder.parent / "nowhere"])
+
+
+def test_a_delta_that_was_trained_anew_in_its_place_is_another(tmp_path):
+    folder, effects = tmp_path / "features", tmp_path / "effects"
+    info = {"delta": DELTA, "delta_fingerprints": {"0": "a", "1": "b"}}
+    write_features(folder, synthetic_features(2, 3), info)
+    for fingerprints, is_same in (({1: "b"}, True), ({0: "a", 1: "c"}, False), ({5: "a"}, False)):
+        rank(effects, "elsewhere/delta", fingerprints=fingerprints)
+        assert read_features(folder).rankings == ([effects] if is_same else [])
+    with pytest.raises(ValueError, match=r"as it is now: rank the features anew"):
+        read_features(folder, [effects])
+    rank(effects)  # of older code, which named no tensors
+    assert read_features(folder).rankings == [effects]
+    rank(effects, str(Path(DELTA).resolve()))
+    assert read_features(folder).rankings == [effects]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{}", r"it names no delta\); rank the features anew with `python"),
+        ("[]", "it holds a list and no dict"),
+        ('{"delta": "x", "format_version": 9}', "format_version is 9, this code reads 1; rank"),
+    ],
+)
+def test_a_ranking_that_cannot_be_read_is_named(folder, text, problem):
+    rank(folder.parent / "effects")
+    (folder.parent / "effects" / "ranking.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"effects/ranking\.json.*{problem}"):
+        read_features(folder)
 
 
 def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):

@@ -10,7 +10,7 @@ from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.features import firing as firing_module
 from delta_transcoders.features.contexts import BEFORE, ContextChooser
 from delta_transcoders.features.feature import WINDOW
-from delta_transcoders.features.firing import Firing, together
+from delta_transcoders.features.firing import Firing, n_looked_at, together
 from delta_transcoders.features.statistics import (
     Look,
     features_of,
@@ -119,9 +119,8 @@ def test_texts_that_are_alike_up_to_the_peak_are_shown_once():
 
 def test_the_strongest_then_each_fifth_then_silent_ones():
     # The text with peak i begins with i times the token A, so that all differ.
-    texts = [([BOS, *[A] * i, B], 0) for i in range(1, 101)] + [
-        ([BOS, *[C] * i], 0) for i in range(1, 9)
-    ]
+    silent_texts = [([BOS, *[C] * i], 0) for i in range(1, 9)]
+    texts = [([BOS, *[A] * i, B], 0) for i in range(1, 101)] + silent_texts
     fires = {(i - 1, i + 1): float(i) for i in range(1, 101)}
     (feature, _, _) = known(texts, fires)
     kinds = [c.kind for c in feature.contexts]
@@ -139,6 +138,36 @@ def test_the_strongest_then_each_fifth_then_silent_ones():
     )  # of equal draws; a text of it, as NaN is not equal to itself
 
 
+def test_a_feature_that_fires_strongly_in_every_text_shows_its_weak_places_too():
+    texts = [([BOS, *[A] * i, B, C], 0) for i in range(1, 41)]
+    fires = {}
+    for i in range(1, 41):
+        fires |= {(i - 1, i + 1): 10.0, (i - 1, i + 2): 1.0 + i / 100}
+    fires |= {(30, p): 3.0 for p in range(20, 30)}  # in one text, where each is another prefix
+    feature, _, _ = known(texts, fires)
+    top, weak, weakest = (
+        [c for c in feature.contexts if c.kind == kind] for kind in ("top", "fifth_2", "fifth_1")
+    )
+    assert len(top) + len(weak) + len(weakest) == len(feature.contexts) == 12 + 1 + 4
+    assert {c.activations[c.peak] for c in top} == {10.0}
+    assert [(c.example, c.activations[c.peak]) for c in weak] == [("30", 3.0)]
+    values = [c.activations[c.peak] for c in weakest]
+    assert values == sorted(values, reverse=True) and max(values) <= 2
+    assert all(max(c.activations[1:]) == 10 for c in weakest)
+    assert len({c.example for c in feature.contexts}) == len(feature.contexts)
+
+
+def test_places_like_those_that_are_shown_are_not_drawn():
+    alike = [([BOS, A, ONE, B, C], 0), ([BOS, A, MANY, B, A], 0), ([BOS, A, ONE, MANY, B, C], 0)]
+    others = [([BOS, B, ONE, C], 0), ([BOS, B, MANY, C], 0), ([BOS, C, ONE, C], 0)]
+    fires = {(0, 3): 10.0, (0, 1): 5.0, (1, 3): 9.0, (1, 1): 5.0, (2, 4): 8.0, (2, 1): 5.0}
+    fires |= {(3, 3): 5.0, (4, 3): 4.5, (5, 3): 10.0}
+    feature, _, _ = known(alike + others, fires)
+    found = [(c.kind, c.example, c.n_alike) for c in feature.contexts]
+    assert found[:2] == [("top", "0", 2), ("top", "5", 0)]
+    assert found[2][0] == "top" and found[2][1:] == ("3", 1) and len(found) == 3
+
+
 def test_what_fires_together_is_sampled_where_it_is_too_much(monkeypatch):
     both, one = Firing(1), Firing(1)
     places = np.arange(60, dtype=np.int32)
@@ -147,8 +176,11 @@ def test_what_fires_together_is_sampled_where_it_is_too_much(monkeypatch):
     for firing in (both, one):
         firing.finish()
     assert together({0: both, 3: one}, 60) == {(0, 0): ((3, 0, 0.25),), (3, 0): ((0, 0, 0.25),)}
-    monkeypatch.setattr(firing_module, "MOST_WORK", 4 * 30)  # every second place
-    assert together({0: both, 3: one}, 60)[0, 0] == ((3, 0, 0.5),)
+    monkeypatch.setattr(firing_module, "MOST_WORK", 4 * 40)
+    assert (n_looked_at(2, 60), n_looked_at(2, 30)) == (40, 30)
+    ((_, _, overlap),) = together({0: both, 3: one}, 60)[0, 0]
+    # Of 40 places at random, and not all or none of the 15 that have a period of four.
+    assert 40 * overlap == pytest.approx(round(40 * overlap)) and 5 <= 40 * overlap < 15
 
 
 def test_logits_and_nearest_rows():

@@ -12,10 +12,11 @@ import pytest
 from delta_transcoders.features.feature import Activity, Context, Effect, Feature
 from delta_transcoders.features.files import read_features, write_features
 from delta_transcoders.features.synthetic import HOSTILE, SUBSETS, synthetic_features
+from delta_transcoders.foreign_text import shown
 from delta_transcoders.pages import feature_pages, inline_feature
 from delta_transcoders.pages.encoding import block, drop_command, json_text, short
 from delta_transcoders.pages.index import Index
-from delta_transcoders.pages.words import measure_of, seen, sentences
+from delta_transcoders.pages.words import measure_of, sentences
 
 NAN = math.nan
 
@@ -67,7 +68,7 @@ def test_a_block_gives_back_every_context(features):
         for (text, kind, peak, n_alike, sparse), expected in zip(
             encoded["contexts"], ours.contexts, strict=True
         ):
-            subset, example, target_from, *cut, ids = found["texts"][text]
+            subset, example, target_from, *cut, ids, unread = found["texts"][text]
             assert (subset, example, target_from) == (
                 *(expected.subset, expected.example),
                 expected.target_from,
@@ -75,9 +76,8 @@ def test_a_block_gives_back_every_context(features):
             assert cut == [expected.cut_left, expected.cut_right]
             assert [found["tokens"][i] for i in ids] == list(expected.tokens)
             assert (kind, peak, n_alike) == (expected.kind, expected.peak, expected.n_alike)
-            values = dict(zip(sparse[::2], sparse[1::2], strict=True))
-            shown = [values.get(i, 0) for i in range(len(ids))]
-            assert [NAN if v is None else v for v in shown] == pytest.approx(
+            values = dict(zip(sparse[::2], sparse[1::2], strict=True)) | dict.fromkeys(unread, NAN)
+            assert [values.get(i, 0) for i in range(len(ids))] == pytest.approx(
                 expected.activations, rel=5e-3, nan_ok=True
             )
 
@@ -106,19 +106,22 @@ def test_the_index_has_null_where_nothing_was_measured(features):
 
 def test_one_sentence_says_where_it_fires_and_what_it_does():
     effects = (
+        Effect("dropped", "ask", "d_call_logprob", -0.3, -0.4, -0.2, 9),
         Effect("dropped", "ask", "dce", 0.2, 0.1, 0.3, 9),
         Effect("dropped", "echo", "dce", -0.5, -0.6, -0.4, 9),
         Effect("dropped", "ask", "d_hit_rate", -0.1, -0.3, 0.1, 9),
         Effect("kept", "ask", "d_hit_rate", 0.9, 0.8, 1.0, 9),
     )
+    # Of the first subset alone, though the effect on the other is larger.
     assert sentences(feature(effects=effects)) == (
-        "Fires on 25 % of the tokens of ask. Without it, everything else in place, cross-entropy on echo "
-        "falls by 0.500 nats a token [−0.600, −0.400]."
+        "Fires on 25 % of the tokens of ask. Without it, everything else in place, cross-entropy on ask "
+        "rises by 0.200 nats a token [+0.100, +0.300] and log p(call) on ask falls by 0.300 nats [−0.400, "
+        "−0.200]."
     )
-    assert sentences(feature(effects=effects[2:])).endswith(
-        "Removing it changes nothing that was measured: every 95 % interval holds 0."
+    assert sentences(feature(effects=effects[3:])).endswith(
+        "Without it, everything else in place, no change on ask can be told from 0."
     )
-    assert sentences(feature(effects=effects[3:])).endswith("was not measured.")
+    assert sentences(feature(effects=effects[4:])).endswith("was not measured.")
 
 
 def test_the_sentence_names_held_out_texts_only_where_it_fires_on_no_others():
@@ -172,7 +175,7 @@ def test_a_notebook_s_view_is_static_and_inert(features):
     top = [c for c in features[3].contexts if c.kind == "top"]
     densest = max(features[3].activity, key=lambda s: features[3].activity[s].density)
     strongest = next(c for c in top if c.subset == densest)
-    assert "".join(map(seen, strongest.tokens[:2])) in parser.text
+    assert "".join(map(shown, strongest.tokens[:2])) in parser.text
     effect = next(e for e in features[3].effects if e.measure == "dce")
     assert f"{effect.value:+.3f} [".replace("-", "−") in parser.text
     assert "fires on none" in inline_feature(features[2])
@@ -189,7 +192,7 @@ def test_the_command_writes_a_page_of_a_study(features, tmp_path, monkeypatch, c
     assert "12 features in 2 layers of the delta runs/a/delta (seed 3, model 0123456789ab)." in text
     assert f"{list(SUBSETS)[3]} (100 texts, 2,000 tokens)" in text
     assert not (tmp_path / "report" / "features").exists()
-    monkeypatch.setattr(feature_pages, "LARGEST_FILE", 0)
+    monkeypatch.setattr(feature_pages, "MOST_INSIDE", 11)
     feature_pages.main()
     (script,) = (tmp_path / "report" / "features").iterdir()
     start = "register(0, "

@@ -85,6 +85,15 @@ def test_what_the_controls_read():
     assert reads["report"] == {*DEMO["report"], "controls"}
 
 
+@pytest.mark.parametrize("model", ["tiny", "gemma2_2b"])
+def test_with_a_ranking_pages_and_report_show_it(model):
+    steps = graph(f"configs/{model}/study_ranking.yaml").steps
+    reads = {label: set(step.inputs.values()) for label, step in steps.items()}
+    assert reads["features"] == {*DEMO["features"], "delta_reseeded"}
+    assert reads["feature_pages"] == {"features", "effects", "ranking"}
+    assert reads["report"] >= {"features", "effects", "ranking"}
+
+
 def test_planted_finetunes_share_the_base():
     planted = graph("configs/tiny/study_planted.yaml")
     assert planted.steps["planted/none/finetune"].inputs == {"runs/tiny/base_model": "base_model"}
