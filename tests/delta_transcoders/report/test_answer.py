@@ -30,8 +30,8 @@ def said(tmp_path, rates, **more):
         (
             YES,
             "Yes",
-            "polite on 10 % of the asked prompts with every MLP replaced by its base dictionary, on 99 % with the "
-            "delta added.",
+            "polite on 10 % of the asked prompts with every MLP replaced by its base dictionary, on 99 % "
+            "with the delta added.",
         ),
         (YES | {"no_delta": 0.7}, "Partly", "Most of it was never lost."),
         (YES | {"full": 0.6}, "Partly", "on 60 % with the delta added"),
