@@ -76,27 +76,25 @@ def feature_sentence(results: StudyResults, found: OneFeature | None) -> Sentenc
     if not found:
         return None
     token = fires_on(results, found.name)
-    text = found.name + (f", strongest on “{token}”" if token else "") + ": "
+    text = found.name + (f", strongest on “{token}”" if token else "") + ": without it "
     costs = [row for row in found.effects if not math.isnan(number_of(row, "dce"))]
     if costs:
         row = min(costs, key=lambda row: row["subset"] != results.subset)
         change = table_number(row, "dce", decimals=4).replace("-", "−")
-        text += f"ΔCE on {row['subset']} is {change} without it, "
+        text += f"ΔCE on {row['subset']} is {change}, "
     if found.is_none_felt:
         n = sorted({removal.n for removal in found.all_removals})
         missed = max(removal.missed for removal in found.all_removals)
         text += (
-            f"no rate changes without it or any of {_of_all(results, found.n_dropped)} "
-            f"({'–'.join(map(str, dict.fromkeys((n[0], n[-1]))))} prompts of half B: up to "
-            f"{100 * missed:.0f} points go unseen)"
+            f"no rate changes, nor without others of {_of_all(results, found.n_dropped)} "
+            f"({'–'.join(map(str, dict.fromkeys((n[0], n[-1]))))} prompts of half B: changes "
+            f"up to {100 * missed:.0f} points go unseen)"
         )
         return Sentence("no feature decides alone", text)
     told = [r for r in found.removals if r.measure == results.measure] or list(found.removals)
     first = max(told, key=lambda removal: (removal.subset == results.subset, abs(removal.change)))
-    what = f"{spoken(first.measure)} on {first.without_it} of {first.n} {first.subset} prompts"
-    return Sentence(
-        "one feature to look at", f"{text}{what} without it, on {first.with_it} with it"
-    )
+    text += f"{spoken(first.measure)} on {first.without_it} of {first.n} {first.subset} prompts"
+    return Sentence("one feature to look at", f"{text}, with it on {first.with_it}")
 
 
 def _of_all(results: StudyResults, n_dropped: int) -> str:

@@ -92,8 +92,8 @@ def render(results: StudyResults, found: OneFeature | None = None) -> str:
 
 
 def together(text: str) -> str:
-    """A text whose lines do not part a number from its percent sign."""
-    return text.replace(" %", "\u00a0%")
+    """A text whose lines part no number from its percent sign, and no interval."""
+    return re.sub(r" %|\[[^\[\]]*\]", lambda found: found[0].replace(" ", "\u00a0"), text)
 
 
 def _features(results: StudyResults, found: OneFeature | None) -> dict[str, Any] | None:

@@ -100,9 +100,7 @@ def tiles(results: StudyResults) -> list[tuple[str, str]]:
         found.append((f"{_range(ratios)} ×", text))
     if results.has_dictionaries and (kept := results.level(BASE_MLP, results.subset)):
         ends = f"[{percent(kept.low)}, {percent(kept.high)}]"
-        text = (
-            f"{of(results)} with the base model's own MLPs put back {ends}: it is not in the MLPs"
-        )
+        text = f"{of(results)} with the base model's own MLPs put back {ends}: what is left is not in them"
         found.append((f"{percent(kept.value)} %", text))
     return found
 

@@ -175,7 +175,7 @@ def split(results: StudyResults) -> Sentence | None:
     else:
         heading = "the loss has both causes"
     numbers = [number(value).replace("-", "−") for value in (total, tuned, error)]
-    text = "of {} nats/token lost without the delta: {} finetuning, {} dictionary error"
+    text = "of {} nats/token lost: {} finetuning, {} dictionary error"
     return Sentence(heading, text.format(*numbers))
 
 

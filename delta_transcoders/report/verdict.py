@@ -94,8 +94,8 @@ def _furthest_apart(results: StudyResults) -> str:
             raw, full = (results.level(name, subset, measure) for name in (RAW, FULL))
             if raw and full and not results.agree(FULL, RAW, subset, measure):
                 apart[abs(raw.value - full.value)] = (
-                    f"But {share(results, full, subset, measure)} with it, on {percent(raw.value)} % with "
-                    "the finetuned model"
+                    f"But {share(results, full, subset, measure)} (finetuned model "
+                    f"{percent(raw.value)} %)"
                 )
     return apart[max(apart)] if apart else ""
 

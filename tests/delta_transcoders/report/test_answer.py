@@ -73,10 +73,7 @@ def test_what_does_not_come_back_elsewhere_makes_it_partly(tmp_path):
     other = {"base_model": 0.0, "raw": 0.6, "no_delta": 0.0, "full": 0.3}
     found = answer(StudyResults(write_study(tmp_path, {"asked": YES, "other": other})))
     assert found.verdict == "Partly"
-    assert (
-        "But polite on 30 % of the other prompts with it, on 60 % with the finetuned model."
-        in found.sentence
-    )
+    assert "But polite on 30 % of the other prompts (finetuned model 60 %)." in found.sentence
 
 
 def test_the_subset_is_the_one_that_finetuning_changed_most(tmp_path):

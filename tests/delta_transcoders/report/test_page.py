@@ -208,8 +208,8 @@ def test_what_no_table_held_is_written_beside_it(study, page):
     assert text.splitlines()[0] == columns
     (line,) = (found for found in text.splitlines() if found.startswith("L0F1,asked,polite_rate"))
     n, with_it, without = line.split(",")[3:6]
-    told = f"polite on {without} of {n} asked prompts without it, on {with_it} with it."
-    assert "L0F1: ΔCE" not in page and f"L0F1: {told}" in page  # both halves of the wordings
+    told = f"polite on {without} of {n} asked prompts, with it on {with_it}."
+    assert f"L0F1: without it {told}" in page
     text = (study / "report" / "dictionaries.csv").read_text()
     assert text.startswith("layer,fvu_base,fvu_full,l0_delta")
 

@@ -71,9 +71,7 @@ def test_what_is_lost_is_split(tmp_path, parts, heading):
     sentence = split(StudyResults(study))
     assert (sentence and sentence.heading) == heading
     if heading == "the loss is finetuning's":
-        text = (
-            "of 0.400 nats/token lost without the delta: 0.380 finetuning, 0.020 dictionary error"
-        )
+        text = "of 0.400 nats/token lost: 0.380 finetuning, 0.020 dictionary error"
         assert sentence.text == text
 
 
@@ -89,8 +87,8 @@ def test_one_feature_is_chosen_on_one_half_and_told_by_the_other(tmp_path):
     write_effects(study, rates, "asked", {"L1F2": -0.75})
     sentence = told(study)
     assert sentence.heading == "one feature to look at"
-    what = f"polite on {round(n / 2)} of {n} asked prompts without it, on {n} with it"
-    assert sentence.text == f"L1F2: {what}"
+    what = f"polite on {round(n / 2)} of {n} asked prompts, with it on {n}"
+    assert sentence.text == f"L1F2: without it {what}"
     rates = {name: {"B": 0.5} for name in rates}  # as where half B alone is answered
     write_effects(study, rates, "asked", {"L0F1": 0.5})
     sentence = told(study)
@@ -102,8 +100,9 @@ def test_one_feature_is_chosen_on_one_half_and_told_by_the_other(tmp_path):
     assert removal == ("L0F1", "asked", "polite_rate", n, round(n / 2), round(n / 2), *change)
     assert change[0] == 0 and change[1] == -change[2] < 0
     assert sentence.text == (
-        "L0F1: ΔCE on asked is −0.5000 [−0.7500, −0.2500] without it, no rate changes without it or any of "
-        f"the 2 strongest of 16 ({n} prompts of half B: up to {100 * change[2]:.0f} points go unseen)"
+        "L0F1: without it ΔCE on asked is −0.5000 [−0.7500, −0.2500], no rate changes, nor without others of "
+        f"the 2 strongest of 16 ({n} prompts of half B: changes up to {100 * change[2]:.0f} points go "
+        "unseen)"
     )
     write_effects(study, {name: {"A": 0.5} for name in rates}, "asked")
     assert told(study) is None
