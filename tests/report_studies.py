@@ -5,6 +5,9 @@ import math
 
 from delta_transcoders.files import write_json
 from delta_transcoders.metrics.intervals import wilson
+from delta_transcoders.report.html import render
+from delta_transcoders.report.one_feature import one_feature
+from delta_transcoders.report.study_results import StudyResults
 from delta_transcoders.report.tables import write_generations, write_metrics, write_table
 
 N = 100
@@ -93,6 +96,12 @@ def write_study(
         config = {"layer": layer, "d_new": 8, "target": target, "measured": measured}
         write_json(study / "delta" / f"layer_{layer}" / "config.json", config)
     return study
+
+
+def page_of(study):
+    """The study's page as text."""
+    results = StudyResults(study)
+    return render(results, one_feature(results))
 
 
 def _records(rows, text, prompt):

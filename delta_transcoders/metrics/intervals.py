@@ -4,7 +4,7 @@ Examples of one wording do not err alone. Within one trained model, rates have W
 many examples as they are worth (`wilson_of`), and differences the paired bootstrap, which draws wordings
 first and then their examples. Neither covers retraining: over several seeds of it there is `t_interval`,
 never an interval of all seeds' examples together. Where all paired differences are equal (say, two rates of
-exactly 1) a bootstrap interval has no width, which is no certainty: `newcombe_paired` gives one that has.
+exactly 1) a bootstrap interval has no width, which is no certainty: `newcombe_of` gives one that has.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -141,6 +141,38 @@ def newcombe_paired(
     difference = (only_a - only_b) / n
     low = difference - added(rate_a - low_a, high_b - rate_b)
     return low, difference + added(high_a - rate_a, rate_b - low_b)
+
+
+def newcombe_of(
+    a: Sequence[bool], b: Sequence[bool], wordings: Sequence[Hashable], confidence: float = 0.95
+) -> tuple[float, float]:
+    """`newcombe_paired` of two conditions' verdicts [n] of the same examples, each wording worth one example.
+
+    >>> ends = newcombe_of([True] * 4, [True] * 4, "aabb")
+    >>> ends == newcombe_paired(both=2, only_a=0, only_b=0, neither=0)
+    True
+    """
+    pairs = [(bool(x), bool(y)) for x, y in zip(a, b, strict=True)]
+    worth = len(set(wordings)) / max(1, len(pairs))
+    kinds = ((True, True), (True, False), (False, True), (False, False))
+    return newcombe_paired(*(pairs.count(kind) * worth for kind in kinds), confidence)
+
+
+def paired_rates(
+    a: Sequence[bool], b: Sequence[bool], wordings: Sequence[Hashable]
+) -> tuple[float, float, float]:
+    """Difference a - b of the rates of verdicts [n] of the same examples and its interval at 95 %.
+
+    The interval is the paired bootstrap's, or where all differences are equal Newcombe's.
+
+    >>> estimate, low, high = paired_rates([True] * 20, [True] * 20, range(20))
+    >>> estimate, round(low, 4), round(high, 4)
+    (0.0, -0.1611, 0.1611)
+    """
+    differences = {bool(x) - bool(y) for x, y in zip(a, b, strict=True)}
+    if len(differences) == 1:
+        return float(differences.pop()), *newcombe_of(a, b, wordings)
+    return paired_bootstrap(a, b, wordings=wordings)
 
 
 def paired_bootstrap(

@@ -14,6 +14,7 @@ import numpy as np
 from delta_transcoders.metrics.intervals import (
     paired_bootstrap,
     paired_bootstrap_ratio,
+    paired_rates,
     wilson_of,
 )
 
@@ -93,22 +94,25 @@ def effect_cells(
 
     Returns:
         `d_<opening>` (nats), `dce` (nats per target token) and `d_<measure>_rate`, each with its paired
-        bootstrap interval `…_ci_low`, `…_ci_high` and `…_distinct`: whether the interval leaves out 0. What
-        no example has (a measure that applies to none) is nan and not distinct.
+        interval `…_ci_low`, `…_ci_high` (a bootstrap's, or Newcombe's of a rate that changes nowhere)
+        and `…_distinct`: whether the interval leaves out 0. What no example has (a measure that applies to
+        none) is nan and not distinct.
     """
 
-    def change(value: Callable[[Record], float | None]) -> tuple[float, float, float]:
+    def sides(value: Callable[[Record], float | None]) -> tuple[list, list, list]:
+        """Both sides' values and the wordings of the examples that have both."""
         both = [(value(a), value(b), a["wording"]) for a, b in zip(ablated, reference, strict=True)]
         known = [row for row in both if None not in row]
-        ours, theirs, wordings = ([row[i] for row in known] for i in range(3))
-        return paired_bootstrap(ours, theirs, wordings=wordings)
+        return tuple([row[i] for row in known] for i in range(3))
 
     estimates = {}
     if opening:
-        estimates[f"d_{opening}"] = change(lambda r: r[opening])
+        ours, theirs, wordings = sides(lambda r: r[opening])
+        estimates[f"d_{opening}"] = paired_bootstrap(ours, theirs, wordings=wordings)
     estimates["dce"] = _dce(ablated, reference)
     for measure in measures:
-        estimates[f"d_{measure}_rate"] = change(lambda r, measure=measure: r["measures"][measure])
+        found = sides(lambda r, measure=measure: r["measures"][measure])
+        estimates[f"d_{measure}_rate"] = paired_rates(*found)
     cells: dict[str, float | bool] = {}
     for name, estimate in estimates.items():
         cells |= interval(name, estimate)

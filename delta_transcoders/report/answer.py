@@ -7,6 +7,7 @@ where to look further. All of it is by rule, from the study's tables.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import shutil
@@ -16,7 +17,8 @@ from pathlib import Path
 
 from delta_transcoders.command import run
 from delta_transcoders.report.formatting import table_number
-from delta_transcoders.report.one_feature import fires_on, one_feature
+from delta_transcoders.report.missing import not_a_number, not_shown, unmeasured
+from delta_transcoders.report.one_feature import OneFeature, fires_on, one_feature
 from delta_transcoders.report.sentences import (
     Sentence,
     attention,
@@ -26,13 +28,10 @@ from delta_transcoders.report.sentences import (
     dose,
     elsewhere,
     layers,
-    not_shown,
-    of,
     percent,
     side,
     split,
     spoken,
-    unmeasured,
 )
 from delta_transcoders.report.study_results import (
     BASE_MODEL,
@@ -42,7 +41,7 @@ from delta_transcoders.report.study_results import (
     StudyResults,
     number_of,
 )
-from delta_transcoders.report.verdict import answer, delta_size
+from delta_transcoders.report.verdict import answer, change, delta_size
 
 N_LINES, N_COLUMNS = 25, 100
 N_SUBSETS = 4
@@ -72,23 +71,37 @@ def about(results: StudyResults) -> list[str]:
     return found
 
 
-def feature_sentence(results: StudyResults) -> Sentence | None:
+def feature_sentence(results: StudyResults, found: OneFeature | None) -> Sentence | None:
     """The feature with the largest attribution, chosen on half A of the wordings, told by half B."""
-    if not (found := one_feature(results)):
+    if not found:
         return None
-    token = fires_on(results.study, found.name)
+    token = fires_on(results, found.name)
     text = found.name + (f", strongest on “{token}”" if token else "") + ": without it "
-    costs = {abs(number_of(row, "dce")): row for row in found.effects}
-    if costs := {cost: row for cost, row in costs.items() if cost == cost}:
-        row = costs[max(costs)]
-        change = table_number(row, "dce").replace("-", "−")
+    costs = [row for row in found.effects if not math.isnan(number_of(row, "dce"))]
+    if costs:
+        row = min(costs, key=lambda row: row["subset"] != results.subset)
+        change = table_number(row, "dce", decimals=4).replace("-", "−")
         text += f"ΔCE on {row['subset']} is {change}, "
+    if found.is_none_felt:
+        n = sorted({removal.n for removal in found.all_removals})
+        missed = max(removal.missed for removal in found.all_removals)
+        text += (
+            f"no rate changes, nor without others of {_of_all(results, found.n_dropped)} "
+            f"({'–'.join(map(str, dict.fromkeys((n[0], n[-1]))))} prompts of half B: changes "
+            f"up to {100 * missed:.0f} points go unseen)"
+        )
+        return Sentence("no feature decides alone", text)
     told = [r for r in found.removals if r.measure == results.measure] or list(found.removals)
-    first = max(told, key=lambda removal: (removal.change, removal.subset == results.subset))
-    text += f"{of(results, first.subset, first.measure)} "
-    text += f"{first.without_it} of {first.n}, with it {first.with_it}"
-    none = f"none of {found.n_dropped} decides alone"
-    return Sentence(none if found.is_none_felt else "one feature to look at", text)
+    first = max(told, key=lambda removal: (removal.subset == results.subset, abs(removal.change)))
+    text += f"{spoken(first.measure)} on {first.without_it} of {first.n} {first.subset} prompts"
+    return Sentence("one feature to look at", f"{text}, with it on {first.with_it}")
+
+
+def _of_all(results: StudyResults, n_dropped: int) -> str:
+    n_features = sum(config.get("d_new") or 0 for config in results.deltas)
+    return (
+        f"the {n_dropped} strongest of {n_features}" if n_features > n_dropped else f"{n_dropped}"
+    )
 
 
 def sentences(results: StudyResults) -> dict[str, Sentence]:
@@ -104,7 +117,7 @@ def sentences(results: StudyResults) -> dict[str, Sentence]:
         "side": next(iter(side(results)), None),
         "curve": curve(results),
         **{f"elsewhere {i}": sentence for i, sentence in enumerate(elsewhere(results))},
-        "one_feature": feature_sentence(results),
+        "one_feature": feature_sentence(results, one_feature(results)),
     }
     return {kind: sentence for kind, sentence in found.items() if sentence}
 
@@ -137,6 +150,8 @@ def _cell(results: StudyResults, condition: str, subset: str) -> str:
     if level := results.level(condition, subset):
         ends = (f"{100 * end:.0f}" for end in (level.low, level.high))
         return f"{percent(level.value)} [{', '.join(ends)}]"
+    if results.no_number(condition, subset):
+        return "no number"
     return "–" if results.was_measured(condition, subset) else "not measured"
 
 
@@ -149,19 +164,24 @@ def screen(results: StudyResults) -> str:
     head = f"── {' · '.join([str(results.study), *about(results)])} "[: N_COLUMNS - 1]
     found = answer(results)
     meaning = found.headline.replace(f"{delta_size(results)}delta features", "they", 1)
-    text = f"{question(results)}  {found.verdict}: {meaning}: {found.sentence}"
-    top = [head.ljust(N_COLUMNS, "─"), *_wrapped(text), "", *matrix(results), ""]
-    end = [*_wrapped(_footnote(results)), "", *_further(results)]
+    words = (question(results), change(results), f"{found.verdict}: {meaning}: {found.sentence}")
+    top = [head.ljust(N_COLUMNS, "─"), *_wrapped("  ".join(filter(None, words)))]
+    top += ["", *matrix(results), ""]
     told = {kind: _folded(*sentence) for kind, sentence in sentences(results).items()}
-    room = N_LINES - len(top) - len(end)
+    further = _further(results)
+    # What is damaged is known when all has been read.
+    notes = _wrapped(_footnote(results))
+    room = N_LINES - len(top) - len(further) - 1
+    end = [*notes[: max(1, room)], "", *further]
+    room -= len(notes)
     kept = set()
     for kind in sorted(told, key=lambda kind: FIRST.index(kind) if kind in FIRST else len(FIRST)):
         if len(told[kind]) <= room:
             room -= len(told[kind])
             kept.add(kind)
     body = [line for kind, lines in told.items() if kind in kept for line in lines]
-    lines = [line[:N_COLUMNS] for line in (*top, *body, *end)[:N_LINES]]
     # What a study calls its subsets is nothing that a terminal should obey.
+    lines = [*top, *body, *end]
     return "\n".join("".join(c if c.isprintable() else "�" for c in line) for line in lines)
 
 
@@ -181,30 +201,46 @@ def _footnote(results: StudyResults) -> str:
     n = f", {level.n} prompts" if level and level.n else ""
     absent = not_shown(results)
     absent += [f"the delta on {', '.join(names)}"] if (names := unmeasured(results)) else []
-    return f"[95 % interval{n}]  not shown: {', '.join(absent)}"
+    text = f"[95 % interval{n}]  not shown: {', '.join(absent)}"
+    damaged = [*not_a_number(results), *results.damaged]
+    return f"{text}  damaged: {'; '.join(damaged)}" if damaged else text
 
 
 def _further(results: StudyResults) -> list[str]:
-    """Commands and files to go on with, two a line where they fit."""
+    """Files and commands to go on with, each whole, so that it can be copied; two a line where they fit."""
     study = results.study
-    places = [
-        ("read", str(study / "report" / "index.html"), study / "report" / "index.html"),
-        ("features", str(study / "report" / "features.html"), study / "report" / "features.html"),
+    pages = [
+        (name, [str(study / "report" / file)])
+        for name, file in (("read", "index.html"), ("features", "features.html"))
+        if (study / "report" / file).exists()
     ]
-    found = [(name, text) for name, text, path in places if path.exists()]
+    ask = []
     prompt = results.task.get("prompt")
-    if isinstance(prompt, str) and prompt.strip().isprintable():
-        said = shlex.join([*program("delta-transcoders"), "inspect", str(study), prompt.strip()])
-        found.append(("ask", said))
-    found.append(("numbers", shlex.join([*program("delta-transcoders"), "summary", str(study)])))
-    found.append(("curves", shlex.join([*program("tensorboard"), "--logdir", str(study)])))
+    if isinstance(prompt, str) and prompt.strip().isprintable() and len(prompt) <= 60:
+        program_ = program("delta-transcoders")
+        ask = [("ask", [*program_, "inspect", str(study), prompt.strip()])]
+    commands = [
+        ("numbers", [*program("delta-transcoders"), "summary", str(study)]),
+        ("curves", [*program("tensorboard"), "--logdir", str(study)]),
+    ]
     lines: list[str] = []
-    for name, text in found:
-        part = f"{name:<9} {text}"
-        if lines and len(lines[-1]) <= 48 and len(part) <= N_COLUMNS - 50:
-            lines[-1] = f"{lines[-1]:<50}{part}"
+    for name, words in [*pages, *ask, *commands]:
+        found = _command(name, [shlex.quote(word) for word in words])
+        if lines and len(lines[-1]) <= 48 and len(found) == 1 and len(found[0]) <= N_COLUMNS - 48:
+            lines[-1] = f"{lines[-1]:<50}{found[0].strip()}"
         else:
-            lines.append(f"  {part}")
+            lines += found
+    return lines
+
+
+def _command(name: str, words: list[str]) -> list[str]:
+    """Folded as a shell reads on, between words: one that is longer than a line stays whole."""
+    lines = [f"  {name:<9}"]
+    for i, word in enumerate(words):
+        if i and len(lines[-1]) + len(word) + 3 > N_COLUMNS:
+            lines[-1] += " \\"
+            lines.append(f"{'':11}")
+        lines[-1] += f" {word}"
     return lines
 
 

@@ -7,6 +7,7 @@ A point of a chart is one unit of a page, so that text has the size that it has 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ def plain(figure: Figure) -> Figure:
 
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-        text.set_text("".join(c if c.isprintable() else "�" for c in text.get_text()))
+        text.set_text("".join(c if c.isprintable() or c == "\n" else "�" for c in text.get_text()))
     return figure
 
 
@@ -96,8 +97,9 @@ def ends_of(rows: Sequence[Row], column: str) -> list[list[float]]:
 
 
 def heading(axes: Axes, text: str, below: str = "") -> None:
+    n_lines = below.count("\n") + 1 if below else 0
     axes.set_title(
-        text, fontsize=SIZE, fontweight="bold", loc="left", color=INK, pad=22 if below else 8
+        text, fontsize=SIZE, fontweight="bold", loc="left", color=INK, pad=8 + 15 * n_lines
     )
     if below:
         axes.annotate(
@@ -121,7 +123,7 @@ def conditions(
         below: a few words on each subset.
     """
     subsets, keys = ordered([row["subset"] for row in rows]), list(names)
-    height = 96 + 30 * len(keys)
+    height = 126 + 30 * len(keys)
     figure, (panels,) = new_figure(
         190 + 215 * len(subsets), height, 1, len(subsets), sharex=True, sharey=True
     )
@@ -153,7 +155,7 @@ def conditions(
                 fontsize=SIZE - 1,
                 color=INK,
             )
-        heading(axes, str(subset), cut((below or {}).get(str(subset), ""), 32))
+        heading(axes, str(subset), folded((below or {}).get(str(subset), ""), 32))
         axes.set_xlim(-0.06, 1.06)
         axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
     panels[0].set_yticks(range(len(keys)), [names[key] for key in keys], color=INK)
@@ -167,6 +169,11 @@ def percent(value: float) -> str:
 
 def cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def folded(text: str, width: int) -> str:
+    """At most three lines of text."""
+    return "\n".join(textwrap.wrap(text, width, max_lines=3, placeholder="…"))
 
 
 def dose_response(rows: Sequence[Row], columns: Sequence[str]) -> Figure:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from delta_transcoders.report.columns import ranked_measures, title
 from delta_transcoders.report.formatting import table_number
-from delta_transcoders.report.one_feature import dropped_rows, one_word
+from delta_transcoders.report.one_feature import dropped_rows, feature_set, one_word
 from delta_transcoders.report.study_results import Row, StudyResults, number_of
 
 N_LISTED = 8
@@ -14,8 +15,10 @@ N_TOKENS = 4
 
 
 def feature_lists(results: StudyResults) -> list[dict[str, Any]]:
-    """Two lists: by ΔCE and by the measure that the ranking is by, by subset; none without a ranking."""
-    if not (dropped := dropped_rows(results)):
+    """Two lists, by ΔCE and by the measure that the ranking is by, on the subset that the answer is about;
+    none without a ranking, or where it is damaged."""
+    dropped = results.attempt(lambda: dropped_rows(results))
+    if not dropped or not ranked_measures(dropped[0]):
         return []
     subsets = list(dict.fromkeys(row["subset"] for row in dropped))
     subset = results.subset if results.subset in subsets else subsets[0]
@@ -27,13 +30,13 @@ def feature_lists(results: StudyResults) -> list[dict[str, Any]]:
     for measure in dict.fromkeys(["dce", measures[0]]):
         if measure not in measures:
             continue
-        largest: dict[tuple[str, str], float] = {}
-        for row in dropped:
-            place, change = (row["layer"], row["feature"]), abs(number_of(row, measure))
-            if change == change:
-                largest[place] = max(change, largest.get(place, 0.0))
+        changes = {
+            (row["layer"], row["feature"]): abs(number_of(row, measure))
+            for row in dropped
+            if row["subset"] == subset and not math.isnan(number_of(row, measure))
+        }
         listed = []
-        for place in sorted(largest, key=lambda place: -largest[place])[:N_LISTED]:
+        for place in sorted(changes, key=lambda place: -changes[place])[:N_LISTED]:
             name = f"L{place[0]}F{place[1]}"
             by_subset = [cells.get((*place, other), {}) for other in (subset, *others)]
             listed.append(
@@ -45,7 +48,7 @@ def feature_lists(results: StudyResults) -> list[dict[str, Any]]:
             )
         lists.append(
             {
-                "title": f"By {title(measure)}, the largest change on any subset",
+                "title": f"By {title(measure)} on {subset}",
                 "columns": [f"{title(measure)}, {name}" for name in (subset, *others)],
                 "has_tokens": bool(features),
                 "rows": listed,
@@ -62,9 +65,9 @@ def _change(row: Row, measure: str) -> str:
 
 def _statistics(results: StudyResults) -> dict[str, list[str]]:
     """Each feature's most telling tokens; empty without statistics."""
-    if not (results.study / "features" / "features.json").is_file():
+    if not (found := feature_set(results)):
         return {}
-    from delta_transcoders.features.files import read_features
-
-    found = read_features(results.study / "features")
-    return {f.name: [one_word(t.token) for t in f.tokens[:N_TOKENS]] for f in found}
+    known = results.attempt(
+        lambda: {f.name: [one_word(t.token) for t in f.tokens[:N_TOKENS]] for f in found}
+    )
+    return known or {}

@@ -17,14 +17,16 @@ from delta_transcoders.command import run
 from delta_transcoders.files import write_text
 from delta_transcoders.report.answer import about, feature_sentence, question
 from delta_transcoders.report.feature_lists import feature_lists
-from delta_transcoders.report.one_feature import removals, write_removals
-from delta_transcoders.report.sections import sections, tiles
-from delta_transcoders.report.sentences import (
-    condition_title,
-    not_a_number,
-    not_shown,
-    unmeasured,
+from delta_transcoders.report.missing import not_a_number, not_shown, unmeasured
+from delta_transcoders.report.one_feature import (
+    OneFeature,
+    feature_set,
+    one_feature,
+    ranking_folder,
+    write_removals,
 )
+from delta_transcoders.report.sections import sections, tiles
+from delta_transcoders.report.sentences import condition_title
 from delta_transcoders.report.side_by_side import CONDITIONS, side_by_side, visible
 from delta_transcoders.report.study_results import StudyResults
 from delta_transcoders.report.summary import (
@@ -52,31 +54,32 @@ from delta_transcoders.report.summary import (
 from delta_transcoders.report.svg import BASE_CSS
 from delta_transcoders.report.tables import write_table
 from delta_transcoders.report.templates import environment
-from delta_transcoders.report.verdict import answer
+from delta_transcoders.report.verdict import answer, change
 
 UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 """Characters that no page should hold: they turn, join or end what stands beside them."""
 
 
-def render(study: Path, measure: str | None = None) -> str:
-    """The page of a study; what has not been run is left out, and named.
+def render(results: StudyResults, found: OneFeature | None = None) -> str:
+    """The page of a study; what has not been run or is damaged is left out, and named.
 
     Args:
-        measure: what the answer is about, see `StudyResults`.
+        found: `one_feature` of the results.
     """
-    results = StudyResults(study, measure)
+    study, features = results.study, _features(results, found)
     templates = environment()
-    templates.filters["visible"] = visible
+    templates.filters |= {"visible": visible, "together": together}
     css = templates.loader.get_source(templates, "report.css")[0]
     page = templates.get_template("report.html.j2").render(
         css=BASE_CSS.read_text(encoding="utf-8") + css,
         about=[str(study), *about(results)],
         answer=answer(results),
         question=question(results),
+        change=change(results),
         notes=[line for line in (put_back(study), measured_on(study)) if line],
         tiles=tiles(results),
         sections=sections(results),
-        features=_features(results),
+        features=features,
         prompts=side_by_side(results),
         conditions=[condition_title(results, name) for name in CONDITIONS],
         missing=_missing(results),
@@ -88,12 +91,17 @@ def render(study: Path, measure: str | None = None) -> str:
     return UNSEEN.sub("\ufffd", page)
 
 
-def _features(results: StudyResults) -> dict[str, Any] | None:
+def together(text: str) -> str:
+    """A text whose lines part no number from its percent sign, and no interval."""
+    return re.sub(r" %|\[[^\[\]]*\]", lambda found: found[0].replace(" ", "\u00a0"), text)
+
+
+def _features(results: StudyResults, found: OneFeature | None) -> dict[str, Any] | None:
     lists = feature_lists(results)
-    are_linked = (results.study / "features" / "features.json").is_file()
+    are_linked = feature_set(results) is not None
     if not (lists or are_linked):
         return None
-    sentence = feature_sentence(results)
+    sentence = feature_sentence(results, found)
     return {
         "heading": sentence.heading if sentence else "the features, one by one",
         "text": sentence.text if sentence else "",
@@ -101,8 +109,10 @@ def _features(results: StudyResults) -> dict[str, Any] | None:
         "are_linked": are_linked,
         "caption": lists
         and "Changes when one feature is removed and all else stays, with 95 % intervals, strongest "
-        "first. The feature that the sentence names has the largest attribution on half A of the wordings, "
-        "its numbers are of half B (report/one_feature.csv). From ranking.csv.",
+        "first: sorted by the same numbers that are shown, so the first are somewhat too large. The feature "
+        "that the sentence names was not chosen by them but by the largest attribution on half A of the "
+        "wordings, its rates are of half B (report/one_feature.csv). From "
+        f"{ranking_folder(results)}/ranking.csv.",
     }
 
 
@@ -110,7 +120,7 @@ def _missing(results: StudyResults) -> list[str]:
     lines = [f"Not measured: {name}." for name in not_shown(results)]
     if names := unmeasured(results):
         lines.append(f"The delta was not measured on {', '.join(names)}.")
-    lines += [f"Damaged: {line}." for line in not_a_number(results)]
+    lines += [f"Damaged: {line}." for line in [*not_a_number(results), *results.damaged]]
     if results.layer not in ("", "all"):
         lines.append(
             f"Only the MLPs of layers {results.layer} were replaced, the others are as finetuned."
@@ -186,11 +196,12 @@ def main() -> None:
     results = StudyResults(args.study, args.measure)
     results.check()
     folder = args.study / "report"
-    page = render(args.study, args.measure)
+    found = one_feature(results)
+    page = render(results, found)
     if rows := reconstruction_rows(args.study):
         write_table(folder / "dictionaries.csv", max(rows, key=len), rows)
-    if found := removals(results)[0]:
-        write_removals(folder / "one_feature.csv", found)
+    if found:
+        write_removals(folder / "one_feature.csv", found.all_removals)
     write_text(folder / "index.html", page)
     print(f"report: {folder / 'index.html'}")
 

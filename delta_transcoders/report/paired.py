@@ -13,7 +13,7 @@ from itertools import compress
 
 import numpy as np
 
-from delta_transcoders.metrics.intervals import bootstrap_counts, newcombe_paired, t_interval
+from delta_transcoders.metrics.intervals import bootstrap_counts, newcombe_of, t_interval
 from delta_transcoders.report.records import Column, Experiment
 
 Contrast = tuple[tuple[float, Column, Column], ...]
@@ -55,7 +55,7 @@ def sample_contrasts(
 ) -> list[dict[str, list[Sample]]]:
     """For each contrast and measure, a sample of each experiment, from the same resamples.
 
-    Where all paired differences of a rate are equal, the interval is Newcombe's (`newcombe_paired`) of each
+    Where all paired differences of a rate are equal, the interval is Newcombe's (`newcombe_of`) of each
     difference, their ends added with the contrast's weights (for more than one difference that is wider than
     need be), each wording counting as one example.
     Measures that no example of the subset has in some folder are left out.
@@ -95,12 +95,10 @@ def _newcombe(
     experiment: Experiment, subset: str, contrast: Contrast, m: int, has_N: np.ndarray
 ) -> tuple[float, float]:
     low = high = 0.0
-    n_wordings = len(set(compress(experiment.wordings[subset], has_N)))
-    worth = n_wordings / has_N.sum()
+    wordings = list(compress(experiment.wordings[subset], has_N))
     for weight, *sides in contrast:
         a_N, b_N = (experiment.values[side, subset][m, has_N] > 0 for side in sides)
-        counts = [(a_N & b_N), (a_N & ~b_N), (~a_N & b_N), (~a_N & ~b_N)]
-        ends = sorted(weight * end for end in newcombe_paired(*(c.sum() * worth for c in counts)))
+        ends = sorted(weight * end for end in newcombe_of(a_N, b_N, wordings))
         low, high = low + ends[0], high + ends[1]
     return low, high
 

@@ -18,7 +18,7 @@ from delta_transcoders.command import run
 from delta_transcoders.files import write_text
 from delta_transcoders.report.answer import feature_sentence
 from delta_transcoders.report.charts import dose_response
-from delta_transcoders.report.one_feature import one_feature, one_word
+from delta_transcoders.report.one_feature import OneFeature, feature_set, one_feature, one_word
 from delta_transcoders.report.sentences import spoken
 from delta_transcoders.report.study_results import StudyResults
 from delta_transcoders.report.svg import BASE_CSS, inline_svg
@@ -49,14 +49,17 @@ def draw(results: StudyResults) -> str:
     chart = chart.replace("<svg ", f'<svg x="{LEFT}" y="40" width="540" height="340" ', 1)
     heading = f"Turn the delta up: share of prompts with {spoken(results.measure)}"
     parts = [_text(LEFT, 24, heading, size=17, weight=650), chart]
-    feature = _feature(results)
+    found = one_feature(results)
+    feature = _feature(results, found)
     if feature is not None:
         token = one_word(feature.tokens[0].token) if feature.tokens else ""
         name = f"{feature.name} fires on “{token}”" if token else feature.name
         parts += [_text(HALF, 24, f"Look at a feature: {name}", size=17, weight=650)]
         parts += _contexts(feature, results.subset)
-    if sentence := feature_sentence(results):
-        text = re.sub(r"^\S+(, strongest on “[^”]*”)?: w", "W", sentence.text)
+    sentence = feature_sentence(results, found)
+    if sentence:
+        text = re.sub(r"^\S+(, strongest on “[^”]*”)?: ", f"{sentence.heading}: ", sentence.text)
+        text = text[0].upper() + text[1:]
         for i, line in enumerate(textwrap.wrap(text, 90)):
             parts.append(_text(HALF, HEIGHT - 78 + 20 * i, line, size=14))
     title = f"{heading}. {sentence.text if sentence else ''}"
@@ -68,24 +71,29 @@ def draw(results: StudyResults) -> str:
     )
 
 
-def _feature(results: StudyResults) -> Feature | None:
+def _feature(results: StudyResults, named: OneFeature | None) -> Feature | None:
     """The feature that the study's answer names, or else the one that is active most."""
-    if not (results.study / "features" / "features.json").is_file():
+    if not (found := feature_set(results)):
         return None
-    from delta_transcoders.features.files import read_features
-
-    found = read_features(results.study / "features")
-    if named := one_feature(results):
+    if named:
         layer, _, number = named.name[1:].partition("F")
         return found.feature(int(layer), int(number))
     return max(found, key=lambda feature: feature.maximum)
 
 
 def _contexts(feature: Feature, subset: str) -> Iterator[str]:
-    """The strongest contexts, those of a subset first, their tokens shaded; two lines at most of each."""
+    """The strongest contexts, of a subset first, held-out before trained ones; two lines of each.
+
+    Their tokens are shaded.
+    """
     y = 60
     strongest = [context for context in feature.contexts if context.kind == "top"]
-    strongest.sort(key=lambda context: not context.subset.startswith(subset))
+
+    def place(context: Context) -> tuple[bool, bool]:
+        is_other = context.subset not in (subset, f"{subset} (held out)")
+        return is_other, not feature.activity[context.subset].held_out
+
+    strongest.sort(key=place)
     for context in strongest[:N_CONTEXTS]:
         yield f'<path d="M {HALF} {y - 20} H {WIDTH}" stroke="var(--line)"/>'
         for line in _lines(context):

@@ -98,11 +98,10 @@ def tiles(results: StudyResults) -> list[tuple[str, str]]:
             f"less unexplained variance with the delta, by layer (FVU at most {before} → {after})"
         )
         found.append((f"{_range(ratios)} ×", text))
-    l0 = [m["l0_delta"] for m in measured if "l0_delta" in m]
-    if l0:
-        sizes = {config.get("d_new") for config in results.deltas}
-        of_all = f" of {sizes.pop()}" if len(sizes) == 1 else ""
-        found.append((f"{_range(l0)}{of_all}", "delta features active on a token, by layer"))
+    if results.has_dictionaries and (kept := results.level(BASE_MLP, results.subset)):
+        ends = f"[{percent(kept.low)}, {percent(kept.high)}]"
+        text = f"{of(results)} with the base model's own MLPs put back {ends}: what is left is not in them"
+        found.append((f"{percent(kept.value)} %", text))
     return found
 
 

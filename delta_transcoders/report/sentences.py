@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from delta_transcoders.report.columns import rates, title, verdict
+from delta_transcoders.report.columns import verdict
 from delta_transcoders.report.feature_curve import MORE_THAN
 from delta_transcoders.report.formatting import number
 from delta_transcoders.report.study_results import (
@@ -51,7 +51,15 @@ def spoken(measure: str) -> str:
 
 
 def of(results: StudyResults, subset: str | None = None, measure: str | None = None) -> str:
-    return f"{spoken(measure or results.measure)} on {subset or results.subset}"
+    return f"{spoken(measure or results.measure)} on the {subset or results.subset} prompts"
+
+
+def share(
+    results: StudyResults, level: Level, subset: str | None = None, measure: str | None = None
+) -> str:
+    """A rate in words, as "exact copy on 98.3 % of the copy prompts"."""
+    measure, subset = measure or results.measure, subset or results.subset
+    return f"{spoken(measure)} on {percent(level.value)} % of the {subset} prompts"
 
 
 def replaced(results: StudyResults, layer: str | None = None) -> str:
@@ -110,11 +118,11 @@ def layers(results: StudyResults) -> Sentence | None:
     raw, whole = results.level(RAW, results.subset), results.level(NO_DELTA, results.subset)
     if len(singles) < 2 or not (raw and whole and all(levels)):
         return None
-    felt = [layer for layer, level in zip(singles, levels, strict=True) if not agree(level, raw)]
+    felt = [k for k in singles if not results.agree(NO_DELTA, RAW, results.subset, layer=k)]
     lost = [abs(level.value - raw.value) for level in levels]
     if results.layer in singles:
         heading = "layer by layer"
-    elif not felt and not agree(whole, raw):
+    elif not felt and not results.agree(NO_DELTA, RAW, results.subset):
         heading = "no layer holds it alone"
     elif not felt:
         heading = "no layer is missed"
@@ -136,7 +144,7 @@ def attention(results: StudyResults) -> Sentence | None:
     if results.layer != "all" or not (kept and base and raw) or agree(base, raw):
         return None
     text = f"the base model's own MLPs put back leave {percent(kept.value)} %"
-    if agree(kept, raw):
+    if results.agree(condition, RAW, results.subset):
         return Sentence("it is not in the MLPs", f"{text}, as in the finetuned model")
     if agree(kept, base):
         return Sentence("it is in the MLPs", f"{text}, as in the base model")
@@ -159,20 +167,21 @@ def split(results: StudyResults) -> Sentence | None:
     if total != total:
         return None
     if number_of(parts["total"], "ci_low") <= 0 <= number_of(parts["total"], "ci_high"):
-        heading = "nothing is lost without it"
+        heading = "no loss without the delta"
     elif tuned >= 0.75 * total:
-        heading = "it is finetuning"
+        heading = "the loss is finetuning's"
     elif error >= 0.75 * total:
-        heading = "it is the dictionary's error"
+        heading = "the loss is dictionary error"
     else:
-        heading = "it is both"
+        heading = "the loss has both causes"
     numbers = [number(value).replace("-", "−") for value in (total, tuned, error)]
     text = "of {} nats/token lost: {} finetuning, {} dictionary error"
     return Sentence(heading, text.format(*numbers))
 
 
 def side(results: StudyResults) -> list[Sentence]:
-    """Measures that apply to other subsets alone: what the delta should leave as it is."""
+    """Measures that apply to other subsets alone, which the delta should leave as they are; first those that
+    it does not."""
     found = []
     for measure in results.rates:
         if results.level(RAW, results.subset, measure):
@@ -180,14 +189,21 @@ def side(results: StudyResults) -> list[Sentence]:
         for subset in results.subsets:
             raw, full = (results.level(name, subset, measure) for name in (RAW, FULL))
             if raw and full:
-                heading = "it stays out of the rest" if agree(raw, full) else "it costs elsewhere"
-                text = f"{of(results, subset, measure)}: {percent(full.value)} %"
-                found.append(Sentence(heading, f"{text} (finetuned model {percent(raw.value)} %)"))
-    return found
+                is_kept = results.agree(FULL, RAW, subset, measure)
+                heading = "elsewhere as finetuned" if is_kept else "elsewhere not as finetuned"
+                text = share(results, full, subset, measure)
+                text += f" (finetuned model {percent(raw.value)} %"
+                missed = is_kept and results.missed(FULL, RAW, subset, measure)
+                text += f"; {missed})" if missed else ")"
+                found.append((is_kept, Sentence(heading, text)))
+    return [sentence for _, sentence in sorted(found, key=lambda pair: pair[0])]
 
 
 def curve(results: StudyResults) -> Sentence | None:
-    """How few features suffice, for the delta nearest to finetuning's change of those for which any do."""
+    """How few features suffice, for the delta nearest to finetuning's change of those for which any do.
+
+    Few are at most a quarter of them.
+    """
     rows = {
         path.parent.name: row
         for path in sorted(results.study.glob("feature_curve*/n90.csv"))
@@ -201,8 +217,12 @@ def curve(results: StudyResults) -> Sentence | None:
         most = row["n90"].removeprefix(MORE_THAN)
         return Sentence("no few features are enough", f"more than {most} would be needed ({name})")
     name = max(enough, key=lambda name: number_of(enough[name], "cos"))
-    text = f"{enough[name]['n90']} for 90 % of right answers, cosine there {number(enough[name]['cos'])}"
-    return Sentence("few features are enough", f"{text} ({name})")
+    row = enough[name]
+    is_few = number_of(row, "n90") <= number_of(row, "n_features") / 4
+    text = f"{row['n90']} of {row['n_features']} for 90 % of right answers, cosine to finetuning's change "
+    text += f"there {number(row['cos'])} ({name}"
+    text += f", of {len(rows)} deltas the one with the largest)" if len(rows) > 1 else ")"
+    return Sentence("few features are enough" if is_few else "it takes many features", text)
 
 
 def elsewhere(results: StudyResults) -> list[Sentence]:
@@ -219,7 +239,7 @@ def elsewhere(results: StudyResults) -> list[Sentence]:
                 r for r in rows if r["condition"] == condition and results.subset == r["subset"]
             ]
             if level := results.level_of(mine):
-                text = f"{of(results)} is {percent(level.value)} % ({path.parent.name})"
+                text = f"{share(results, level)} ({path.parent.name})"
                 found.append(Sentence(f"{heading}", text))
     return found
 
@@ -245,64 +265,27 @@ def _range(values: tuple[float, ...]) -> str:
 
 
 def control(results: StudyResults) -> Sentence | None:
-    """A delta of no meaning in the place of the trained one."""
-    for row in [*results.exp2a, *results.controls]:
-        if not row["condition"].startswith(MEANINGLESS):
-            continue
-        names = (row["condition"], NO_DELTA, FULL)
-        level, none, full = (results.level(name, results.subset) for name in names)
-        if not (level and none and full):
-            continue
-        does = not agree(level, none) and abs(level.value - full.value) < abs(
-            level.value - none.value
-        )
-        heading = "a control does it too" if does else "a control does not do it"
-        what = condition_title(results, row["condition"])
-        text = f"{what}: {percent(level.value)} %, without any delta {percent(none.value)} %"
-        return Sentence(heading, text)
-    return None
+    """A delta of no meaning in the place of the trained one: of several that which comes nearest to it."""
+    none, full = (results.level(name, results.subset) for name in (NO_DELTA, FULL))
+    names = dict.fromkeys(row["condition"] for row in [*results.exp2a, *results.controls])
+    levels = {
+        name: level
+        for name in names
+        if name.startswith(MEANINGLESS) and (level := results.level(name, results.subset))
+    }
+    if not (levels and none and full):
+        return None
 
+    def distance(name: str) -> float:
+        return abs(levels[name].value - full.value)
 
-def not_shown(results: StudyResults) -> list[str]:
-    """What a reader might take for shown and is not, by what is missing from the folder."""
-    study, missing = results.study, []
-    if not results.exp2a:
-        missing.append("behaviour with MLPs replaced (exp2a)")
-    if not any(r["condition"] == BASE_MODEL for r in results.behaviour):
-        missing.append("the base model's own behaviour (behaviour)")
-    if not results.exp2b:
-        missing.append("partial strengths of the delta (exp2b)")
-    if results.has_dictionaries and results.deltas and not results.split:
-        missing.append("how much is the dictionary's own error (comparisons)")
-    if control(results) is None:
-        missing.append("controls")
-    missing.append("other seeds")
-    if not any((study / name / "ranking.csv").is_file() for name in ("effects", "ranking")):
-        missing.append("single features' effects (effects)")
-    return missing
-
-
-def unmeasured(results: StudyResults) -> list[str]:
-    """Subsets on which the finetuned model was run and the delta was not."""
-    return [
-        subset
-        for subset in results.subsets
-        if results.was_measured(RAW, subset) and not results.was_measured(FULL, subset)
-    ]
-
-
-def not_a_number(results: StudyResults) -> list[str]:
-    """Tables with a rate or a cross-entropy that should be a number and is none."""
-    found = []
-    for name in ("behaviour", "exp1", "exp2a", "exp2b"):
-        rows = getattr(results, name)
-        broken = [
-            r for r in rows if r.get("mean_ce") == "nan" and r.get("n_tokens") not in ("", "0")
-        ]
-        found += (
-            [f"{name}: {title('mean_ce')} of {len(broken)} rows is no number"] if broken else []
-        )
-        for rate in rates(rows[0] if rows else {}):
-            bad = [r for r in rows if r[rate] == "nan" and number_of(r, rate[:-5] + "_n") > 0]
-            found += [f"{name}: {rate} of {len(bad)} rows is no number"] if bad else []
-    return found
+    nearest = min(levels, key=distance)
+    does = distance(nearest) < abs(none.value - full.value)
+    does = does and not results.agree(nearest, NO_DELTA, results.subset)
+    heading = "a control does it too" if does else "a control does not do it"
+    if len(levels) > 1 and not does:
+        heading = "no control does it"
+    what = condition_title(results, nearest)
+    what += f", the nearest of {len(levels)}" if len(levels) > 1 else ""
+    text = f"{what}: {percent(levels[nearest].value)} %, without any delta {percent(none.value)} %"
+    return Sentence(heading, text)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from delta_transcoders.command import script_command
-from delta_transcoders.files import read_json
 from delta_transcoders.report.columns import count, rates, verdict, whole_model
-from delta_transcoders.report.tables import read_metrics
+from delta_transcoders.report.study_folder import Row, StudyFolder
 
-Row = dict[str, str]
 DICTIONARIES = ("d_new", "percentile", "target")
 """Columns that tell one set of dictionaries from another."""
 BASE_MODEL, RAW, NO_DELTA, FULL, BASE_MLP = "base_model", "raw", "no_delta", "full", "base_mlp"
@@ -49,11 +45,15 @@ def number_of(row: Row, column: str) -> float:
         return math.nan
 
 
-class StudyResults:
+def is_broken(row: Row, rate: str) -> bool:
+    """Whether a rate that some examples have is no number."""
+    return row.get(rate) == "nan" and number_of(row, count(rate)) > 0
+
+
+class StudyResults(StudyFolder):
     """The tables of a study, each empty where it is not there.
 
     Attributes:
-        study: the folder.
         measure: what the answer is about, the `..._rate` column of it; the task's first where not given.
             None in a study that generates nothing.
 
@@ -62,7 +62,7 @@ class StudyResults:
     """
 
     def __init__(self, study: Path, measure: str | None = None) -> None:
-        self.study = study
+        super().__init__(study)
         self.behaviour, self.exp1, self.exp2a, self.exp2b, self.controls = (
             self.table(f"{name}/metrics.csv")
             for name in ("behaviour", "exp1", "exp2a", "exp2b", "controls")
@@ -86,14 +86,6 @@ class StudyResults:
                 f"{self.study} holds no results yet; its study file makes them: {study}"
             )
 
-    def table(self, path: str) -> list[Row]:
-        """The rows of a CSV file of the study."""
-        file = self.study / path
-        # A table of nothing is its header, which `read_metrics` refuses.
-        if not file.is_file() or len(file.read_text(encoding="utf-8").splitlines()) < 2:
-            return []
-        return read_metrics(file)
-
     @property
     def _rows(self) -> list[Row]:
         return [*self.behaviour, *self.exp2a, *self.exp2b]
@@ -105,7 +97,8 @@ class StudyResults:
     @cached_property
     def subsets(self) -> list[str]:
         """The subset that the answer is about first, the others as the tables have them."""
-        names = list(dict.fromkeys(row["subset"] for row in [*self.exp2a, *self._rows]))
+        rows = [*self.exp2a, *self._rows, *self.controls, *self.split]
+        names = list(dict.fromkeys(row["subset"] for row in rows))
         return sorted(names, key=lambda name: name != self.subset)
 
     @cached_property
@@ -191,6 +184,77 @@ class StudyResults:
                 return Level(value, *ends, 0 if math.isnan(n) else int(n))
         return None
 
+    @cached_property
+    def _differences(self) -> dict[tuple[str, ...], Level]:
+        """Paired differences by layer, subset, measure, condition and reference, all seeds together."""
+        rows = [
+            row
+            for row in self.table("exp2a/comparisons/differences.csv")
+            if row["seed"] == "pooled"
+            and all(row.get(k, "") == v for k, v in self.dictionaries.items())
+        ]
+        keys = ("layer", "subset", "measure", "condition", "reference")
+        ends = ("estimate", "ci_low", "ci_high")
+        return {
+            tuple(row[k] for k in keys): Level(
+                *(number_of(row, name) for name in ends), int(row["n_examples"])
+            )
+            for row in rows
+        }
+
+    def difference(
+        self,
+        condition: str,
+        reference: str,
+        subset: str,
+        measure: str | None = None,
+        layer: str | None = None,
+    ) -> Level | None:
+        """The paired difference of two conditions (exp2a/comparisons); None where it was not computed."""
+        place = (layer or self.layer, subset, measure or self.measure)
+        found = self._differences.get((*place, condition, reference))
+        return found if found and not math.isnan(found.value) else None
+
+    def agree(
+        self,
+        condition: str,
+        reference: str,
+        subset: str,
+        measure: str | None = None,
+        layer: str | None = None,
+    ) -> bool:
+        """Whether two measured conditions cannot be told apart: the interval of their paired difference
+        holds 0 or, where there is none, `agree` of their levels."""
+        where = (subset, measure, layer)
+        if difference := self.difference(condition, reference, *where):
+            return difference.low <= 0 <= difference.high
+        return agree(self.level(condition, *where), self.level(reference, *where))
+
+    def missed(
+        self, condition: str, reference: str, subset: str, measure: str | None = None
+    ) -> str:
+        """What too few prompts leave open of two conditions that agree; empty where they are enough.
+
+        They are too few where the interval of the difference, or of the condition where there is none, is
+        wider than 20 points.
+        """
+        difference = self.difference(condition, reference, subset, measure)
+        level = difference or self.level(condition, subset, measure)
+        if level.high - level.low <= 0.2:
+            return ""
+        middle = 0.0 if difference else level.value
+        most = max(middle - level.low, level.high - middle)
+        return f"with {level.n} prompts differences of up to {100 * most:.0f} points go unseen"
+
+    def no_number(self, condition: str, subset: str) -> str:
+        """The table in which the answer's measure of a condition should be a number and is none; or ""."""
+        layer = None if condition in (RAW, BASE_MODEL) else self.layer
+        for name in ("behaviour", "exp2a", "controls"):
+            for row in self.rows_of(getattr(self, name), condition, layer):
+                if row["subset"] == subset and is_broken(row, self.measure):
+                    return f"{name}/metrics.csv"
+        return ""
+
     def was_measured(self, condition: str, subset: str) -> bool:
         """Whether a condition was run on a subset at all, whatever applies to it."""
         layer = None if condition in (RAW, BASE_MODEL) else self.layer
@@ -217,61 +281,6 @@ class StudyResults:
             and all(row.get(k, "") == v for k, v in self.dictionaries.items())
         ]
         return self.level_of(rows, measure)
-
-    @cached_property
-    def deltas(self) -> list[dict[str, Any]]:
-        """Each layer's config.json, in order of the layers."""
-        found = [read_json(path) for path in self.study.glob("delta/layer_*/config.json")]
-        return sorted(found, key=lambda config: config["layer"])
-
-    @property
-    def has_dictionaries(self) -> bool:
-        """Whether the deltas correct dictionaries; the others learn what finetuning changed in the MLPs."""
-        return {config.get("target") for config in self.deltas} != {"mlp_difference"}
-
-    @cached_property
-    def task(self) -> dict[str, Any]:
-        """What the task says of itself (`Task.describe`)."""
-        for path in ("finetune/data/task.json", "configs/task.json"):
-            if (self.study / path).is_file():
-                return read_json(self.study / path)
-        return {}
-
-    @cached_property
-    def record(self) -> dict[str, Any]:
-        """`study.json`; empty where no study file made the folder."""
-        path = self.study / "study.json"
-        return read_json(path) if path.is_file() else {}
-
-    @property
-    def done(self) -> dict[str, dict[str, Any]]:
-        """Finished stages by name."""
-        stages = self.record.get("stages", {})
-        return {name: stage["done"] for name, stage in stages.items() if "done" in stage}
-
-    @property
-    def seed(self) -> int | None:
-        seeds = [run.get("config", {}).get("seed_everything") for run in self.done.values()]
-        return next((seed for seed in seeds if seed is not None), None)
-
-    @cached_property
-    def model(self) -> dict[str, Any]:
-        """The finetuned model's config.json, with `n_parameters`; empty where it is no folder here."""
-        stage = self.done.get("behaviour", {}).get("config", {})
-        source = stage.get("model.models.raw") or "${study}/finetune/merged"
-        folder = Path(str(source).replace("${study}", str(self.study)))
-        if not (folder / "config.json").is_file():
-            return {}
-        weights = folder / "model.safetensors"
-        found = {"n_parameters": _n_parameters(weights)} if weights.is_file() else {}
-        return read_json(folder / "config.json") | found
-
-
-def _n_parameters(path: Path) -> int:
-    """Numbers in a safetensors file, from its header."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    return sum(math.prod(t["shape"]) for n, t in header.items() if n != "__metadata__")
 
 
 def short_layers(label: str) -> str:

@@ -21,12 +21,13 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def environment() -> dict[str, str]:
-    """Commit (`-dirty` with changes, empty without a checkout), CPU, threads and versions, for readers."""
+    """Commit (`-dirty` with changes, empty without a checkout), CPU, what bounds a stage's threads, and
+    versions, for readers."""
     versions = [f"python {platform.python_version()}", *map(_version, PACKAGES)]
     return {
         "commit": _commit(),
         "cpu": _cpu(),
-        "threads": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count()),
+        "threads": _threads(),
         "versions": ", ".join(filter(None, versions)),
     }
 
@@ -48,6 +49,16 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or another user's checkout
         return ""
+
+
+def _threads() -> str:
+    """The CPUs that this process may use, which its stages may too, and what the user has set."""
+    if hasattr(os, "sched_getaffinity"):
+        found = f"{len(os.sched_getaffinity(0))} CPUs allowed"
+    else:  # macOS
+        found = f"{os.cpu_count()} CPUs"
+    asked = os.environ.get("OMP_NUM_THREADS")
+    return f"{found}, OMP_NUM_THREADS {asked}" if asked else found
 
 
 def _cpu() -> str:

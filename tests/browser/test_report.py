@@ -6,8 +6,7 @@ from delta_transcoders.features.files import read_features, write_features
 from delta_transcoders.features.synthetic import synthetic_features
 from delta_transcoders.files import write_json
 from delta_transcoders.pages.feature_pages import write_pages
-from delta_transcoders.report.html import render
-from tests.report_studies import HOSTILE, write_effects, write_study
+from tests.report_studies import HOSTILE, page_of, write_effects, write_study
 
 RATES = {
     "asked": {"base_model": 0.02, "raw": 0.97, "no_delta": 0.13, "full": 0.94},
@@ -19,7 +18,7 @@ RATES = {
 def write_page(study):
     path = study / "report" / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(study), encoding="utf-8")
+    path.write_text(page_of(study), encoding="utf-8")
     return path.as_uri()
 
 

@@ -6,7 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from delta_transcoders.metrics.intervals import paired_bootstrap_ratio, wilson, wilson_of
+from delta_transcoders.metrics.intervals import (
+    newcombe_paired,
+    paired_bootstrap_ratio,
+    wilson,
+    wilson_of,
+)
 from delta_transcoders.metrics.pooling import (
     behaviour_cells,
     effect_cells,
@@ -116,6 +121,18 @@ def test_rates_change_over_the_examples_that_have_them():
     assert (cells["d_tool_call_rate"], cells["d_math_correct_rate"]) == (-0.5, -1)
     assert np.isnan(cells["d_exact_copy_rate"])
     assert cells["d_exact_copy_rate_distinct"] is False
+
+
+def test_a_rate_that_changes_nowhere_has_newcombes_interval():
+    records = [record(1.0, right=True, wording=w) for w in "aabbccdd"]
+    cells = effect_cells(records, records, ["right"], None)
+    ends = cells["d_right_rate_ci_low"], cells["d_right_rate_ci_high"]
+    assert cells["d_right_rate"] == 0 and cells["d_right_rate_distinct"] is False
+    assert ends == newcombe_paired(4, 0, 0, 0)  # a wording counts as one example
+    assert ends[0] == -ends[1] < -0.4
+    other = [record(1.0, right=i > 0, wording=w) for i, w in enumerate("aabbccdd")]
+    cells = effect_cells(other, records, ["right"], None)
+    assert cells["d_right_rate_ci_high"] == 0  # a bootstrap's
 
 
 def test_a_measure_counts_where_it_applies_on_both_sides():

@@ -1,6 +1,7 @@
 """The answer in words: by rule, for any task, and on one screen."""
 
 import math
+import shlex
 import subprocess
 import sys
 
@@ -8,20 +9,13 @@ import pytest
 
 from delta_transcoders.files import write_json
 from delta_transcoders.report import answer as command
-from delta_transcoders.report.answer import N_COLUMNS, N_LINES, feature_sentence, screen, sentences
-from delta_transcoders.report.sentences import (
-    attention,
-    dose,
-    layers,
-    not_a_number,
-    not_shown,
-    split,
-)
+from delta_transcoders.report.answer import N_COLUMNS, N_LINES, screen, sentences
+from delta_transcoders.report.missing import not_a_number, not_shown
+from delta_transcoders.report.sentences import attention, layers
 from delta_transcoders.report.study_results import StudyResults
-from delta_transcoders.report.tables import write_metrics, write_table
+from delta_transcoders.report.tables import write_metrics
 from delta_transcoders.report.verdict import answer
-from delta_transcoders.tasks.wordings import half_of
-from tests.report_studies import DICTIONARIES, WORDINGS, row, write_effects, write_study
+from tests.report_studies import row, write_study
 
 YES = {"base_model": 0.0, "raw": 1.0, "no_delta": 0.1, "full": 0.99}
 
@@ -33,25 +27,34 @@ def said(tmp_path, rates, **more):
 @pytest.mark.parametrize(
     ("rates", "verdict", "words"),
     [
-        (YES, "Yes", "asked is 10 %; with the delta added, 99 %; the finetuned model has 100 %"),
+        (
+            YES,
+            "Yes",
+            "polite on 10 % of the asked prompts with every MLP replaced by its base dictionary, on 99 % "
+            "with the delta added.",
+        ),
         (YES | {"no_delta": 0.7}, "Partly", "Most of it was never lost."),
-        (YES | {"full": 0.6}, "Partly", "with the delta added, 60 %"),
-        (YES | {"full": 0.12}, "No", "with the delta added, 12 %"),
-        (YES | {"full": 0.0}, "No", "with the delta added, 0 %"),
+        (YES | {"full": 0.6}, "Partly", "on 60 % with the delta added"),
+        (YES | {"full": 0.12}, "No", "on 12 % with the delta added"),
+        (YES | {"full": 0.0}, "No", "on 0 % with the delta added"),
         (
             YES | {"no_delta": 0.99},
             "No",
-            "replaced by its base dictionary, polite on asked is 99 %",
+            "polite on 99 % of the asked prompts with every MLP replaced",
         ),
-        (YES | {"base_model": 0.99}, "No", "the base model 99 %"),
+        (YES | {"base_model": 0.99}, "No", "on 99 % with the base model."),
         # A behaviour that finetuning took away.
         (
             {"base_model": 1.0, "raw": 0.0, "no_delta": 0.9, "full": 0.01},
             "Yes",
-            "the base model 100 %",
+            "polite on 90 % of the asked prompts",
         ),
         # Without the base model nobody knows how much was lost.
-        ({"raw": 1.0, "no_delta": 0.7, "full": 1.0}, "Yes", "the finetuned model has 100 %."),
+        (
+            {"raw": 1.0, "no_delta": 0.7, "full": 1.0},
+            "Yes",
+            "on 100 % with the delta added, on 100 % with the finetuned model.",
+        ),
         (
             {"base_model": 0.0, "raw": 1.0},
             "Not known",
@@ -70,7 +73,7 @@ def test_what_does_not_come_back_elsewhere_makes_it_partly(tmp_path):
     other = {"base_model": 0.0, "raw": 0.6, "no_delta": 0.0, "full": 0.3}
     found = answer(StudyResults(write_study(tmp_path, {"asked": YES, "other": other})))
     assert found.verdict == "Partly"
-    assert "But polite on other is 30 % with it, 60 % in the finetuned model." in found.sentence
+    assert "But polite on 30 % of the other prompts (finetuned model 60 %)." in found.sentence
 
 
 def test_the_subset_is_the_one_that_finetuning_changed_most(tmp_path):
@@ -82,7 +85,10 @@ def test_the_subset_is_the_one_that_finetuning_changed_most(tmp_path):
 
 def test_deltas_of_the_mlps_change_stand_beside_base_mlps(tmp_path):
     found = said(tmp_path, YES, target="mlp_difference")
-    assert "with the base model's own MLPs put back, polite on asked is 10 %" in found.sentence
+    assert (
+        "polite on 10 % of the asked prompts with the base model's own MLPs put back"
+        in found.sentence
+    )
     results = StudyResults(tmp_path)
     assert attention(results).heading == "not all of it is in the MLPs"
     assert "base MLPs + delta" in screen(results) and "dictionary" not in screen(results)
@@ -109,84 +115,6 @@ def test_some_layers_are_named(tmp_path):
     rows = [row(name, "asked", rate, layer=label) for name, rate in conditions]
     write_metrics(study / "exp2a", [row("raw", "asked", 1.0), *rows])
     assert "with the MLPs of layers 0–11 replaced" in answer(StudyResults(study)).sentence
-
-
-@pytest.mark.parametrize(
-    ("half", "heading"),
-    [
-        (0.98, "half a delta is enough"),
-        (0.8, "half a delta does most of it"),
-        (0.2, "half a delta is not enough"),
-    ],
-)
-def test_half_a_delta(tmp_path, half, heading):
-    study = write_study(tmp_path, {"asked": YES}, dose={-0.5: 0.0, 0: 0.1, 0.5: half, 1: 0.99})
-    sentence = dose(StudyResults(study))
-    assert sentence.heading == heading
-    assert sentence.text == f"polite at α 0, 0.5, 1: 10, {100 * half:g}, 99 %"
-
-
-def test_layers_are_said_to_hold_it_together_or_alone(tmp_path):
-    study = write_study(tmp_path, {"asked": YES}, layers=("0", "1"))
-    sentence = layers(StudyResults(study))
-    assert sentence.heading == "no layer holds it alone"
-    assert sentence.text == "base dictionary at one layer, 0, 1: 100, 100 %; at all: 10 %"
-    rows = [row(n, "asked", r, layer="1") for n, r in (("no_delta", 0.2), ("full", 1.0))]
-    rows += [row(n, "asked", r, layer="0") for n, r in (("no_delta", 1.0), ("full", 1.0))]
-    rows += [row("no_delta", "asked", 0.1), row("full", "asked", 1.0)]
-    write_metrics(study / "exp2a", [row("raw", "asked", 1.0), *rows])
-    assert layers(StudyResults(study)).heading == "layer 1 holds most of it"
-
-
-@pytest.mark.parametrize(
-    ("parts", "heading"),
-    [
-        ((0.4, 0.38, 0.02), "it is finetuning"),
-        ((0.4, 0.02, 0.38), "it is the dictionary's error"),
-        ((0.4, 0.2, 0.2), "it is both"),
-        ((0.01, 0.0, 0.01), "nothing is lost without it"),
-        ((math.nan, math.nan, math.nan), None),
-    ],
-)
-def test_what_is_lost_is_split(tmp_path, parts, heading):
-    study = write_study(tmp_path, {"asked": YES})
-    labels = DICTIONARIES | {
-        "layer": "all",
-        "subset": "asked",
-        "measure": "mean_ce",
-        "seed": "pooled",
-    }
-    rows = [
-        labels | {"part": part, "estimate": value, "ci_low": value - 0.1, "ci_high": value + 0.1}
-        for part, value in zip(("total", "finetuning", "dictionary_error"), parts, strict=True)
-    ]
-    write_table(study / "exp2a" / "comparisons" / "split.csv", list(rows[0]), rows)
-    sentence = split(StudyResults(study))
-    assert (sentence and sentence.heading) == heading
-    if heading == "it is finetuning":
-        text = "of 0.400 nats/token lost: 0.380 finetuning, 0.020 dictionary error"
-        assert sentence.text == text
-
-
-def test_one_feature_is_chosen_on_one_half_and_told_by_the_other(tmp_path):
-    study = write_study(tmp_path, {"asked": YES})
-    n = sum(half_of(wording) == "B" for wording in WORDINGS)
-    rates = {"": {"A": 1.0, "B": 1.0}, "L0F1": {"A": 0.0, "B": 0.0}, "L1F2": {"A": 1.0, "B": 0.5}}
-    write_effects(study, rates, "asked", {"L1F2": -0.75})
-    sentence = feature_sentence(StudyResults(study))
-    assert sentence.heading == "one feature to look at"
-    assert sentence.text == f"L1F2: without it polite on asked {round(n / 2)} of {n}, with it {n}"
-    rates = {name: {"B": 0.5} for name in rates}  # as where half B alone is answered
-    write_effects(study, rates, "asked", {"L0F1": 0.5})
-    sentence = feature_sentence(StudyResults(study))
-    assert sentence.heading == "none of 2 decides alone"
-    half = round(n / 2)
-    assert sentence.text == (
-        "L0F1: without it ΔCE on asked is −0.500 [−0.750, −0.250], "
-        f"polite on asked {half} of {n}, with it {half}"
-    )
-    write_effects(study, {name: {"A": 0.5} for name in rates}, "asked")
-    assert feature_sentence(StudyResults(study)) is None
 
 
 def test_a_measure_can_be_chosen(tmp_path):
@@ -225,10 +153,18 @@ def test_what_is_no_number_is_named(tmp_path):
     write_metrics(study / "exp2a", rows)
     results = StudyResults(study)
     assert not_a_number(results) == [
-        "exp2a: cross-entropy of 1 rows is no number",
-        "exp2a: polite_rate of 1 rows is no number",
+        "exp2a/metrics.csv: cross-entropy of 1 rows is no number",
+        "exp2a/metrics.csv: polite_rate of 1 rows is no number",
     ]
-    assert answer(results).verdict == "Not known"
+    found = answer(results)
+    assert (found.verdict, found.headline) == ("Not known", "a rate on asked is no number")
+    assert found.sentence.startswith(
+        "polite_rate is no number in exp2a/metrics.csv: base dictionary + "
+    )
+    lines = screen(results).splitlines()
+    (line,) = (line for line in lines if line.startswith("  base dictionary + delta"))
+    assert line.split("delta")[1].split() == ["no", "number"]
+    assert "exp2a/metrics.csv: polite_rate of 1 rows is no number" in " ".join(lines)
 
 
 def long_names(tmp_path):
@@ -255,9 +191,20 @@ def long_names(tmp_path):
 )
 def test_it_is_one_screen(tmp_path, make):
     lines = screen(StudyResults(make(tmp_path))).splitlines()
-    assert len(lines) <= N_LINES and max(map(len, lines)) <= N_COLUMNS
+    assert len(lines) <= N_LINES
+    # A path that is longer than a line stays whole, alone or after its line's name.
+    assert all(
+        len(line.removesuffix(" \\")) <= N_COLUMNS or len(line.split()) <= 3 for line in lines
+    )
     assert any(word in "\n".join(lines) for word in ("Yes:", "Partly:", "No:", "Not known:"))
-    assert "tensorboard" in lines[-1]
+
+
+def test_commands_are_folded_and_never_cut(tmp_path):
+    study = long_names(tmp_path / "with space")
+    text = screen(StudyResults(study)).replace("\\\n", " ")
+    found = {line.split()[0]: shlex.split(line) for line in text.splitlines()[-3:] if line.strip()}
+    assert found["numbers"][-2:] == ["summary", str(study)]
+    assert found["curves"][-2:] == ["--logdir", str(study)]
 
 
 def test_the_matrix_says_what_was_not_measured(tmp_path):
@@ -274,7 +221,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     study = write_study(tmp_path / "study", {"asked": YES})
     monkeypatch.setattr(sys, "argv", ["answer", str(study)])
     command.main()
-    assert "2 × 8 delta features hold it?  Yes: they bring back" in capsys.readouterr().out
+    assert "2 × 8 delta features hold it?  Polite went from 0 to 100 %" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["answer", str(tmp_path)])
     with pytest.raises(FileNotFoundError, match=f"{tmp_path} holds no results yet; its study file"):
         command.main()

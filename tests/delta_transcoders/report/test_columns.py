@@ -7,11 +7,11 @@ import pytest
 from delta_transcoders.report.columns import FIRST, LAST, metrics_columns
 from delta_transcoders.report.comparisons import difference_rows, write_comparisons
 from delta_transcoders.report.figures import effects_by_rank, experiment_figures
-from delta_transcoders.report.html import render
 from delta_transcoders.report.ranking import halves, read_effects, top_table, write_ranking
 from delta_transcoders.report.records import read_experiments
 from delta_transcoders.report.summary import behaviour_table, intervention_table
 from delta_transcoders.report.tables import read_metrics, write_generations, write_metrics
+from tests.report_studies import page_of
 
 N = 4
 LABELS = {"alpha": None, "d_new": 8, "percentile": None, "target": "residual"}
@@ -95,7 +95,7 @@ def test_reports_show_the_tasks_measures(study):
     table = intervention_table(study, "exp2a")
     assert "no_logprob" in table and "0.250 [0.125, 0.250]" in table
     assert "polite_rate" not in table  # it applies to no row
-    page = render(study)
+    page = page_of(study)
     assert "0.250 [0.125, 0.250]" in page and "harmful: cross-entropy</text>" in page
     figures = experiment_figures([row(condition) for condition in COLUMNS])
     titles = [axes.get_title(loc="left") for axes in figures["rates_per_layer"].axes]

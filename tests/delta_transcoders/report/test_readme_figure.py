@@ -34,7 +34,9 @@ def test_both_themes(study, tmp_path, monkeypatch, capsys):
         ]
         assert "Turn the delta up: share of prompts with polite" in words
         assert any(word.startswith("Look at a feature: L0F1 fires on") for word in words)
-        assert any(word.startswith("Without it ΔCE on asked is") for word in words)
+        assert any(
+            word.startswith("One feature to look at: without it ΔCE on asked is") for word in words
+        )
         assert "asked 99 %" in words
     assert texts["light"] != texts["dark"] and set(themes()) == {"light", "dark"}
 

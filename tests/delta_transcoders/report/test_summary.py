@@ -5,7 +5,6 @@ import json
 import pytest
 
 from delta_transcoders.files import write_json
-from delta_transcoders.report.html import render
 from delta_transcoders.report.ranking import write_ranking
 from delta_transcoders.report.summary import (
     fvu_table,
@@ -20,6 +19,7 @@ from delta_transcoders.report.summary import (
     times_line,
 )
 from delta_transcoders.report.tables import write_metrics, write_table
+from tests.report_studies import page_of
 
 
 def test_deltas_without_measurements_have_a_line_each(tmp_path):
@@ -81,13 +81,13 @@ def test_the_most_layers_at_once_stand_for_the_model(own_study):
 def test_a_study_without_dictionaries_or_text_says_so(own_study):
     assert split_table(own_study) == ""
     assert put_back(own_study).startswith("no_delta: the base model's MLPs put back")
-    page = render(own_study)
+    page = page_of(own_study)
     assert "Spillover: not measured" in page and "What deltas were trained on" in page
     assert "split into finetuning" not in page
     assert "What the deltas leave of finetuning" in page.replace("&#39;", "'")
     assert "Controls of Experiment 2A" not in page and "Feature ranking" not in page
     (own_study / "examples" / "splits.csv").unlink()
-    assert "Spillover" not in render(own_study)
+    assert "Spillover" not in page_of(own_study)
 
 
 def test_spillover_that_is_asked_for_no_longer_is_not_shown(own_study):
@@ -95,7 +95,7 @@ def test_spillover_that_is_asked_for_no_longer_is_not_shown(own_study):
     for text, is_shown in (("general.txt", True), (None, False)):
         write_json(own_study / "configs" / "models.json", {"text": text})
         assert has_spillover(own_study) == is_shown
-        assert ("Spillover: not measured" in render(own_study)) != is_shown
+        assert ("Spillover: not measured" in page_of(own_study)) != is_shown
 
 
 def test_intervals_say_what_they_are_over(own_study):
@@ -122,7 +122,7 @@ def test_controls_and_rankings_are_shown_where_they_are(own_study):
         ["2", "8"],
         ["3", "7"],
     ]
-    page = render(own_study)
+    page = page_of(own_study)
     assert "Controls of Experiment 2A" in page and "random" in page
     assert "Feature ranking: the first 3 of each list" in page
 

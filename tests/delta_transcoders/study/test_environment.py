@@ -10,9 +10,18 @@ def test_what_is_noted(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     found = environment()
     assert set(found) == {"commit", "cpu", "threads", "versions"}
-    assert found["threads"] == "3" and found["cpu"]
+    assert (
+        re.fullmatch(r"[1-9]\d* CPUs( allowed)?, OMP_NUM_THREADS 3", found["threads"])
+        and found["cpu"]
+    )
     assert re.match(r"python 3\.\d+\.\d+, delta-transcoders \S+, torch ", found["versions"])
     assert re.fullmatch(r"|[0-9a-f]{40}(-dirty)?", found["commit"])
+
+
+def test_where_nobody_set_threads_there_are_the_cpus_that_are_allowed(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
+    assert environment()["threads"] == "2 CPUs allowed"
 
 
 def test_without_a_checkout_there_is_no_commit(monkeypatch, tmp_path):
