@@ -132,7 +132,7 @@ study-kills: $(READY)  ## SIGKILL a study at ten random moments, and compare its
 test: $(READY)  ## Run the tests (minutes, offline, on two cores)
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile
 
-test-slow: $(READY)  ## Run the tests of whole studies: every model family, own models, dictionaries, the wheel
+test-slow: $(READY)  ## Run the tests of whole studies and of pages in a browser (Debian's chromium), the wheel
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile -m slow
 
 lint: $(READY)  ## Check style

@@ -10,6 +10,8 @@ from delta_transcoders.pages import feature_pages, inline_feature
 from delta_transcoders.pages.feature_pages import write_pages
 from delta_transcoders.pages.words import measure_of, visible
 
+pytestmark = pytest.mark.slow
+
 N_LAYERS, N_FEATURES = 3, 12
 ASKED, COPIED, _, UNSEEN = SUBSETS
 MEASURES = tuple(dict.fromkeys(e.measure for e in next(synthetic_features(1, 1)).effects))

@@ -13,6 +13,8 @@ from delta_transcoders.inspector.request import Request  # noqa: E402
 from delta_transcoders.inspector.server import application  # noqa: E402
 from delta_transcoders.inspector.session import Session  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 30_000  # milliseconds
 HOSTILE = (
     "</script><script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"

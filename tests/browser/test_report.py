@@ -8,6 +8,8 @@ from delta_transcoders.files import write_json
 from delta_transcoders.pages.feature_pages import write_pages
 from tests.report_studies import HOSTILE, page_of, write_effects, write_study
 
+pytestmark = pytest.mark.slow
+
 RATES = {
     "asked": {"base_model": 0.02, "raw": 0.97, "no_delta": 0.13, "full": 0.94},
     "other": {"base_model": 0.01, "raw": 0.03, "no_delta": 0.0, "full": 0.05},
