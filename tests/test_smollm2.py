@@ -19,12 +19,12 @@ from delta_transcoders.dictionaries.delta import load_delta
 from delta_transcoders.families.sites import HOOK_SITES
 from delta_transcoders.features.files import read_features
 from delta_transcoders.language_models import load_model, load_tokenizer, target_batch, tokenize
-from delta_transcoders.report import html
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.study.study_file import read_study
 from delta_transcoders.tasks.calculator.base_text import base_documents
 from delta_transcoders.tasks.calculator.task import Calculator
 from interop.published_sets import sparsify
+from tests.report_studies import page_of
 
 pytestmark = pytest.mark.slow
 
@@ -129,7 +129,7 @@ def test_the_whole_study(run):
     for alpha, name in (("alpha_0.00", "no_delta"), ("alpha_1.00", "full")):
         ends = (float(row["mean_ce"]) for row in (of_2b[alpha], of_2a[name]))
         assert next(ends) == pytest.approx(next(ends), abs=1e-5)
-    assert "dose–response" in html.render(study)
+    assert "dose–response" in page_of(study)
 
 
 def plant_skip_transcoders(folder: Path, base_model: str) -> None:
