@@ -73,6 +73,7 @@ def is_alive(pid: int) -> bool:
     return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["stop", "fail 0", "fail 1"])
 def test_several_processes_end_together(prepared, tmp_path, monkeypatch, what):
     if not torch.distributed.is_gloo_available():

@@ -343,6 +343,7 @@ def validation_metrics(log_dir: Path) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_weights_and_the_validation_of_one(one_and_two_processes):
     one, two = one_and_two_processes
     expected, actual = (validation_metrics(f / "logs" / "finetune") for f in (one, two))

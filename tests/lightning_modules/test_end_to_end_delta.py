@@ -229,6 +229,7 @@ def test_without_training_a_warm_start_is_written_as_it_was(dictionaries, argume
         assert end - first == sources["delta"][layer].n_features
 
 
+@pytest.mark.slow
 def test_two_processes_choose_the_same_features_as_one(
     dictionaries, arguments, tmp_path, pytestconfig
 ):

@@ -83,6 +83,7 @@ def rows_of(folder, **where) -> list[dict[str, str]]:
     return [row for row in rows if all(row[k] == str(v) for k, v in where.items())]
 
 
+@pytest.mark.slow
 def test_two_processes_rank_as_one(
     ranking, planted, dictionaries, arguments, tmp_path, pytestconfig
 ):

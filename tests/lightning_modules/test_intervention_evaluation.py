@@ -40,6 +40,7 @@ def one(dictionaries, arguments, tmp_path_factory):
     return output
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_texts_and_counts_of_one(
     one, dictionaries, arguments, tmp_path, pytestconfig
 ):

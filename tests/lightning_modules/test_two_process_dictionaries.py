@@ -47,6 +47,7 @@ def in_order(cache, split):
     return order, {name: column[order] for name, column in index.items()}
 
 
+@pytest.mark.slow
 def test_two_processes_capture_what_one_does_each_token_once(two, dictionaries):
     ours, alone = (ActivationCache(f / "activations") for f in (two, dictionaries))
     assert ours.meta == alone.meta
@@ -65,6 +66,7 @@ def test_two_processes_capture_what_one_does_each_token_once(two, dictionaries):
                 )
 
 
+@pytest.mark.slow
 def test_two_processes_train_deltas_as_good_as_one(two, dictionaries):
     for layer in (0, 1):
         ours, alone = (

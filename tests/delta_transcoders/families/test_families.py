@@ -136,6 +136,8 @@ KNOWLEDGE = re.compile(
     r"|HOOK_SITES\[\"|site(?:\.name)? [!=]= \""
 )
 EXCEPTIONS = {
+    # Its first line says what kind of model a study is of.
+    "delta_transcoders/report/answer.py",
     # They make models.
     "delta_transcoders/tiny_gemma.py",
     "delta_transcoders/smollm2.py",
