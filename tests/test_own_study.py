@@ -196,7 +196,7 @@ def test_through_study_py(own_content, tmp_path, pytestconfig, monkeypatch, capf
     judge = {"judge": {"class_path": "loud_judge.Loud"}}
     everything = planned(judge, "--dry-run")
     assert not Path("mine").exists()
-    assert set(everything.values()) == {"never run"} and len(everything) == 10
+    assert set(everything.values()) == {"never run"} and len(everything) == 12
     assert list(planned(judge, "--until", "delta")) == ["split", "activations", "delta"]
     assert Path("mine/delta/layer_1/config.json").is_file()
     assert planned(judge, "--until", "delta") == {}

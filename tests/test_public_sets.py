@@ -29,7 +29,7 @@ from delta_transcoders.features.files import read_features
 from delta_transcoders.interventions.intervention import layer_groups
 from delta_transcoders.language_models import load_model, load_tokenizer, target_batch, tokenize
 from delta_transcoders.pages.feature_pages import write_pages
-from delta_transcoders.report import comparisons, html
+from delta_transcoders.report import comparisons
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.study.plan import Graph
 from delta_transcoders.study.public_base import SITES, VALUES, PublicBase
@@ -39,6 +39,7 @@ from delta_transcoders.tasks.calculator.task import Calculator
 from interop import published_sets
 from interop.published_sets import Tensors, circuit_tracer, formula
 from tests.delta_transcoders.families.conftest import CASES, make_model, make_tokenizer
+from tests.report_studies import page_of
 
 D_MODEL, L0, K = 32, 64, 128
 
@@ -360,7 +361,7 @@ def run_stage(stage: Stage) -> None:
         folder = Path(stage.arguments[0])
         write_pages(read_features(folder / "features"), folder / "report", str(folder))
     else:
-        html.render(Path(stage.arguments[0]))
+        page_of(Path(stage.arguments[0]))
 
 
 def arrays(base: Transcoder) -> dict[str, np.ndarray]:
