@@ -420,9 +420,15 @@ def test_a_study_runs_to_its_end(public, tmp_path):
         columns = ["x", "y", f"residual-{base.name}-p0.5"]
         x, y, residual = cache.load("validation", layer, columns).values()
         kind = (public.activation, public.skip)
-        expected = y.double().numpy() - formula(x.float().numpy(), arrays(loaded), *kind, k=K)[1]
+        activations, written = formula(x.float().numpy(), arrays(loaded), *kind, k=K)
+        expected = y.double().numpy() - written
         scale = float(np.abs(expected).max())
-        np.testing.assert_allclose(residual.double().numpy(), expected, atol=scale / 128)
+        # Rounding decides whether a feature at its threshold is active: where it does, only that it is rare.
+        ours = loaded.encode(x.float()).numpy()
+        same = ((ours > 0) == (activations > 0)).all(axis=1)
+        assert same.mean() > 0.98
+        found = residual.double().numpy()
+        np.testing.assert_allclose(found[same], expected[same], atol=scale / 128)
 
     groups = [str(group) for group in public.base["groups"]]
     of_2a = read_metrics(folder / "exp2a/metrics.csv")
