@@ -226,7 +226,8 @@ def read_study(
     if "study" not in content:
         raise ValueError(f"{file} names no folder: give `study: runs/NAME` there, or --study")
     study = Study(os.path.expanduser(content["study"]))
-    study.registered = content.get("registered", "")
+    if "registered" in content:
+        study.registered = os.path.normpath(content["registered"])
     study.texts, study.notes = content.get("files", {}), content.get("notes", [])
     _expand(study, content, file, study.folder, "")
     _give(study, options or {})
