@@ -1,10 +1,12 @@
-"""The page of findings: `python -m delta_transcoders.report.findings [RESULTS ...]`.
+"""The page of findings: `python -m delta_transcoders.report.findings [RESULTS ...] [--registered DIR]`.
 
 RESULTS are what `report.results` has kept of studies, one for each seed, as in `docs/results/4`: their
-figures are written to `docs/findings.csv`, each per seed and pooled. From that file alone `docs/FINDINGS.md`
-is rendered, also where no RESULTS are given. The page's template is `docs/findings.md.j2`; the pass
-conditions of its claims are in `docs/findings_conditions.csv`, committed before the seeds run
-(`docs/REGISTERED.md`): a `figure`, its `part` (`value`, or an end of its interval, `low` or `high`), a
+figures are written to `findings.csv` in the folder in which the claims were registered (`docs`, or
+`docs/smollm2` of the real model), each per seed and pooled. Figures of what all seeds share (`--shared
+docs/smollm2/results/base`) stand there once. From these files alone `docs/FINDINGS.md` is rendered, also
+where no RESULTS are given. The page's template is `docs/findings.md.j2`, which includes that of the real
+model; the pass conditions of the claims are in `findings_conditions.csv`, committed before the seeds run
+(`REGISTERED.md`): a `figure`, its `part` (`value`, or an end of its interval, `low` or `high`), a
 `comparison` and a `bound`: a number, another figure, or a number times a figure. A condition must hold for
 each seed and for all of them pooled; a claim passes where all of its conditions hold, and the page says which
 fail. With `--check` nothing is written: a page that is not what its figures make of it ends with an error.
@@ -25,7 +27,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from delta_transcoders.command import run
 from delta_transcoders.files import write_text
@@ -35,11 +37,13 @@ from delta_transcoders.report.comparisons import POOLED
 from delta_transcoders.report.feature_curve import MORE_THAN
 from delta_transcoders.report.formatting import NOT_APPLICABLE, difference, interval, number
 from delta_transcoders.report.records import seed_labels
-from delta_transcoders.report.results import FIGURES, Value
+from delta_transcoders.report.results import Value
+from delta_transcoders.report.results import read_figures as read_kept
 from delta_transcoders.report.tables import read_metrics, write_table
 from delta_transcoders.report.templates import environment
 
 DOCS = Path("docs")
+TEMPLATE, FINDINGS = "findings.md.j2", "findings.csv"
 MODULE = "python -m delta_transcoders.report.findings"
 PASSES, FAILS, NOT_TESTED = "**passes**", "**fails**", "**not tested**"
 CSV_COLUMNS = ("figure", "seed", "value", "low", "high")
@@ -86,7 +90,9 @@ class Condition(NamedTuple):
         found = []
         factor, of = self._bound
         for seed, value in figures[self.figure].items():
-            bound = factor * (self._least(figures[of][seed]) if of else 1.0)
+            # What all seeds share has no other value than the pooled one.
+            against = figures[of].get(seed, figures[of][POOLED]) if of else Value(1.0, 1.0, 1.0)
+            bound = factor * self._least(against)
             # What is unknown (nan), or only known to be more than a number, meets no condition.
             known = math.isfinite(value.value) and math.isfinite(bound)
             if not (known and COMPARISONS[self.comparison](getattr(value, self.part), bound)):
@@ -148,7 +154,8 @@ def shown(name: str, figures: Figures) -> str:
     else:
         text = interval(*pooled) if pooled.low < pooled.high else number(pooled.value)
     singly = [_one(value) for seed, value in of_seeds.items() if seed != POOLED]
-    return f"{text} ({' '.join(singly)})" if set(singly) != {_one(pooled)} else text
+    differ = singly and set(singly) != {_one(pooled)}  # what all seeds share has none
+    return f"{text} ({' '.join(singly)})" if differ else text
 
 
 def _one(value: Value) -> str:
@@ -177,12 +184,16 @@ def verdict(claim: str, conditions: Sequence[Condition], figures: Figures, needs
     return f"{FAILS}: " + "; ".join(f"not {c} in {', '.join(seeds)}" for c, seeds in failed)
 
 
-def figure_names(docs: Path, conditions: Sequence[Condition]) -> list[str]:
-    """All figures of the page and the conditions, in the order in which they first appear."""
+def figure_names(folder: Path, conditions: Sequence[Condition]) -> list[str]:
+    """All figures of a folder's template and the conditions, in the order in which they first appear."""
     names: list[str] = []
-    template = environment(docs).get_template("findings.md.j2")
+    template = environment(folder).get_template(TEMPLATE)
+    nothing = {"f": lambda *w: "", "v": lambda *w, **needs: ""}
     template.render(
-        f=lambda *w: names.append(_name(w)) or "", v=lambda *w, **needs: "", seeds=["any"]
+        f=lambda *w: names.append(_name(w)) or "",
+        v=nothing["v"],
+        seeds=["any"],
+        registered=lambda name: nothing | {"seeds": []},
     )
     return list(dict.fromkeys([*names, *(name for c in conditions for name in c.figures)]))
 
@@ -191,18 +202,23 @@ def _name(words: Iterable[object]) -> str:
     return " ".join(map(str, words))
 
 
-def render(docs: Path, conditions: Sequence[Condition], figures: Figures) -> str:
-    """The Markdown page. Its template has `f(words)`, `v(claim, needs=…)` and `seeds`."""
-    seeds = list(dict.fromkeys(seed for by_seed in figures.values() for seed in by_seed))
-    return (
-        environment(docs)
-        .get_template("findings.md.j2")
-        .render(
-            f=lambda *words: shown(_name(words), figures),
-            v=lambda claim, needs="": verdict(str(claim), conditions, figures, needs),
-            seeds=[seed for seed in seeds if seed != POOLED],
-        )
-    )
+def render(docs: Path) -> str:
+    """The Markdown page, from the claims and figures of its folder and of folders within it.
+
+    Its template has `f(words)`, `v(claim, needs=…)` and `seeds`, and `registered(folder)` with the same.
+    """
+    template = environment(docs).get_template(TEMPLATE)
+    return template.render(**_known(docs), registered=lambda name: _known(docs / name))
+
+
+def _known(folder: Path) -> dict[str, Any]:
+    conditions, figures = read_conditions(folder), read_figures(folder / FINDINGS)
+    seeds = dict.fromkeys(seed for by_seed in figures.values() for seed in by_seed)
+    return {
+        "f": lambda *words: shown(_name(words), figures),
+        "v": lambda claim, needs="": verdict(str(claim), conditions, figures, needs),
+        "seeds": [seed for seed in seeds if seed != POOLED],
+    }
 
 
 def write_figures(path: Path, figures: Figures) -> None:
@@ -223,21 +239,19 @@ def read_figures(path: Path) -> dict[str, dict[str, Value]]:
     return figures
 
 
-def pool_results(folders: Sequence[Path]) -> dict[str, dict[str, Value]]:
-    """The figures that all results have, per seed and pooled.
+def pool_results(
+    folders: Sequence[Path], shared: Path | None = None
+) -> dict[str, dict[str, Value]]:
+    """The figures that all results have, per seed and pooled, and those of what the seeds share.
 
     Raises:
         FileNotFoundError: a folder without `figures.csv`.
     """
-    by_seed = {
-        seed: {
-            row["figure"]: Value(*(float(row[key]) for key in Value._fields))
-            for row in read_metrics(folder / FIGURES)
-        }
-        for seed, folder in zip(seed_labels(folders), folders, strict=True)
-    }
-    pooled = {}
-    for name in next(iter(by_seed.values())):
+    labels = seed_labels(folders) if len(folders) > 1 else [folder.name for folder in folders]
+    by_seed = {seed: read_kept(folder) for seed, folder in zip(labels, folders, strict=True)}
+    found = read_kept(shared) if shared else {}
+    pooled = {name: {POOLED: value} for name, value in found.items()}
+    for name in next(iter(by_seed.values()), {}):
         of_seeds = {seed: figures[name] for seed, figures in by_seed.items() if name in figures}
         if len(of_seeds) == len(by_seed):
             pooled[name] = {POOLED: _pooled(list(of_seeds.values()), name), **of_seeds}
@@ -253,22 +267,27 @@ def main() -> None:
         metavar="RESULTS",
         help="one per seed; without any, the figures of findings.csv are taken",
     )
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of findings.md.j2")
+    parser.add_argument(
+        "--registered", type=Path, metavar="DIR", help="folder of their claims (default: docs)"
+    )
+    parser.add_argument(
+        "--shared", type=Path, metavar="RESULTS", help="of what the seeds have in common"
+    )
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page")
     parser.add_argument(
         "--check", action="store_true", help="only compare the page with its figures"
     )
     args = parser.parse_args()
-    docs, conditions = args.docs, read_conditions(args.docs)
-    path, page = docs / "findings.csv", docs / "FINDINGS.md"
-    if args.results and not args.check:
-        pooled = pool_results(args.results)
-        names = [name for name in figure_names(docs, conditions) if name in pooled]
-        write_figures(path, {name: pooled[name] for name in names})
-    text = render(docs, conditions, read_figures(path))
+    claims, page = args.registered or args.docs, args.docs / "FINDINGS.md"
+    if (args.results or args.shared) and not args.check:
+        pooled = pool_results(args.results, args.shared)
+        names = [n for n in figure_names(claims, read_conditions(claims)) if n in pooled]
+        write_figures(claims / FINDINGS, {name: pooled[name] for name in names})
+    text = render(args.docs)
     if args.check:
         if page.read_text(encoding="utf-8") != text:
-            raise ValueError(f"{page} is not what {path} makes of it: run {MODULE}")
-        print(f"{page} is what {path} makes of it")
+            raise ValueError(f"{page} is not what the {FINDINGS} make of it: run {MODULE}")
+        print(f"{page} is what the {FINDINGS} make of it")
         return
     write_text(page, text)
     print(f"written: {page}")

@@ -1,8 +1,9 @@
-"""What a finished study leaves: `python -m delta_transcoders.report.results STUDY OUT [--docs DOCS]`.
+"""What a study leaves: `python -m delta_transcoders.report.results STUDY OUT [--docs DOCS]`.
 
 OUT holds the figures of the page of findings (`figures.csv`), every small table, and which configuration
 made them from what (`study.json`, `hashes.json`): what is committed of a seed, since the study's folder does
-not last.
+not last. It may be written after every stage: figures and hashes of outputs that no other run has written
+since are taken as they are.
 """
 
 from __future__ import annotations
@@ -16,17 +17,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from delta_transcoders.command import run
-from delta_transcoders.files import finish_output, new_output, write_json
+from delta_transcoders.files import finish_output, new_output, read_json, run_of, write_json
 from delta_transcoders.report.comparisons import difference_rows, split_rows
 from delta_transcoders.report.feature_curve import MORE_THAN
 from delta_transcoders.report.records import read_experiments
 from delta_transcoders.report.tables import read_metrics, write_table
 
-FIGURES = "figures.csv"
+FIGURES, HASHES = "figures.csv", "hashes.json"
 LARGEST = 200_000
 """Bytes of a table that is kept."""
-HASHED = ("model.safetensors", "delta.safetensors", "params.npz", "generations.jsonl")
-"""Weights and answers; caches of activations are many times as large."""
+KEPT = ("*.csv", "study.json", "composition.json")
+"""Tables, how each stage was run, and what a text consists of."""
+HASHED = (
+    *("model.safetensors", "delta.safetensors", "params.npz", "generations.jsonl"),
+    *("replies.jsonl", "train.jsonl"),
+)
+"""Weights, answers and texts; caches of activations are many times as large."""
 
 
 class Value(NamedTuple):
@@ -53,7 +59,7 @@ class StudyTables:
         self._compared: dict[str, tuple[list[dict], list[dict]]] = {}
 
     def has(self, figure: str) -> bool:
-        return (self.folder / _path(figure)).is_file()
+        return (self.folder / table_of(figure)).is_file()
 
     def figure(self, name: str) -> Value:
         """
@@ -77,7 +83,7 @@ class StudyTables:
         if dictionaries:
             where["d_new"], _, where["target"] = dictionaries.partition("_")
         if not against:
-            row = _only(self._rows(_path(name)), name, condition=condition, **where)
+            row = _only(self._rows(table_of(name)), name, condition=condition, **where)
             return _level(row, column, name)
         differences, split = self._comparisons(table)
         if condition == "split":
@@ -99,12 +105,17 @@ class StudyTables:
         return self._compared[table]
 
 
-def _path(figure: str) -> str:
+def table_of(figure: str) -> str:
+    """Path of the table that a figure is of, within a study.
+
+    >>> table_of("exp2a all tool full mean_ce"), table_of("overlap/overlap.csv overlap")
+    ('exp2a/metrics.csv', 'overlap/overlap.csv')
+    """
     table = figure.split()[0]
     return table if table.endswith(".csv") else f"{table}/metrics.csv"
 
 
-def _only(rows: Iterable[dict], name: str, **where: str) -> dict:
+def _only(rows: Iterable[dict], name: str, /, **where: str) -> dict:
     found = [row for row in rows if all(row.get(key) == value for key, value in where.items())]
     if len(found) != 1:
         raise ValueError(f"{len(found)} rows, not one, are {name}")
@@ -121,45 +132,91 @@ def _level(row: dict[str, str], column: str, name: str) -> Value:
     )
 
 
-def keep_results(study: Path, out: Path, figures: Iterable[str]) -> None:
-    """Write what is kept of a study.
+class _Earlier:
+    """What was kept of a study before."""
+
+    def __init__(self, out: Path) -> None:
+        records = [read_json(path).get("stages", {}) for path in out.rglob("study.json")]
+        finished = [
+            stage["done"] for stages in records for stage in stages.values() if "done" in stage
+        ]
+        self._runs = {done["run"] for done in finished}
+        path = out / HASHES
+        self._hashes: dict[str, str] = read_json(path) if path.is_file() else {}
+        self._figures = read_figures(out) if (out / FIGURES).is_file() else {}
+
+    def figure(self, name: str, table: Path) -> Value | None:
+        """None where another run has written the table since."""
+        return self._figures.get(name) if run_of(table) in self._runs else None
+
+    def sha256(self, name: str, path: Path) -> str:
+        if name in self._hashes and run_of(path) in self._runs:
+            return self._hashes[name]
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_figures(results: Path) -> dict[str, Value]:
+    """The figures that were kept, by name.
+
+    Raises:
+        FileNotFoundError: a folder without `figures.csv`.
+    """
+    rows = read_metrics(results / FIGURES)
+    return {row["figure"]: Value(*(float(row[key]) for key in Value._fields)) for row in rows}
+
+
+def keep_results(study: Path, out: Path, figures: Iterable[str]) -> list[str]:
+    """Write what is kept of a study, which need not be finished.
 
     Args:
         figures: names; those whose table the study does not have are left out.
+
+    Returns:
+        Of the figures that the tables do not have, why.
     """
-    tables = StudyTables(study)
-    found = {name: tables.figure(name) for name in figures if tables.has(name)}
+    tables, earlier, problems = StudyTables(study), _Earlier(out), []
+    rows = []
+    for name in figures:
+        if not tables.has(name):
+            continue
+        try:
+            value = earlier.figure(name, study / table_of(name)) or tables.figure(name)
+            rows.append({"figure": name} | value._asdict())
+        except (ValueError, FileNotFoundError) as error:
+            problems.append(str(error))
     with new_output(out, "results") as folder:
-        rows = [{"figure": name} | value._asdict() for name, value in found.items()]
-        write_table(folder / FIGURES, ("figure", *Value._fields), rows)
-        for path in sorted(study.rglob("*.csv")):
-            if path.stat().st_size <= LARGEST:
+        if rows:  # a table has at least one
+            write_table(folder / FIGURES, ("figure", *Value._fields), rows)
+        for path in sorted(path for pattern in KEPT for path in study.rglob(pattern)):
+            if path.suffix != ".csv" or path.stat().st_size <= LARGEST:
                 copy = folder / path.relative_to(study)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
-        for path in sorted(study.rglob("study.json")):
-            copy = folder / path.relative_to(study)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-        hashes = {
-            path.relative_to(study).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for pattern in HASHED
-            for path in sorted(study.rglob(pattern))
-        }
-        write_json(folder / "hashes.json", hashes)
+        paths = [path for pattern in HASHED for path in sorted(study.rglob(pattern))]
+        names = {path.relative_to(study).as_posix(): path for path in paths}
+        write_json(
+            folder / HASHES, {name: earlier.sha256(name, path) for name, path in names.items()}
+        )
         finish_output(out)
+    return problems
 
 
 def main() -> None:
     from delta_transcoders.report.findings import DOCS, figure_names, read_conditions
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", type=Path, metavar="STUDY", help="folder of a finished study")
+    parser.add_argument("study", type=Path, metavar="STUDY", help="folder of a study")
     parser.add_argument("out", type=Path, metavar="OUT", help="for example docs/results/4")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of findings.md.j2")
+    parser.add_argument(
+        "--docs", type=Path, default=DOCS, help="folder of the claims and findings.md.j2"
+    )
     args = parser.parse_args()
-    keep_results(args.study, args.out, figure_names(args.docs, read_conditions(args.docs)))
+    names = figure_names(args.docs, read_conditions(args.docs))
+    problems = keep_results(args.study, args.out, names)
     print(f"written: {args.out}")
+    if problems:
+        raise ValueError(f"{len(problems)} figures are not there: {'; '.join(problems)}")
 
 
 if __name__ == "__main__":

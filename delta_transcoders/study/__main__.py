@@ -20,8 +20,9 @@ from delta_transcoders.files import write_text
 from delta_transcoders.report.tables import format_table
 from delta_transcoders.study.plan import Graph, Step, check_disk, decide, sizes, table
 from delta_transcoders.study.records import Record
-from delta_transcoders.study.running import locks, run_command, run_steps
-from delta_transcoders.study.study_file import read_study
+from delta_transcoders.study.registration import registered_seeds
+from delta_transcoders.study.running import keep_tables, locks, run_command, run_steps
+from delta_transcoders.study.study_file import Study, read_study
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -36,14 +37,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     args = list(sys.argv[1:] if args is None else args)
     given, options = _parse(args)
-    study = read_study(
-        given.config,
-        folder=given.study,
-        seed=given.seed,
-        seeds=given.seeds,
-        task=given.task,
-        options=options,
-    )
+    study = _read(given, options)
     graph = Graph(study)
     wanted = set(graph.steps)
     if given.only or given.until:
@@ -63,6 +57,7 @@ def main(args: Sequence[str] | None = None) -> None:
             write_text(path, text)
         try:
             run_steps(graph, steps, records, held)
+            keep_tables(study, held)  # a run may have been killed before it did
             if steps:
                 print(f"\n{_done_table(steps, records)}", flush=True)
             if wanted == set(graph.steps):
@@ -71,6 +66,25 @@ def main(args: Sequence[str] | None = None) -> None:
             again = shlex.join([*script_command("study"), *args])
             print(f"stopped by {stopped}. Go on with: {again}", file=sys.stderr)
             raise SystemExit(128 + stopped.signum) from None
+
+
+def _read(given: argparse.Namespace, options: Mapping[str, Mapping[str, Any]]) -> Study:
+    """The study that the command line asks for.
+
+    Raises:
+        ValueError: it differs from what was registered (see `registration`).
+    """
+    over = {"task": given.task, "options": options}
+    asked = over | {"folder": given.study, "seed": given.seed}
+    study = read_study(given.config, seeds=given.seeds, **asked)
+    if given.unregistered:
+        if not study.registered:
+            raise ValueError(f"--unregistered: {given.config} is not registered anywhere")
+        study.keeps.clear()
+    elif study.registered:
+        seeds = registered_seeds(given.config, study.registered, given.seeds, **over)
+        study = read_study(given.config, seeds=seeds, **asked)
+    return study
 
 
 def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str, Any]]]:
@@ -94,6 +108,11 @@ def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str,
     parser.add_argument("--seed", metavar="N", type=int, help="seed, in place of the file's")
     parser.add_argument("--seeds", metavar="N", type=int, nargs="+", help="of a study of several")
     parser.add_argument("--task", metavar="FILE", help="a task for every stage (docs/NEW_TASK.md)")
+    parser.add_argument(
+        "--unregistered",
+        action="store_true",
+        help="run a registered study otherwise than registered, for development; keep no results",
+    )
     given, rest = parser.parse_known_args(args)
     if given.config is None:
         raise ValueError(f"give a study file: {parser.prog} --config FILE (see --help)")
@@ -122,42 +141,47 @@ def _print_plan(
         print(note)
     folder = graph.study.folder
     if steps:
-        seconds = [sizes(step, records[step.stage.study])[0] or 0 for step in steps]
-        print(
-            f"{folder}: {len(steps)} of {len(graph.steps)} stages are to run{_hours(sum(seconds))}\n"
-        )
+        seconds = {s.stage.label: sizes(s, records[s.stage.study])[0] or 0 for s in steps}
+        print(f"{folder}: {len(steps)} of {len(graph.steps)} stages are to run{_hours(seconds)}\n")
         print(f"{table(steps, records)}\n", flush=True)
     else:
         print(f"{folder}: nothing to do", flush=True)
 
 
-def _hours(seconds: float) -> str:
+def _hours(seconds: Mapping[str, float]) -> str:
+    """Of stages that take long, how long they do together, and the longest, which is the most that is lost.
+
+    >>> _hours({"a": 4000, "b": 1400}), _hours({"a": 300})
+    (', about 1.5 hours; the longest, a, takes 67 minutes', '')
     """
-    >>> _hours(5400), _hours(300)
-    (', about 1.5 hours', '')
-    """
-    return f", about {seconds / 3600:.1f} hours" if seconds >= 3600 else ""
+    if sum(seconds.values()) < 3600:
+        return ""
+    longest = max(seconds, key=seconds.get)
+    return (
+        f", about {sum(seconds.values()) / 3600:.1f} hours; the longest, {longest}, takes "
+        f"{seconds[longest] / 60:.0f} minutes"
+    )
 
 
 def _done_table(steps: Sequence[Step], records: Mapping[str, Record]) -> str:
     rows = []
     for step in steps:
-        seconds, size = sizes(step, records[step.stage.study])
-        folder = ", ".join(step.config.outputs)
+        seconds, size, memory = sizes(step, records[step.stage.study])
         rows.append(
             {
                 "stage": step.stage.label,
                 "seconds": f"{seconds:.0f}",
                 "MB": f"{size:.0f}",
-                "folder": folder,
+                "GB of memory": f"{memory:.1f}",
+                "folder": ", ".join(step.config.outputs),
             }
         )
-    return format_table(rows, ["stage", "seconds", "MB", "folder"])
+    return format_table(rows, ["stage", "seconds", "MB", "GB of memory", "folder"])
 
 
 def _show(shows: Sequence[Sequence[str]]) -> None:
     for show in shows:
-        if status := run_command(["python", "-m", *show]):
+        if status := run_command(["python", "-m", *show]).status:
             raise SystemExit(status)
 
 

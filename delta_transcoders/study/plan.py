@@ -17,7 +17,7 @@ from delta_transcoders.hub import is_hub_id
 from delta_transcoders.report.tables import format_table
 from delta_transcoders.study.records import RECORD, Record, fingerprint
 from delta_transcoders.study.stage_config import StageConfig, path_of
-from delta_transcoders.study.study_file import SCRIPTS, Stage, Study
+from delta_transcoders.study.study_file import SCRIPTS, SIZES, Stage, Study
 
 CHECKPOINTS = ("stopped.ckpt", "last.ckpt")
 
@@ -215,7 +215,7 @@ def _why(step: Step, record: dict[str, Any], earlier: list[str]) -> str:
         return f"not finished; goes on from {at.name}" if at and not earlier else "not finished"
     if not done:
         return "its output has no record" if any(outputs.values()) else "never run"
-    if changed := _changes(done["config"], now["config"]):
+    if changed := changes(done["config"], now["config"]):
         return changed
     if earlier:
         return f"after {', '.join(earlier)}"
@@ -229,11 +229,12 @@ def _why(step: Step, record: dict[str, Any], earlier: list[str]) -> str:
     return ""
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """
-    >>> _changes({"model.lr": 0.008, "a": 1}, {"model.lr": 0.004, "a": 1})
+def changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """In what two configurations of a stage differ.
+
+    >>> changes({"model.lr": 0.008, "a": 1}, {"model.lr": 0.004, "a": 1})
     'model.lr 0.008 → 0.004'
-    >>> _changes({"arguments": ["--k", "3", "x"]}, {"arguments": ["--k", "5", "x"]})
+    >>> changes({"arguments": ["--k", "3", "x"]}, {"arguments": ["--k", "5", "x"]})
     'arguments 3 → 5'
     """
     missing = "nothing"
@@ -274,24 +275,37 @@ def checkpoint(step: Step, started: dict[str, Any] | None) -> Path | None:
     return max(whole, key=lambda file: file.stat().st_mtime, default=None)
 
 
-def sizes(step: Step, record: Record) -> tuple[float | None, float | None]:
-    """Seconds and megabytes of the last time, or what the study file guesses."""
+def sizes(step: Step, record: Record) -> tuple[float | None, float | None, float | None]:
+    """`SIZES` of the last time, or what the study file guesses."""
     done = record.stages.get(step.stage.name, {}).get("done", {})
-    return tuple(done.get(key, step.stage.takes.get(key)) for key in ("seconds", "megabytes"))
+    return tuple(done.get(key, step.stage.takes.get(key)) for key in SIZES)
 
 
 def table(steps: Sequence[Step], records: dict[str, Record]) -> str:
-    """The plan as a user sees it."""
-    columns = ("seconds", "MB")
+    """The plan as a user sees it; memory, where it is known of any stage."""
     found = [sizes(step, records[step.stage.study]) for step in steps]
-    rows = []
-    for step, measured in zip(steps, found, strict=True):
-        shown = ("?" if value is None else f"{value:.0f}" for value in measured)
-        row = {"stage": step.stage.label, "why": step.why}
-        rows.append(row | dict(zip(columns, shown, strict=True)))
-    totals = dict(zip(columns, map(_total, zip(*found, strict=True)), strict=True))
-    rows.append({"stage": "together", "why": ""} | totals)
-    return format_table(rows, ["stage", *columns, "why"])
+    rows = [
+        {
+            "stage": step.stage.label,
+            "seconds": "?" if seconds is None else f"{seconds:.0f}",
+            "MB": "?" if megabytes is None else f"{megabytes:.0f}",
+            "GB of memory": "?" if memory is None else f"{memory:.1f}",
+            "why": step.why,
+        }
+        for step, (seconds, megabytes, memory) in zip(steps, found, strict=True)
+    ]
+    seconds, megabytes, memory = zip(*found, strict=True)
+    most = max((value for value in memory if value is not None), default=None)
+    rows.append(
+        {
+            "stage": "together",
+            "seconds": _total(seconds),
+            "MB": _total(megabytes),
+            "GB of memory": "?" if most is None else f"{most:.1f}",
+        }
+    )
+    columns = ["seconds", "MB", "GB of memory"]
+    return format_table(rows, ["stage", *(columns[:2] if most is None else columns), "why"])
 
 
 def _total(values: Sequence[float | None]) -> str:

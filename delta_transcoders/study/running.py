@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shlex
@@ -13,7 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -21,7 +22,7 @@ from delta_transcoders import files, signals
 from delta_transcoders.command import script_command
 from delta_transcoders.study.environment import environment
 from delta_transcoders.study.plan import Graph, Step, checkpoint, outputs_of, recorded
-from delta_transcoders.study.records import Record, megabytes
+from delta_transcoders.study.records import RECORD, Record, megabytes
 from delta_transcoders.study.study_file import SCRIPTS, Stage, Study
 
 ENVIRONMENT = {
@@ -68,9 +69,16 @@ def _text(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
+class Ended(NamedTuple):
+    """How a command ended: its status, and the most memory that it took at once."""
+
+    status: int
+    memory_gb: float
+
+
 def run_command(
     command: Sequence[str], keep: Sequence[int] = (), run: str = "", quiet: bool = False
-) -> int:
+) -> Ended:
     """Run a command until it ends; SIGTERM and SIGINT are passed on to it.
 
     Args:
@@ -87,7 +95,8 @@ def run_command(
     def pass_on(signum: int, frame: object) -> None:
         given.append(signum)
         if process is not None:
-            process.send_signal(signum)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(process.pid, signum)
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, pass_on)
@@ -104,13 +113,18 @@ def run_command(
             stdout=subprocess.DEVNULL if quiet else None,
         )
         for signum in given:  # came before there was a process
-            process.send_signal(signum)
-        status = process.wait()
+            os.kill(process.pid, signum)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(
+            status
+        )  # for `subprocess`, which did not wait
     finally:
         signals.install()
     if given:
         raise signals.Stopped(given[0])
-    return 128 - status if status < 0 else status
+    status = process.returncode
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Ended(128 - status if status < 0 else status, peak / 1e9)
 
 
 @contextmanager
@@ -165,7 +179,7 @@ def run_steps(
         started, read = time.perf_counter(), megabytes(step.inputs)
         # What pages and reports print is long, and in the files that they write.
         quiet = stage.run.startswith(("delta_transcoders.report.", "delta_transcoders.pages."))
-        status = run_command(command, keep, run, quiet)
+        status, memory_gb = run_command(command, keep, run, quiet)
         seconds = time.perf_counter() - started
         outputs = outputs_of(step)
         if status == 0 and not all(
@@ -182,8 +196,31 @@ def run_steps(
             "megabytes": round(
                 megabytes(step.config.outputs) + max(0, megabytes(step.inputs) - read), 2
             ),
+            "memory_gb": round(memory_gb, 2),
         }
         record.finish(stage.name, measured | {"outputs": outputs})
+        keep_tables(graph.study, keep)
+
+
+def keep_tables(study: Study, keep: Sequence[int] = ()) -> None:
+    """Copy what is small of a registered study's parts, where a stage has been run since the last time.
+
+    Args:
+        keep: as of `run_command`.
+    """
+    for folder, out in study.keeps.items():
+        records = {path.relative_to(folder): path for path in Path(folder).rglob(RECORD)}
+        copies = {name: Path(out) / name for name in records}
+        if all(
+            copy.is_file() and copy.read_bytes() == records[name].read_bytes()
+            for name, copy in copies.items()
+        ):
+            continue
+        command = ["python", "-m", "delta_transcoders.report.results", folder, out]
+        command += ["--docs", study.registered]
+        if run_command(command, keep, quiet=True).status:
+            again = shlex.join(command)
+            print(f"warning: {out} lacks something of {folder}: {again}", file=sys.stderr)
 
 
 def _make_links(study: Study, folder: str) -> None:

@@ -1,7 +1,7 @@
-"""The seeds of registered claims: `python -m delta_transcoders.study.seeds [--n 5]`.
+"""The seeds of registered claims: `python -m delta_transcoders.study.seeds [--registered docs/smollm2]`.
 
-They are derived from the hash of the commit that last changed what is registered, `docs/REGISTERED.md` and
-`docs/findings_conditions.csv`: who writes the claims cannot have tried the seeds.
+They are derived from the hash of the commit that last changed what is registered in that folder,
+`REGISTERED`: who writes the claims cannot have tried the seeds.
 """
 
 from __future__ import annotations
@@ -10,10 +10,16 @@ import argparse
 import hashlib
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 from delta_transcoders.command import run
 
-REGISTERED = ("docs/REGISTERED.md", "docs/findings_conditions.csv")
+DOCS = "docs"
+"""Where the tiny study's claims are."""
+CLAIMS, CONDITIONS, PLAN = "REGISTERED.md", "findings_conditions.csv", "plan.json"
+REGISTERED = (CLAIMS, CONDITIONS, PLAN)
+"""The claims, their pass conditions, and the plan of the study that tests them (`registration`)."""
+N_SEEDS = 5
 
 
 def seeds_of(commit: str, n: int) -> list[int]:
@@ -33,32 +39,42 @@ def seeds_of(commit: str, n: int) -> list[int]:
     return seeds
 
 
-def registering_commit(paths: Sequence[str] = REGISTERED) -> str:
-    """The hash of the commit that registered the claims.
+def registering_commit(folder: str = DOCS) -> str:
+    """The hash of the commit that registered the claims of a folder.
 
     Raises:
         ValueError: no such commit, or the files have changed since.
     """
-    if changed := _git("status", "--porcelain", "--", *paths):
+    if changed := _git(folder, "status", "--porcelain", "--", *REGISTERED):
         raise ValueError(f"not committed, and so not registered: {' '.join(changed.split()[1::2])}")
-    commit = _git("log", "-1", "--format=%H", "--", *paths)
+    commit = _git(folder, "log", "-1", "--format=%H", "--", *REGISTERED)
     if not commit:
-        raise ValueError(f"no commit holds {' or '.join(paths)}: run this in a checkout")
+        names = " or ".join(f"{folder}/{name}" for name in REGISTERED)
+        raise ValueError(f"no commit holds {names}: run this in a checkout")
     return commit
 
 
-def _git(*args: str) -> str:
-    ended = subprocess.run(["git", *args], capture_output=True, text=True, check=False)
+def _git(folder: str, *args: str) -> str:
+    if not Path(folder).is_dir():
+        raise ValueError(f"nothing is registered in {folder}: there is no such folder")
+    command = ["git", "-C", str(Path(folder).resolve()), *args]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise ValueError(f"git {args[0]}: {ended.stderr.strip()}")
     return ended.stdout.strip()
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=5, help="how many")
-    args = parser.parse_args()
-    print(*seeds_of(registering_commit(), args.n))
+    parser.add_argument("--n", type=int, default=N_SEEDS, help="how many")
+    parser.add_argument(
+        "--registered",
+        default=DOCS,
+        metavar="DIR",
+        help="folder of the claims (default: %(default)s)",
+    )
+    given = parser.parse_args(args)
+    print(*seeds_of(registering_commit(given.registered), given.n))
 
 
 if __name__ == "__main__":

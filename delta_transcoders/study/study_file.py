@@ -13,7 +13,7 @@ stages:
     config: lora.yaml        # beside the study file
     options: {model.lr: 0.01}
     seed_offset: 0           # added to the seed
-    takes: {seconds: 40, megabytes: 3}      # a guess for the plan, until it has run
+    takes: {seconds: 40, megabytes: 3, memory_gb: 2}  # a guess for the plan, until it has run
   report:
     run: delta_transcoders.report.html
     arguments: ["${study}"]
@@ -27,6 +27,8 @@ studies:
     links: [base_model]      # stages whose folders are the outer study's
     task: rules.yaml         # optional: in place of the outer study's
     stages: {finetune: {options: {model.lr: 0}}, exp2b: null}
+registered: docs/mine        # optional, of a file with `seeds`: the folder in which its claims and plan were
+                             # registered (see `registration`)
 ```
 
 What a file says goes over what it includes; a stage that is null is left out.
@@ -48,7 +50,10 @@ import yaml
 from delta_transcoders.command import defaults_beside, find_config, nearest, read_yaml
 from delta_transcoders.study.public_base import no_use, used_keys
 
-KEYS = ("study", "seed", "seeds", "base", "task", "include", "stages", "shows", "studies")
+KEYS = (
+    *("study", "seed", "seeds", "base", "task", "include", "stages", "shows", "studies"),
+    "registered",
+)
 STAGE_KEYS = (
     *("run", "config", "options", "seed_offset"),
     *("arguments", "reads", "writes", "takes"),
@@ -57,6 +62,8 @@ INNER_KEYS = ("config", "study", "seed", "task", "links", "stages")
 OWN_KEYS = frozenset(("base_model", "finetuned_model", "examples", "judge"))
 """Keys of a file that names models of the user's own (docs/YOUR_MODEL.md)."""
 SCRIPTS = ("train", "evaluate")
+SIZES = ("seconds", "megabytes", "memory_gb")
+"""What a stage takes: time, disk, and memory at its peak."""
 MORE_CONFIGS = ("base", "task")
 """Keys of configurations that lie over those of all stages."""
 
@@ -79,8 +86,7 @@ def _is_options(value: Any) -> bool:
 
 def _is_takes(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        key in ("seconds", "megabytes") and type(part) in (int, float)
-        for key, part in value.items()
+        key in SIZES and type(part) in (int, float) for key, part in value.items()
     )
 
 
@@ -101,6 +107,7 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "takes": (_is_takes, "guesses as in {seconds: 40, megabytes: 3}"),
     "links": (_is_list, "a list of stages"),
     "shows": (_is_list, "a list of modules with their arguments"),
+    "registered": (_is_text, "a folder, as in docs/mine"),
 }
 """By key, whether a value may stand there, and what may. `stages` and `studies` are looked into instead."""
 
@@ -116,7 +123,7 @@ class Stage:
         run: `train`, `evaluate` or a module.
         config: of `train` and `evaluate`, as are `more_configs`, laid over it, and `options`.
         arguments: of a module, as are `reads` (stages of its study or paths) and `writes`.
-        takes: seconds and megabytes, guessed.
+        takes: `SIZES`, guessed.
     """
 
     name: str
@@ -145,6 +152,9 @@ class Study:
         shows: modules with their arguments.
         texts: configurations that the study writes itself, by path.
         notes: lines to be shown first.
+        registered: the folder of its claims and plan; empty where nothing is registered.
+        keeps: folders for the small tables of the studies within it, by their folders; of registered
+            studies.
     """
 
     folder: str
@@ -154,6 +164,8 @@ class Study:
     shows: list[list[str]] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    registered: str = ""
+    keeps: dict[str, str] = field(default_factory=dict)
 
 
 def read_configs(stage: Stage, texts: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -203,6 +215,10 @@ def read_study(
     content = _own(raw, file, folder, seed) if is_own else _load(os.path.normpath(file))
     if task is not None and is_own:
         raise ValueError(f"{file} says itself how answers are judged: --task does not apply")
+    if "registered" in content and "seeds" not in content:
+        raise ValueError(
+            f"{file} is registered and has one seed: give `seeds`, and a study for each"
+        )
     if (seed if "seeds" in content else seeds) is not None:
         one, other = ("--seed", "--seeds") if "seeds" in content else ("--seeds", "--seed")
         raise ValueError(f"{file} takes {other}, not {one}")
@@ -210,6 +226,8 @@ def read_study(
     if "study" not in content:
         raise ValueError(f"{file} names no folder: give `study: runs/NAME` there, or --study")
     study = Study(os.path.expanduser(content["study"]))
+    if "registered" in content:
+        study.registered = os.path.normpath(content["registered"])
     study.texts, study.notes = content.get("files", {}), content.get("notes", [])
     _expand(study, content, file, study.folder, "")
     _give(study, options or {})
@@ -362,6 +380,8 @@ def _expand(
                     place = _place(file, "studies", name, "links")
                     raise ValueError(f"{place}: there is no stage {link!r}; {hint}")
                 study.links[os.path.join(inside, link)] = os.path.join(folder, link)
+            if study.registered and not around:
+                study.keeps[inside] = f"{study.registered}/results/{inner_name}"
             within = [*around, spec["config"]]
             _expand(study, inner, spec["config"][0], inside, f"{prefix}{inner_name}/", within)
     study.shows += [[_fill(word, names) for word in show.split()] for show in content["shows"]]

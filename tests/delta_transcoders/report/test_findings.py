@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from delta_transcoders.files import FORMAT
 from delta_transcoders.metrics.intervals import t_interval
 from delta_transcoders.report.findings import (
     FAILS,
@@ -26,7 +27,12 @@ from delta_transcoders.report.findings import (
     write_figures,
 )
 from delta_transcoders.report.results import StudyTables, Value, keep_results
-from delta_transcoders.report.tables import write_generations, write_metrics, write_table
+from delta_transcoders.report.tables import (
+    read_metrics,
+    write_generations,
+    write_metrics,
+    write_table,
+)
 from delta_transcoders.tasks.calculator.examples import make_example
 from delta_transcoders.tasks.calculator.grammar import format_tool_call
 from delta_transcoders.tasks.calculator.task import Calculator
@@ -184,7 +190,7 @@ def test_the_page_holds_what_the_tables_hold(figures, docs, monkeypatch):
     assert names == [CALL, "exp2a - tool raw tool_call_rate", GAIN, "exp2a all tool full fvu"]
     write_figures(docs / "findings.csv", figures)
     assert read_figures(docs / "findings.csv")[CALL]["2"].value == 0.8
-    page = render(docs, conditions, figures)
+    page = render(docs)
     assert "| It calls. | 0.900 [0.000, 1.00] (1.00 0.800) of raw's 1.00 |" in page
     gain = f"not low end of {GAIN} > 0.7 in pooled, 1"
     assert f"| at 0.750 [-2.43, 3.93] ~0 (0.500 1.00) nats | {FAILS}: {gain} |" in page
@@ -201,17 +207,79 @@ def test_the_page_holds_what_the_tables_hold(figures, docs, monkeypatch):
 def test_a_page_that_is_not_what_its_figures_make_of_it_is_an_error(
     figures, docs, monkeypatch, capsys
 ):
-    conditions = read_conditions(docs)
     write_figures(docs / "findings.csv", figures)
     page = docs / "FINDINGS.md"
-    page.write_text(render(docs, conditions, read_figures(docs / "findings.csv")))
+    page.write_text(render(docs))
     monkeypatch.setattr("sys.argv", ["findings", "--docs", str(docs), "--check"])
     main()
     assert "is what" in capsys.readouterr().out
     page.write_text(page.read_text().replace("0.900", "0.950"))
-    with pytest.raises(ValueError, match=r"FINDINGS\.md is not what .*findings\.csv makes of it"):
+    with pytest.raises(ValueError, match=r"FINDINGS\.md is not what the findings\.csv make of it"):
         main()
     assert "0.950" in page.read_text()
+
+
+def test_a_second_result_reads_what_is_new_alone(studies, tmp_path):
+    """What the same run has written is not read again: here, by hand, it is something else."""
+    table, text = studies[0] / "exp2a/metrics.csv", studies[0] / "exp2a/generations.jsonl"
+    done = {"format": FORMAT, "kind": "x", "run": "first", "files": {}}
+    (studies[0] / "exp2a/done.json").write_text(json.dumps(done))
+    stages = {"exp2a": {"done": {"run": "first"}}}
+    (studies[0] / "study.json").write_text(json.dumps({"stages": stages}))
+    out, names = tmp_path / "kept", [CALL, "exp1 all tool full fvu"]
+    assert keep_results(studies[0], out, names) == []
+    first = (out / "figures.csv").read_text(), (out / "hashes.json").read_text()
+    table.write_text(table.read_text().replace(",1,", ",0.5,"))
+    text.write_text("{}\n")
+    assert keep_results(studies[0], out, names) == []
+    assert ((out / "figures.csv").read_text(), (out / "hashes.json").read_text()) == first
+    (studies[0] / "exp2a/done.json").write_text(json.dumps(done | {"run": "second"}))
+    assert keep_results(studies[0], out, names) == []
+    assert (out / "figures.csv").read_text() != first[0]
+    hashes = json.loads((out / "hashes.json").read_text())
+    assert hashes == {"exp2a/generations.jsonl": hashlib.sha256(b"{}\n").hexdigest()}
+
+
+def test_what_can_be_kept_is_kept_where_a_figure_is_not_there(studies, tmp_path, monkeypatch):
+    problems = keep_results(studies[0], tmp_path / "kept", [CALL, CALL.replace("full", "none")])
+    assert problems == ["0 rows, not one, are exp2a all tool none tool_call_rate"]
+    assert [row["figure"] for row in read_metrics(tmp_path / "kept/figures.csv")] == [CALL]
+    assert (tmp_path / "kept/exp2a/metrics.csv").is_file()
+
+
+def test_what_seeds_share_stands_once_and_bounds_what_each_has(studies, docs, monkeypatch):
+    """And another registration's claims are on the same page, from its own folder."""
+    real, shared = docs / "real", "floor/metrics.csv subset=tool fvu"
+    real.mkdir()
+    (real / "findings.md.j2").write_text(
+        "{{ f('" + shared + "') }} {{ f('" + CALL + "') }} {{ v('1') }} of {{ seeds | join }}"
+    )
+    more = f"1,{CALL},value,>,{shared}\n1,{shared},value,<,0.5\n"
+    (real / "findings_conditions.csv").write_text(CONDITIONS.splitlines()[0] + "\n" + more)
+    page = (
+        "{% set real = registered('real') %}{% with f = real.f, v = real.v, seeds = real.seeds %}"
+    )
+    page += "{% include 'real/findings.md.j2' %}{% endwith %} | {{ f('" + CALL + "') }}"
+    (docs / "findings.md.j2").write_text(page)
+    assert figure_names(docs, []) == [CALL] and figure_names(real, []) == [shared, CALL]
+    row = {"subset": "tool", "condition": "raw", "fvu": 0.4}
+    write_metrics(docs / "base/floor", [row])
+    kept = docs / "kept"
+    for study in (docs / "base", *studies):
+        keep_results(study, kept / study.name, [shared, CALL])
+    arguments = ["findings", "--docs", str(docs), "--registered", str(real)]
+    arguments += ["--shared", str(kept / "base")]
+    monkeypatch.setattr("sys.argv", [*arguments, str(kept / "1"), str(kept / "2")])
+    main()
+    expected = f"0.400 0.900 [0.000, 1.00] (1.00 0.800) {PASSES} of 12 | –"
+    assert (docs / "FINDINGS.md").read_text() == expected
+    monkeypatch.setattr("sys.argv", [*arguments, str(kept / "2")])
+    main()
+    assert (docs / "FINDINGS.md").read_text() == f"0.400 0.800 {PASSES} of 2 | –"
+    monkeypatch.setattr("sys.argv", arguments)
+    main()
+    assert (docs / "FINDINGS.md").read_text() == f"0.400 – {NOT_TESTED} of  | –"
+    assert not (docs / "findings.csv").exists()
 
 
 def test_what_was_not_run_is_not_tested(figures, docs, monkeypatch):
@@ -285,18 +353,48 @@ def test_a_condition_that_cannot_be_read_is_named(docs, old, new):
 # The document of this repository
 
 
-def test_the_findings_are_those_of_the_figures():
-    conditions, figures = read_conditions(DOCS), read_figures(DOCS / "findings.csv")
-    page = render(DOCS, conditions, figures)
+CLAIMS = pytest.mark.parametrize("claims", [DOCS, DOCS / "smollm2"], ids=["tiny", "smollm2"])
+
+
+@CLAIMS
+def test_the_findings_are_those_of_the_figures(claims):
+    conditions, figures = read_conditions(claims), read_figures(claims / "findings.csv")
+    page = render(DOCS)
     assert page == (DOCS / "FINDINGS.md").read_text(encoding="utf-8")
-    assert figures.keys() <= set(figure_names(DOCS, conditions))
+    assert figures.keys() <= set(figure_names(claims, conditions))
+    part = render_alone(claims)
+    assert part in page
     for condition in conditions:
-        assert re.search(rf"^\| {condition.claim} \| ", page, re.MULTILINE), condition.claim
+        assert re.search(rf"^\| {condition.claim} \| ", part, re.MULTILINE), condition.claim
 
 
-def test_every_registered_condition_can_fail():
+def render_alone(claims: Path) -> str:
+    """Of the tiny study, what follows the real model's."""
+    page = render(claims)
+    return page[page.index("## The tiny study\n") :] if claims == DOCS else page
+
+
+@CLAIMS
+def test_every_claim_is_in_its_registration(claims):
+    text = (claims / "REGISTERED.md").read_text("utf-8")
+    for claim in {condition.claim for condition in read_conditions(claims)}:
+        # The original study's are registered together.
+        assert f"\n| {claim} |" in text or (claim[0] == "o" and "\n| o1 … o17 |" in text), claim
+
+
+def test_without_a_seed_of_the_real_model_no_claim_of_it_is_tested():
+    if (DOCS / "smollm2/findings.csv").is_file():
+        pytest.skip("a seed has been run")
+    part = render(DOCS / "smollm2")
+    assert "**No registered seed has been run yet**" in part
+    claims = {condition.claim for condition in read_conditions(DOCS / "smollm2")}
+    assert part.count(f"| {NOT_TESTED}") == len(claims)
+
+
+@CLAIMS
+def test_every_registered_condition_can_fail(claims):
     """With figures far on either side, no claim passes both times."""
-    conditions = read_conditions(DOCS)
+    conditions = read_conditions(claims)
     names = {name for c in conditions for name in c.figures}
     for claim in {c.claim for c in conditions}:
         found = [

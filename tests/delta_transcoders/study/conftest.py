@@ -128,12 +128,11 @@ def study(lab, capsys):
         capsys.readouterr()
         main(["--config", config, *args])
         shown = capsys.readouterr().out
-        lines = shown.split("why\n")[-1].split("\n\n")[0].splitlines() if "why\n" in shown else []
-        found = {}
-        for line in lines:
-            label, _, _, why = [*line.split(maxsplit=3), ""][:4]
-            if label != "together":
-                found[label] = why
-        return found
+        if "why\n" not in shown:
+            return {}
+        head, rest = shown.rsplit("why\n", 1)
+        column = len(head.splitlines()[-1])
+        lines = rest.split("\n\n")[0].splitlines()
+        return {line.split()[0]: line[column:] for line in lines if not line.startswith("together")}
 
     return run

@@ -278,6 +278,25 @@ def test_what_a_stage_adds_to_its_input_is_counted(lab, study):
     assert done["c"]["done"]["megabytes"] < 0.01
 
 
+def test_the_most_memory_of_a_stage_is_noted_and_planned(lab, study, capsys):
+    lab.replace(
+        "evaluate.py",
+        "        options =",
+        "        taken = bytearray(300_000_000)\n        options =",
+    )
+    lab.replace("configs/study.yaml", "config: d.yaml", "config: d.yaml, takes: {memory_gb: 7}")
+    assert study("--dry-run") == dict.fromkeys(ALL, "never run")
+    lab.start().communicate(
+        timeout=20
+    )  # a process that forks counts before it becomes another program
+    done = {k: s["done"] for k, s in json.loads(lab.read("runs/study.json"))["stages"].items()}
+    assert 0.3 < done["a"]["memory_gb"] < 0.6 and done["d"]["memory_gb"] < 0.2
+    main(["--config", "configs/study.yaml", "--dry-run", "--a.model.lr", "1"])
+    *_, head, _, _, _, _, together = capsys.readouterr().out.strip().splitlines()
+    assert head.split("  ")[-2:] == ["GB of memory", "why"]
+    assert float(together.split()[-1]) == pytest.approx(done["a"]["memory_gb"], abs=0.15)
+
+
 def test_what_was_never_measured_is_not_nought(lab, study, capsys):
     lab.replace("configs/study.yaml", "config: d.yaml", "config: d.yaml, takes: {seconds: 7}")
     assert study("--dry-run") == dict.fromkeys(ALL, "never run")

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from delta_transcoders.study.seeds import REGISTERED, registering_commit, seeds_of
+from delta_transcoders.study.seeds import main, registering_commit, seeds_of
 
 
 def git(*args: str) -> str:
@@ -17,9 +17,11 @@ def git(*args: str) -> str:
 def checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     git("init", "--quiet")
-    (tmp_path / "docs").mkdir()
-    for name in (*REGISTERED, "other.md"):
-        (tmp_path / name).write_text("first\n")
+    for folder in ("docs", "docs/model"):
+        (tmp_path / folder).mkdir()
+        for name in ("REGISTERED.md", "findings_conditions.csv"):
+            (tmp_path / folder / name).write_text("first\n")
+    (tmp_path / "other.md").write_text("first\n")
     git("add", ".")
     git("commit", "--quiet", "--message", "Register")
     return tmp_path
@@ -38,7 +40,7 @@ def test_the_commit_is_the_last_that_changed_what_is_registered(checkout):
     (checkout / "other.md").write_text("second\n")
     git("commit", "--all", "--quiet", "--message", "Something else")
     assert registering_commit() == first
-    (checkout / REGISTERED[1]).write_text("second\n")
+    (checkout / "docs/findings_conditions.csv").write_text("second\n")
     with pytest.raises(
         ValueError, match=r"not committed, and so not registered: docs/findings_con"
     ):
@@ -47,8 +49,26 @@ def test_the_commit_is_the_last_that_changed_what_is_registered(checkout):
     assert registering_commit() == git("rev-parse", "HEAD") != first
 
 
+def test_each_folder_is_registered_by_itself(checkout, capsys):
+    first = git("rev-parse", "HEAD")
+    (checkout / "docs/model/plan.json").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"so not registered: docs/model/plan\.json"):
+        registering_commit("docs/model")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "A plan")
+    assert registering_commit("docs/model") == git("rev-parse", "HEAD") != first
+    assert registering_commit() == first
+    main([])
+    main(["--registered", "docs/model", "--n", "3"])
+    shown = [list(map(int, line.split())) for line in capsys.readouterr().out.splitlines()]
+    assert shown == [seeds_of(first, 5), seeds_of(git("rev-parse", "HEAD"), 3)]
+
+
 def test_elsewhere_nothing_is_registered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="nothing is registered in docs: there is no such folder"):
+        registering_commit()
+    (tmp_path / "docs").mkdir()
     with pytest.raises(ValueError, match="git"):
         registering_commit()
     git("init", "--quiet")
