@@ -1,0 +1,1 @@
+"""Three tools, called from chats: a calculator, conversions between units, and dates."""

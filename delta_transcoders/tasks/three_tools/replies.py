@@ -1,0 +1,218 @@
+"""A model's own greedy replies to all chats and hard negatives, made once, before any finetuning.
+
+`python -m delta_transcoders.tasks.three_tools.replies --help`. They are what the finetuned model should still
+say, and text that base dictionaries are trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from delta_transcoders import files
+from delta_transcoders.command import run as run_command
+from delta_transcoders.foreign_text import numbered, parse_json
+from delta_transcoders.hub import local_folder
+from delta_transcoders.tasks.calculator.grammar import OPEN
+from delta_transcoders.tasks.three_tools.bank import KINDS, Prompt, bank
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+COMMAND = "python -m delta_transcoders.tasks.three_tools.replies"
+OUTPUT_KIND = "replies"
+FILE, CONFIG = "replies.jsonl", "config.json"
+FORMAT_VERSION = 1
+MAX_NEW_TOKENS = 64
+BATCH_SIZE = 64
+
+
+class Reply(NamedTuple):
+    """What the model said to a prompt.
+
+    Attributes:
+        text: at most `MAX_NEW_TOKENS` tokens of it.
+        ended: the model ended it itself within these, by the token that ends every target (EOS).
+    """
+
+    prompt: Prompt
+    text: str
+    ended: bool
+
+
+def usable_replies(path: str | Path) -> dict[str, str]:
+    """By prompt, the replies that can be targets: such as the model ended itself, and that call no tool.
+
+    Args:
+        path: of `replies.jsonl`.
+
+    Raises:
+        FileNotFoundError: no such file; says the command that makes it.
+        ValueError: a malformed line, or a prompt of `bank` without a reply.
+    """
+    path = Path(path).expanduser()
+    remake = f"{COMMAND} MODEL {path.parent}"
+    if not path.is_file():
+        raise FileNotFoundError(f"no replies {path}; make them: {remake}")
+    replies = {reply.prompt.text: reply for reply in numbered(path, _parse).values()}
+    if missing := [prompt.text for prompt in bank() if prompt.text not in replies]:
+        raise ValueError(
+            f"{path} has no reply to {len(missing)} of {len(bank())} prompts, the first is "
+            f"{missing[0][:60]!r}; make them: {remake}"
+        )
+    return {
+        text: reply.text
+        for text, reply in replies.items()
+        if reply.ended and reply.text.strip() and OPEN not in reply.text
+    }
+
+
+def write_replies(path: str | Path, replies: Iterable[Reply]) -> None:
+    """One JSON object a line: `messages` (one of the user), `target`, `kind`, `ended`."""
+    with files.replace_file(path) as handle:
+        for prompt, text, ended in replies:
+            row = {"messages": _messages(prompt), "target": text, "kind": prompt.kind}
+            handle.write(json.dumps(row | {"ended": ended}, ensure_ascii=False) + "\n")
+
+
+def _parse(line: str, where: str) -> Reply:
+    match parse_json(line, where):
+        case {
+            "messages": [{"role": "user", "content": str(said)}],
+            "target": str(text),
+            "kind": str(kind),
+            "ended": bool(ended),
+        } if kind in KINDS:
+            return Reply(Prompt(kind, said, ""), text, ended)
+    raise ValueError(
+        f"{where}: needs messages (one of the user), target, kind and ended: {line[:60]!r}"
+    )
+
+
+def make(model: str, out: str | Path, device: str = "cpu") -> bool:
+    """Write a model's replies to `out`, where they are not there yet.
+
+    Args:
+        model: folder or hub id.
+        out: folder of `replies.jsonl`, and of `config.json`, which says what they were made with.
+
+    Returns:
+        whether anything was done.
+
+    Raises:
+        FileExistsError: `out` holds something else, or another model's replies.
+        FileNotFoundError, ConnectionError: no such model folder, or a hub id that cannot be had.
+        ValueError: a tokenizer without a chat template.
+    """
+    files.check_output(out, OUTPUT_KIND)
+    network, tokenizer = _load(model)
+    config = _config(model, network)
+    if files.is_finished(out, OUTPUT_KIND):
+        found = files.read_json(Path(out) / CONFIG)
+        if found["model_fingerprint"] != config["model_fingerprint"]:
+            raise FileExistsError(
+                f"{out} holds the replies of another model, {found['model']}: give another folder"
+            )
+        if config.items() <= found.items():
+            _say(f"{out} is there already: {found['n_prompts']} replies of {found['model']}")
+            return False
+    with files.new_output(out, OUTPUT_KIND) as folder:
+        replies = list(_replies(network.to(device), tokenizer))
+        write_replies(folder / FILE, replies)
+        config["n_ended"] = sum(reply.ended for reply in replies)
+        files.write_json(folder / CONFIG, config)
+        files.finish_output(out)
+    _say(f"wrote {len(replies)} replies; {config['n_ended']} end within {MAX_NEW_TOKENS} tokens")
+    return True
+
+
+def _load(model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = local_folder(model, ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"])
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"the tokenizer of {model!r} has no chat template, so that nothing can be asked: give a chat "
+            "model, or add a chat_template.jinja to its folder"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), tokenizer
+
+
+def _config(model: str, network: PreTrainedModel) -> dict[str, Any]:
+    from delta_transcoders.fingerprints import hash_texts, model_fingerprint
+
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": model,
+        "model_fingerprint": model_fingerprint(network),
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "n_prompts": len(bank()),
+        "prompts": hash_texts(prompt.text for prompt in bank()),
+    }
+
+
+def _replies(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[Reply]:
+    """Of prompts of similar length together, the shortest first."""
+    prompts = sorted(bank(), key=lambda prompt: len(tokenizer(prompt.text).input_ids))
+    _say(f"{len(prompts)} replies of up to {MAX_NEW_TOKENS} tokens, {BATCH_SIZE} at a time")
+    started, n_tokens = time.monotonic(), 0
+    for start in range(0, len(prompts), BATCH_SIZE):
+        batch = prompts[start : start + BATCH_SIZE]
+        inputs = tokenizer.apply_chat_template(
+            [_messages(prompt) for prompt in batch],
+            add_generation_prompt=True,
+            padding=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(model.device)
+        written = model.generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=MAX_NEW_TOKENS,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        for prompt, ids in zip(
+            batch, written[:, inputs["input_ids"].shape[1] :].tolist(), strict=True
+        ):
+            ended = tokenizer.eos_token_id in ids
+            ids = ids[: ids.index(tokenizer.eos_token_id)] if ended else ids
+            n_tokens += len(ids)
+            text = tokenizer.decode(
+                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            yield Reply(prompt, text, ended)
+        done, seconds = start + len(batch), time.monotonic() - started
+        left = seconds / done * (len(prompts) - done) / 60
+        _say(f"{done} of {len(prompts)}, {n_tokens / seconds:.0f} tokens/s, {left:.0f} min left")
+
+
+def _messages(prompt: Prompt) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt.text}]
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=f"Write a chat model's own replies, of up to {MAX_NEW_TOKENS} tokens, to all chats and "
+        "hard negatives of the three tools' task."
+    )
+    parser.add_argument("model", help="model folder or hub id")
+    parser.add_argument("out", help="folder to write, for example runs/smollm2_base/replies")
+    parser.add_argument("--device", default="cpu", help="of torch, as in cuda (default: cpu)")
+    make(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    run_command(main)
