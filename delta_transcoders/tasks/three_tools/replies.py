@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -94,7 +95,7 @@ def _parse(line: str, where: str) -> Reply:
 
 
 def make(model: str, out: str | Path, device: str = "cpu") -> bool:
-    """Write a model's replies to `out`, where they are not there yet.
+    """Write a model's replies to `out`, where they are not there yet; what is interrupted goes on later.
 
     Args:
         model: folder or hub id.
@@ -108,6 +109,8 @@ def make(model: str, out: str | Path, device: str = "cpu") -> bool:
         FileNotFoundError, ConnectionError: no such model folder, or a hub id that cannot be had.
         ValueError: a tokenizer without a chat template.
     """
+    from delta_transcoders.fingerprints import hash_texts
+
     files.check_output(out, OUTPUT_KIND)
     network, tokenizer = _load(model)
     config = _config(model, network)
@@ -120,12 +123,15 @@ def make(model: str, out: str | Path, device: str = "cpu") -> bool:
         if config.items() <= found.items():
             _say(f"{out} is there already: {found['n_prompts']} replies of {found['model']}")
             return False
+    digest = hash_texts([json.dumps(config)])[:8]
+    parts = Path(out).with_name(f".{Path(out).name}.{digest}")
+    replies = list(_replies(network.to(device), tokenizer, parts))
+    config["n_ended"] = sum(reply.ended for reply in replies)
     with files.new_output(out, OUTPUT_KIND) as folder:
-        replies = list(_replies(network.to(device), tokenizer))
         write_replies(folder / FILE, replies)
-        config["n_ended"] = sum(reply.ended for reply in replies)
         files.write_json(folder / CONFIG, config)
         files.finish_output(out)
+    shutil.rmtree(parts)
     _say(f"wrote {len(replies)} replies; {config['n_ended']} end within {MAX_NEW_TOKENS} tokens")
     return True
 
@@ -159,40 +165,55 @@ def _config(model: str, network: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _replies(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[Reply]:
-    """Of prompts of similar length together, the shortest first."""
+def _replies(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, parts: Path
+) -> Iterator[Reply]:
+    """Of prompts of similar length together, the shortest first.
+
+    Args:
+        parts: folder with a file of each batch, which an interrupted run has left for the next one.
+    """
     prompts = sorted(bank(), key=lambda prompt: len(tokenizer(prompt.text).input_ids))
-    _say(f"{len(prompts)} replies of up to {MAX_NEW_TOKENS} tokens, {BATCH_SIZE} at a time")
-    started, n_tokens = time.monotonic(), 0
+    _say(
+        f"{len(prompts)} replies of up to {MAX_NEW_TOKENS} tokens, {BATCH_SIZE} at a time; of SmolLM2-135M "
+        "that takes one CPU core half an hour"
+    )
+    started, n_done = time.monotonic(), 0
     for start in range(0, len(prompts), BATCH_SIZE):
-        batch = prompts[start : start + BATCH_SIZE]
-        inputs = tokenizer.apply_chat_template(
-            [_messages(prompt) for prompt in batch],
-            add_generation_prompt=True,
-            padding=True,
-            return_dict=True,
-            return_tensors="pt",
-        ).to(model.device)
-        written = model.generate(
-            **inputs,
-            do_sample=False,
-            max_new_tokens=MAX_NEW_TOKENS,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        for prompt, ids in zip(
-            batch, written[:, inputs["input_ids"].shape[1] :].tolist(), strict=True
-        ):
-            ended = tokenizer.eos_token_id in ids
-            ids = ids[: ids.index(tokenizer.eos_token_id)] if ended else ids
-            n_tokens += len(ids)
-            text = tokenizer.decode(
-                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-            yield Reply(prompt, text, ended)
-        done, seconds = start + len(batch), time.monotonic() - started
-        left = seconds / done * (len(prompts) - done) / 60
-        _say(f"{done} of {len(prompts)}, {n_tokens / seconds:.0f} tokens/s, {left:.0f} min left")
+        part, batch = parts / f"{start}.jsonl", prompts[start : start + BATCH_SIZE]
+        if not part.is_file():
+            write_replies(part, _answered(model, tokenizer, batch))
+            n_done += len(batch)
+            left = len(prompts) - start - len(batch)
+            minutes = (time.monotonic() - started) / n_done * left / 60
+            _say(f"{left} left, {minutes:.0f} min")
+        yield from numbered(part, _parse).values()
+
+
+def _answered(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+) -> Iterator[Reply]:
+    """Replies to one batch."""
+    inputs = tokenizer.apply_chat_template(
+        [_messages(prompt) for prompt in prompts],
+        add_generation_prompt=True,
+        padding=True,
+        return_dict=True,
+        return_tensors="pt",
+    ).to(model.device)
+    end = tokenizer.eos_token_id
+    written = model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=MAX_NEW_TOKENS,
+        eos_token_id=end,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    n_read = inputs["input_ids"].shape[1]
+    for prompt, ids in zip(prompts, written[:, n_read:].tolist(), strict=True):
+        said = ids[: ids.index(end)] if end in ids else ids
+        text = tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        yield Reply(prompt, text, ended=end in ids)
 
 
 def _messages(prompt: Prompt) -> list[dict[str, str]]:

@@ -39,8 +39,8 @@ def test_replies_are_the_model_s_own(chat_model, tmp_path, capsys):
     out = tmp_path / "replies"
     assert make(chat_model, out)
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "7 replies of up to 6 tokens, 3 at a time"
-    assert [line.split(",")[0] for line in said[1:4]] == ["3 of 7", "6 of 7", "7 of 7"]
+    assert said[0].startswith("7 replies of up to 6 tokens, 3 at a time; ")
+    assert said[1:4] == ["4 left, 0 min", "1 left, 0 min", "0 left, 0 min"]
     rows = [json.loads(line) for line in (out / "replies.jsonl").read_text().splitlines()]
     kinds = {prompt.text: prompt.kind for prompt in PROMPTS}
     assert {row["messages"][0]["content"]: row["kind"] for row in rows} == kinds
@@ -73,6 +73,28 @@ def test_they_are_made_once_and_again_for_other_prompts(chat_model, tmp_path, mo
     monkeypatch.setattr(replies, "bank", lambda: PROMPTS[:2])
     assert make(chat_model, out)
     assert len((out / "replies.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_interrupted_run_goes_on_with_the_next_batch(chat_model, tmp_path, monkeypatch):
+    make(chat_model, tmp_path / "at_once")
+    answered, n_calls = replies._answered, 0
+
+    def interrupted(*args):
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 2:
+            raise KeyboardInterrupt
+        return answered(*args)
+
+    monkeypatch.setattr(replies, "_answered", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(chat_model, tmp_path / "replies")
+    assert not (tmp_path / "replies").exists()
+    make(chat_model, tmp_path / "replies")
+    assert n_calls == 4  # the first batch is not answered again
+    files = [tmp_path / name / "replies.jsonl" for name in ("at_once", "replies")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["at_once", "chat_model", "replies"]
 
 
 def test_another_model_s_replies_are_not_replaced(chat_model, tmp_path):
