@@ -189,7 +189,7 @@ FRAMES = (
     "Write {day} without the year.",
     "Was {day} in summer or in winter?",
     "Wish {name} a happy birthday, it is on {day}.",
-    "How could a letter go on that begins with 'on {day} we went to {place}'?",
+    "Finish this sentence: on {day} we went to {place} and",
     "Invite {name} to {event} on {day}.",
     "Which comes first, {day} or {later}?",
     "Write a short note that {event} was moved from {day} to {later}.",
