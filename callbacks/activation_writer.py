@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from delta_transcoders.activations.capture import Captured
 from delta_transcoders.activations.layout import CacheMeta, disk_bytes
 from delta_transcoders.activations.writing import CacheWriter, finish_cache
 from delta_transcoders.fingerprints import hash_texts, tokenizer_fingerprint
+from delta_transcoders.signals import Stopped
 from lightning_modules.outputs import finish_output
 
 say = logging.getLogger("delta_transcoders").info
@@ -24,6 +26,8 @@ say = logging.getLogger("delta_transcoders").info
 
 class ActivationWriter(BasePredictionWriter):
     """Writes what `ActivationCapture` captures of `ActivationTexts`; the manifest comes last.
+
+    A run that was stopped or killed leaves its shards, and the same command goes on after them.
 
     Args:
         output: folder of the cache; an older cache there is replaced when the new one is complete.
@@ -67,8 +71,17 @@ class ActivationWriter(BasePredictionWriter):
         )
         n_tokens = sum(len(row["input_ids"]) for rows in data.rows.values() for row in rows)
         need = disk_bytes(n_tokens, len(self.meta.layers), width, width, self.dtype, self.n_targets)
+        rows = max(1, self.shard_rows // trainer.world_size)
+        made_from = {
+            "meta": asdict(self.meta),
+            "batch_size": data.hparams.batch_size,
+            "world_size": trainer.world_size,
+            "shard_rows": rows,
+        }
         if trainer.is_global_zero:
-            free = shutil.disk_usage(files.start_output(self.output, self.output_kind)).free
+            staged = files.start_output(self.output, self.output_kind, made_from)
+            free = shutil.disk_usage(staged).free
+            need -= sum(p.stat().st_size for p in staged.rglob("*.safetensors"))
             if need > free:
                 raise ValueError(
                     f"the cache {self.output} will take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
@@ -80,19 +93,34 @@ class ActivationWriter(BasePredictionWriter):
             )
         trainer.strategy.barrier()
         self.folder = files.staged_output(self.output)
-        rows = max(1, self.shard_rows // trainer.world_size)
         self.writer = CacheWriter(self.folder, self.meta, trainer.global_rank, rows)
+        if self.writer.n_written:
+            say(
+                f"  going on after {self.writer.n_written:,} tokens that an earlier run has written"
+            )
+
+    def on_predict_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        batch["is_written"] = self.writer.skip(batch["split"])
 
     def write_on_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: Captured,
+        prediction: Captured | None,
         batch_indices: Sequence[int] | None,
         batch: dict[str, Any],
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
+        if prediction is None:
+            return
         rows = prediction.rows
         self.writer.add(
             batch["split"],
@@ -117,5 +145,9 @@ class ActivationWriter(BasePredictionWriter):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        if trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            return
+        if isinstance(exception, Stopped) and not trainer.fast_dev_run:
+            files.leave_output(self.output)
+        else:
             files.discard_output(self.output)

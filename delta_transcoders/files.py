@@ -17,7 +17,7 @@ import shlex
 import shutil
 import sys
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any, TextIO, TypeVar
 DONE = "done.json"
 FORMAT = "delta_transcoders output 1"
 RUN = "DELTA_TRANSCODERS_RUN"  # environment variable: the id that a study has given to this run
+_MADE_FROM = "made_from.json"  # in an unfinished folder of ours that a later run may go on with
 _UNFINISHED = (
     "unfinished.txt"  # marks a folder of ours that is being built; locked by who builds it
 )
@@ -213,10 +214,14 @@ def is_finished(path: str | Path, kind: str) -> bool:
     return _done(folder).get("kind") == kind and whole and not _strangers(folder)
 
 
-def start_output(path: str | Path, kind: str) -> Path:
+def start_output(path: str | Path, kind: str, made_from: Mapping[str, Any] | None = None) -> Path:
     """An empty folder beside `path` to build the output in; one process calls it, see `staged_output`.
 
     What an earlier run left unfinished there is removed.
+
+    Args:
+        made_from: of an output in pieces, what decides them (JSON): what a run made from the same left
+            unfinished is kept, to go on with.
 
     Raises:
         ValueError, FileExistsError: see `check_output`.
@@ -226,7 +231,22 @@ def start_output(path: str | Path, kind: str) -> Path:
     old = _old(folder)
     if old.is_dir() and not folder.exists():  # killed between the two renames of `_swap`
         os.rename(old, folder)
-    return _empty_staging(path, kind)
+    staging = _staging(folder)
+    if made_from is not None and _was_made_from(staging, kind, made_from):
+        _lock(staging)
+        return staging
+    _empty_staging(path, kind)
+    if made_from is not None:
+        write_json(staging / _MADE_FROM, made_from)
+    return staging
+
+
+def _was_made_from(staging: Path, kind: str, made_from: Mapping[str, Any]) -> bool:
+    try:
+        is_kind = (staging / _UNFINISHED).read_text(encoding="utf-8") == kind
+        return is_kind and read_json(staging / _MADE_FROM) == json.loads(json.dumps(made_from))
+    except (OSError, ValueError):
+        return False
 
 
 def staged_output(path: str | Path) -> Path:
@@ -250,6 +270,7 @@ def finish_output(path: str | Path, replaces: Collection[str] | None = None) -> 
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 _link(folder / name, copy)
     kind = (staging / _UNFINISHED).read_text(encoding="utf-8")
+    (staging / _MADE_FROM).unlink(missing_ok=True)
     files = {p.relative_to(staging).as_posix(): p.stat().st_size for p in _files(staging)}
     del files[_UNFINISHED]
     done = {
@@ -270,6 +291,12 @@ def discard_output(path: str | Path) -> None:
     if staging in _locks:
         os.close(_locks.pop(staging))
         _remove(staging)
+
+
+def leave_output(path: str | Path) -> None:
+    """Let go of the folder that this process has staged, if any, for a later run to go on with."""
+    if (handle := _locks.pop(_staging(_resolved(path)), None)) is not None:
+        os.close(handle)
 
 
 def set_aside_output(path: str | Path) -> Path:
@@ -391,9 +418,13 @@ def _empty_staging(path: str | Path, kind: str = "") -> Path:
     staging.mkdir(parents=True)
     marker = staging / _UNFINISHED
     marker.write_text(kind, encoding="utf-8")
-    _locks[staging] = os.open(marker, os.O_RDONLY)
-    fcntl.flock(_locks[staging], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _lock(staging)
     return staging
+
+
+def _lock(staging: Path) -> None:
+    _locks[staging] = os.open(staging / _UNFINISHED, os.O_RDONLY)
+    fcntl.flock(_locks[staging], fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _remove(folder: Path) -> None:

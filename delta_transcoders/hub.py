@@ -1,9 +1,10 @@
-"""The Hugging Face hub: sources that are a local folder or a hub id (`owner/name`), and uploads."""
+"""The Hugging Face hub: sources that are a local folder or a hub id (`owner/name`), texts, and uploads."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -123,6 +124,43 @@ def local_folder(source: str | Path, patterns: list[str]) -> Path:
             f"({type(error).__name__}). Where there is a network: `hf download {source} --local-dir "
             f"models/{folder.name}`, then give that folder in place of the hub id."
         ) from error
+
+
+def hub_texts(dataset: str, name: str | None = None) -> Iterator[str]:
+    """Texts of a hub dataset's `train` split, streamed.
+
+    Args:
+        dataset: hub id of a dataset with a `text` column, for example `allenai/c4`; rows without text are
+            left out.
+        name: its configuration, for example `en`.
+
+    Raises:
+        ConnectionError: the hub cannot be reached.
+        ValueError: no such column, something else than text in it, or files that cannot be read; names the
+            dataset.
+    """
+    from datasets import load_dataset
+
+    try:
+        for row in load_dataset(dataset, name, split="train", streaming=True):
+            if text := _text(row):
+                yield text
+    except (ConnectionError, OSError) as error:
+        raise ConnectionError(
+            f"cannot stream the dataset {dataset!r} from the hub ({type(error).__name__})"
+        ) from error
+    except (ValueError, RuntimeError, StopIteration) as error:  # the last: an empty file
+        said = str(error).splitlines() or [type(error).__name__]
+        raise ValueError(f"the dataset {dataset!r} cannot be read: {said[0][:200]}") from error
+
+
+def _text(row: dict[str, object]) -> str:
+    if "text" not in row:
+        raise ValueError(f"no column 'text'; it has {', '.join(map(repr, row))}")
+    text = row["text"]
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"the column 'text' holds {text!r:.60}, no text")
+    return (text or "").removeprefix("\ufeff")
 
 
 def check_push(repo_id: str) -> None:

@@ -67,7 +67,9 @@ class ActivationCapture(LightningModule):
 
     def predict_step(
         self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
-    ) -> Captured:
+    ) -> Captured | None:
+        if batch.get("is_written"):  # by an earlier run, see `ActivationWriter`
+            return None
         return capture(
             self.bridge,
             batch["input_ids"],

@@ -15,6 +15,7 @@ ROOMS = (
     ("tasks",),
     ("language_models",),
     ("generation", "weights", "weight_patches", "tiny_gemma", "smollm2"),
+    ("texts",),
     ("metrics",),
     ("dictionaries",),
     ("activations",),

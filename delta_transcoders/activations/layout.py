@@ -101,6 +101,10 @@ def part_path(folder: Path, rank: int) -> Path:
     return folder / f"part-r{rank}.json"
 
 
+def progress_path(folder: Path, rank: int) -> Path:
+    return folder / f"progress-r{rank}.json"
+
+
 def check_finite(tensor: Tensor, what: str) -> None:
     # aminmax propagates NaN, and takes a tenth of the time of isfinite on every element.
     if not torch.stack(tensor.aminmax()).isfinite().all():

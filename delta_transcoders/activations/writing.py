@@ -20,6 +20,7 @@ from delta_transcoders.activations.layout import (
     check_finite,
     index_path,
     part_path,
+    progress_path,
     shard_path,
 )
 from delta_transcoders.files import read_json, write_json
@@ -29,8 +30,11 @@ from delta_transcoders.tensor_files import save_tensors
 class CacheWriter:
     """Writes one process's share of a cache, shard by shard; holds at most a shard per split.
 
+    A later one in the same folder goes on after the last shard, if it is given the same batches again: those
+    for which `skip` is true need not be computed.
+
     Args:
-        folder: empty, or with other processes' shards.
+        folder: empty, or with other processes' shards, or this process's of an earlier run.
         rank: number of this process.
         shard_rows: tokens per shard.
     """
@@ -42,7 +46,32 @@ class CacheWriter:
         self.shard_rows = shard_rows
         self._dtype = getattr(torch, meta.dtype)
         self._buffers: dict[str, list[dict[str, Tensor]]] = {split: [] for split in SPLITS}
-        self._shards: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+        path = progress_path(self.folder, rank)
+        # Shards; batches of which all rows are in them, and rows of the next one that are.
+        self._progress: dict[str, dict[str, Any]] = (
+            read_json(path)
+            if path.is_file()
+            else {
+                "shards": {split: [] for split in SPLITS},
+                "batches": dict.fromkeys(SPLITS, 0),
+                "rows": dict.fromkeys(SPLITS, 0),
+            }
+        )
+        self._shards = self._progress["shards"]
+        self._earlier = {key: dict(self._progress[key]) for key in ("batches", "rows")}
+        self._batches = dict.fromkeys(SPLITS, 0)
+        self._last_rows = dict.fromkeys(SPLITS, 0)
+
+    @property
+    def n_written(self) -> int:
+        """Tokens that are in shards."""
+        return sum(shard["rows"] for shards in self._shards.values() for shard in shards)
+
+    def skip(self, split: str) -> bool:
+        """Whether an earlier run has written the next batch of a split, which must then not be added."""
+        is_written = self._batches[split] < self._earlier["batches"][split]
+        self._batches[split] += is_written
+        return is_written
 
     def add(
         self,
@@ -75,6 +104,10 @@ class CacheWriter:
             "example_ids": example_ids,
             "subset_ids": subset_ids,
         }
+        is_begun = self._batches[split] == self._earlier["batches"][split]
+        start = self._earlier["rows"][split] if is_begun else 0
+        self._batches[split] += 1
+        self._last_rows[split] = len(token_ids)
         rows = {name: index[name].to("cpu", dtype) for name, dtype in INDEX_DTYPES.items()}
         for layer, pair in activations.items():
             for name, tensor, width in zip(
@@ -86,7 +119,7 @@ class CacheWriter:
                         f"{[len(token_ids), width]}"
                     )
                 rows[f"{layer}/{name}"] = tensor.detach().to("cpu", self._dtype)
-        self._buffers[split].append(rows)
+        self._buffers[split].append({name: column[start:] for name, column in rows.items()})
         while self._buffered(split) >= self.shard_rows:
             self._write_shard(split)
 
@@ -124,6 +157,11 @@ class CacheWriter:
             path = shard_path(split, layer, "xy", shard)
             sizes[path] = save_tensors(self.folder / path, pair)
         self._shards[split].append({"name": shard, "rows": n_rows, "bytes": sizes})
+        left = self._buffered(split)  # of the last batch alone
+        done, begun = self._progress["batches"], self._progress["rows"]
+        done[split] = self._batches[split] - (left > 0)
+        begun[split] = self._last_rows[split] - left if left else 0
+        write_json(progress_path(self.folder, self.rank), self._progress)
 
 
 def finish_cache(
@@ -156,8 +194,9 @@ def finish_cache(
         "targets": {},
     }
     write_json(folder / MANIFEST_NAME, manifest)
-    for part in parts:
+    for rank, part in enumerate(parts):
         part.unlink()
+        progress_path(folder, rank).unlink(missing_ok=True)
     return ActivationCache(folder)
 
 

@@ -1,9 +1,13 @@
-"""A capture holds a batch and a shard, however many texts there are."""
+"""A capture holds a batch and a shard, however many texts there are, and goes on where it was stopped."""
 
+import signal
+
+import pytest
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import evaluate
 from delta_transcoders.activations.cache import ActivationCache
+from delta_transcoders.signals import Stopped
 from lightning_modules.activation_capture import ActivationCapture
 
 
@@ -31,3 +35,77 @@ def test_captured_activations_are_let_go_of(study, arguments, tmp_path, monkeypa
     assert len(alive) == 16 + 4  # batches of 64 training texts and 15 for validation
     assert len(captured) == 4 * len(alive)
     assert max(alive) <= 4 * 2  # of two batches, which a shard of 64 rows may touch
+
+
+@pytest.fixture
+def captured(study, arguments, tmp_path, monkeypatch):
+    """Capture into a folder, stopped at a batch of the model's or at none; the batches that it computed."""
+    predict_step = ActivationCapture.predict_step
+
+    def run(folder: str, stop_at: int | None = None, **options) -> int:
+        computed = []
+
+        def counted(module, batch, *args):
+            if len(computed) == stop_at:
+                raise Stopped(signal.SIGTERM)
+            prediction = predict_step(module, batch, *args)
+            computed.extend([batch] * (prediction is not None))
+            return prediction
+
+        monkeypatch.setattr(ActivationCapture, "predict_step", counted)
+        options = {
+            "data.batch_size": 4,
+            "trainer.callbacks.output": tmp_path / folder,
+            "trainer.callbacks.shard_rows": 64,
+            **options,
+        }
+        if stop_at is None:
+            evaluate.main(arguments("tiny/activations.yaml", study, options))
+        else:
+            with pytest.raises(Stopped):
+                evaluate.main(arguments("tiny/activations.yaml", study, options))
+        return len(computed)
+
+    return run
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.safetensors")}
+
+
+def test_a_stopped_capture_goes_on_after_its_last_shard(captured, tmp_path):
+    assert captured("whole") == 20
+    first = captured("again", stop_at=9)
+    assert not (tmp_path / "again").exists()
+    written = files_of(tmp_path / ".again.partial")
+    second = captured("again", stop_at=10)
+    third = captured("again")
+    assert (
+        second == 10 and 20 + 2 <= first + second + third < 20 + 2 + 10
+    )  # a shard has few batches
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "whole")
+    assert written and written.items() <= files_of(tmp_path / "again").items()
+    assert {p.name for p in tmp_path.iterdir()} == {"whole", "again"}
+    cache = ActivationCache(tmp_path / "again")
+    assert cache.n_tokens("train") == ActivationCache(tmp_path / "whole").n_tokens("train")
+
+
+@pytest.mark.parametrize(
+    "options", [{"data.batch_size": 8}, {"model.layers": "[1]"}, {"data.n_train": 40}]
+)
+def test_a_capture_of_something_else_starts_anew(captured, tmp_path, options):
+    captured("again", stop_at=9)
+    captured("whole", **options)
+    captured("again", **options)
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "whole")
+
+
+def test_a_capture_that_fails_leaves_nothing(captured, study, arguments, tmp_path, monkeypatch):
+    def failing(*args):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(ActivationCapture, "predict_step", failing)
+    options = {"trainer.callbacks.output": tmp_path / "cache"}
+    with pytest.raises(RuntimeError, match="planted"):
+        evaluate.main(arguments("tiny/activations.yaml", study, options))
+    assert not list(tmp_path.iterdir())

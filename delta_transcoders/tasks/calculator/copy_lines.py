@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from delta_transcoders.foreign_text import text_lines
+from delta_transcoders.hub import hub_texts
 from delta_transcoders.tasks.calculator.grammar import letters
 
 PLACES = [
@@ -138,39 +139,17 @@ def file_lines(path: str | Path) -> Iterator[str]:
 
 
 def hub_lines(dataset: str, name: str | None = None) -> Iterator[str]:
-    """Distinct lines of a hub text dataset's `train` split, streamed, that pass `is_copy_line`.
-
-    Args:
-        dataset: hub id of a dataset with a `text` column, for example `allenai/c4`; rows without text are
-            left out.
-        name: its configuration, for example `en`.
+    """Distinct lines of a hub dataset's texts (`hub.hub_texts`) that pass `is_copy_line`.
 
     Raises:
-        ConnectionError: the hub cannot be reached.
-        ValueError: no such column, something else than text in it, or files that cannot be read; names the
-            dataset.
+        ConnectionError, ValueError: as `hub_texts`.
     """
-    from datasets import load_dataset
-
     try:
-        rows = load_dataset(dataset, name, split="train", streaming=True)
-        yield from _filtered(line for row in rows for line in _text(row).splitlines())
-    except (ConnectionError, OSError) as error:
+        yield from _filtered(
+            line for text in hub_texts(dataset, name) for line in text.splitlines()
+        )
+    except ConnectionError as error:
         raise ConnectionError(
-            f"copy lines: cannot stream the dataset {dataset!r} from the hub ({type(error).__name__}). "
-            "Use `copy_source: file` with a text file of lines, or `copy_source: synthetic`."
+            f"copy lines: {error}. Use `copy_source: file` with a text file of lines, or `copy_source: "
+            "synthetic`."
         ) from error
-    except (ValueError, RuntimeError, StopIteration) as error:  # the last: an empty file
-        said = str(error).splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"copy lines: the dataset {dataset!r} cannot be read: {said[0][:200]}"
-        ) from error
-
-
-def _text(row: dict[str, object]) -> str:
-    if "text" not in row:
-        raise ValueError(f"no column 'text'; it has {', '.join(map(repr, row))}")
-    text = row["text"]
-    if text is not None and not isinstance(text, str):
-        raise ValueError(f"the column 'text' holds {text!r:.60}, no text")
-    return (text or "").removeprefix("\ufeff")

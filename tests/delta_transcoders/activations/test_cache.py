@@ -197,7 +197,7 @@ class TestWriting:
         assert again.n_tokens("train") == 300
         assert not list(cache.folder.rglob("*.partial"))
 
-    @pytest.mark.parametrize("k", [0, 5, 18, 19])
+    @pytest.mark.parametrize("k", [0, 5, 24, 25])
     def test_a_process_killed_in_mid_write_leaves_no_cache(self, cache, k):
         """SIGKILL with the k-th file, at the last the manifest, half written and not yet in place."""
         finished = cache.n_tokens("train")
@@ -205,6 +205,41 @@ class TestWriting:
         with pytest.raises(FileNotFoundError, match="no finished activation cache there"):
             ActivationCache(cache.folder)
         assert write_cache(cache.folder).n_tokens("train") == finished
+
+    @pytest.mark.parametrize("k", [0, 1, 4, 11, 12, 17])
+    def test_a_writer_goes_on_after_the_last_shard_of_a_killed_one(
+        self, cache, tmp_path, monkeypatch, k
+    ):
+        """Examples of 10 tokens and shards of 64 end apart, so that one is in two shards."""
+        folder = tmp_path / "killed"
+        saves, save = itertools.count(), writing.save_tensors
+
+        def failing(path, tensors):
+            if next(saves) == k:
+                raise KeyboardInterrupt
+            return save(path, tensors)
+
+        monkeypatch.setattr(writing, "save_tensors", failing)
+        with pytest.raises(KeyboardInterrupt):
+            write_rank(folder)
+        monkeypatch.undo()
+        writer, skipped = CacheWriter(folder, META, shard_rows=64), 0
+        assert writer.n_written == min(k // 3, 4) * 64 + 44 * (k >= 15)
+        for split, n in META.n_examples.items():
+            for i in range(n):
+                if writer.skip(split):
+                    skipped += 1
+                else:
+                    activations, index = example(split, i)
+                    writer.add(split, activations, **index)
+        writer.finish()
+        assert skipped == (0, 6, 12, 19, 25, 30)[k // 3]  # three files a shard
+        finish_cache(folder, META, command=COMMAND)
+        ours, theirs = (
+            {path.relative_to(whole): data for path, data in snapshot(whole).items()}
+            for whole in (folder, cache.folder)
+        )
+        assert ours == theirs
 
     def test_non_finite_values_name_layer_and_shard(self, tmp_path):
         shutil.rmtree(tmp_path, ignore_errors=True)

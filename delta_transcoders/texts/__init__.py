@@ -1,0 +1,1 @@
+"""Text for the base dictionaries of a real model: collected, deduplicated, and accounted for."""
