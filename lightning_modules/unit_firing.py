@@ -82,7 +82,7 @@ class UnitFiring(LightningModule):
         rules: str | None = None,
         n: PositiveInt = 10,
         seed: int = 0,
-        rows_per_pass: PositiveInt = 16,
+        rows_per_pass: PositiveInt = 8,
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
@@ -106,11 +106,15 @@ class UnitFiring(LightningModule):
                 f"no prompt of {data.hparams.jsonl} is in half {self.half} of the wordings: give more of "
                 "them"
             )
-        self.model = load_model(h.model, h.dtype)
+        self.model = load_model(h.model, h.dtype).requires_grad_(False)
+        # Gradients flow from here on; those of other weights would only take memory.
+        self.model.get_input_embeddings().requires_grad_(True)
         self.family = family_of(self.model.config)
         data.check_context(self.family.context, 0)
         self.info = self._load_deltas()
-        self.base = load_model(h.base_model, h.dtype) if h.rules is None else None
+        self.base = None
+        if h.rules is None:
+            self.base = load_model(h.base_model, h.dtype).requires_grad_(False)
         self.units: list[Unit] = []
         if h.rules is not None:
             self.units, drawn = read_units(h.rules)

@@ -78,7 +78,7 @@ def _table(rows: Sequence[dict], means: Sequence[dict], half: str) -> str:
     def number(row: dict) -> str:
         names = (f"balanced_accuracy{end}" for end in ("", "_ci_low", "_ci_high"))
         value, low, high = (row[name] for name in names)
-        return "never fires".ljust(20) if value != value else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        return "–".ljust(20) if value != value else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
     lines = [f"balanced accuracy on half {half}"]
     for row in rows:
@@ -87,9 +87,9 @@ def _table(rows: Sequence[dict], means: Sequence[dict], half: str) -> str:
         lines.append(f"{row['unit']:5}{kinds}{number(row)}{shares}  {row['says']}")
     if half == "B":
         for row in means:
-            never = f", {row['n_never_fire']} never fire" * bool(row["n_never_fire"])
+            others = f", {row['n_unscored']} fire nowhere or everywhere" * bool(row["n_unscored"])
             what = f"{row['what']} by {row['drawn_by']}"
-            lines.append(f"{what:28}{number(row)}  mean of {row['n_units']}{never}")
+            lines.append(f"{what:28}{number(row)}  mean of {row['n_units']}{others}")
     return "\n".join(lines)
 
 

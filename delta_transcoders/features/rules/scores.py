@@ -29,7 +29,7 @@ COLUMNS = (
     "n_tokens", "n_examples", "n_wordings", "says",
 )  # fmt: skip
 SUMMARY_COLUMNS = (
-    "what", "drawn_by", "n_units", "n_never_fire", "balanced_accuracy", "balanced_accuracy_ci_low",
+    "what", "drawn_by", "n_units", "n_unscored", "balanced_accuracy", "balanced_accuracy_ci_low",
     "balanced_accuracy_ci_high",
 )  # fmt: skip
 DIFFERENCE = "feature − neuron"
@@ -39,8 +39,8 @@ def scored(firing: Firing, rules: Sequence[Rule]) -> tuple[list[dict], list[dict
     """A row for each unit, and the means of each kind and way of drawing.
 
     Intervals are percentiles of 2,000 resamples: wordings are drawn with replacement, then their texts, and
-    in the means the units too, a feature always with the neuron that stands beside it. A unit that never
-    fires has no balanced accuracy; `n_never_fire` counts those that a mean leaves out.
+    in the means the units too, a feature always with the neuron that stands beside it. A unit that fires
+    nowhere, or everywhere, has no balanced accuracy; `n_unscored` counts those that a mean leaves out.
 
     Args:
         rules: of the table's units, in their order.
@@ -136,7 +136,7 @@ def _means(
         found[DIFFERENCE] = tuple(f - n for f, n in zip(feature, neuron, strict=True))
         for what, (values_N, resampled_RN) in found.items():
             missing = int(np.isnan(values_N).sum())
-            counts = {"n_units": n - missing, "n_never_fire": missing}
+            counts = {"n_units": n - missing, "n_unscored": missing}
             interval = _interval(_nanmean(values_N), _nanmean(resampled_RN))
             rows.append({"what": what, "drawn_by": way} | counts | interval)
     return rows

@@ -74,13 +74,17 @@ def test_scores_by_hand(rules, firing):
     assert row["balanced_accuracy_ci_low"] < row["balanced_accuracy"]
 
 
-def test_a_unit_that_never_fires_is_counted_and_has_no_score(rules, firing):
+@pytest.mark.parametrize("everywhere", [-1, 1])
+def test_a_unit_that_fires_nowhere_or_everywhere_has_no_score_and_is_counted(
+    rules, firing, everywhere
+):
     margins_PU = firing.margins_PU.copy()
-    margins_PU[firing.read_P, 0] = -1
+    margins_PU[firing.read_P, 0] = everywhere
     rows, means = scored(replace(firing, margins_PU=margins_PU), rules)
     assert np.isnan([rows[0]["balanced_accuracy"], rows[0]["balanced_accuracy_ci_low"]]).all()
-    assert 0 < rows[0]["specificity"] < 1
-    counts = {(r["what"], r["drawn_by"]): (r["n_units"], r["n_never_fire"]) for r in means}
+    defined = "recall" if everywhere > 0 else "specificity"
+    assert 0 < rows[0][defined] < 1 and rows[0]["base_rate"] == (everywhere > 0)
+    counts = {(r["what"], r["drawn_by"]): (r["n_units"], r["n_unscored"]) for r in means}
     assert counts["feature", "effect"] == counts[DIFFERENCE, "effect"] == (0, 1)
     assert counts["neuron", "effect"] == counts["feature", "seed"] == (1, 0)
 
