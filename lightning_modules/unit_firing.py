@@ -118,10 +118,11 @@ class UnitFiring(LightningModule):
         self.units: list[Unit] = []
         if h.rules is not None:
             self.units, drawn = read_units(h.rules)
-            for name, value in self.info.items():
-                if drawn.get(name) != value and name != "delta":
+            for what, name in (("model", "model_fingerprint"), ("delta", "delta_fingerprints")):
+                if drawn.get(name) != self.info[name]:
                     raise ValueError(
-                        f"the units in {h.rules} were drawn with {name} {drawn.get(name)}, here it is {value}"
+                        f"the units in {h.rules} were drawn from another {what} than {h[what]}: give that "
+                        f"one (--model.{what}), or draw anew"
                     )
             self.info = drawn
         self.found: dict[int, np.ndarray] = {}

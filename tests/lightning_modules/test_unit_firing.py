@@ -218,7 +218,9 @@ def test_what_does_not_belong_together_is_refused(run, rules, dictionaries, tmp_
         path.read_text().replace('"delta_fingerprints": {', '"delta_fingerprints": {"9": "",')
     )
     commit()
-    with pytest.raises(ValueError, match="were drawn with delta_fingerprints"):
+    with pytest.raises(
+        ValueError, match=r"were drawn from another delta than .*/delta: give that one"
+    ):
         run(tmp_path / "b", model__rules=rules)
     with pytest.raises(ValueError, match=r"n is 30, so that 60 features .*: give --model.n"):
         run(tmp_path / "a", model__n=30)

@@ -2,7 +2,7 @@
 
     100 %  …is 12 * 34?⏎<call>mul«(»⟦12⟧
 
-The token in question stands in ⟦⟧, other tokens on which the unit fires in «»; what comes after a token
+The token in question stands in ⟦⟧, others on which the unit fires in «»; what comes after a token
 cannot have changed an activation, and is left out. Line breaks are ⏎, in rules `\\n`.
 """
 
@@ -13,24 +13,24 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from delta_transcoders.features.rules.firing import Firing
+from delta_transcoders.features.rules.firing import FiringTable
 from delta_transcoders.foreign_text import shown
 
 WINDOW = 40
 """Tokens that are shown, the one in question last."""
 N_STRONGEST, N_OTHERS, N_SAME_TOKEN, N_SILENT = 12, 10, 6, 6
 HOW_TO_READ = """\
-Where each unit fires on half A of the wordings: the token in ⟦⟧ with the text before it, other tokens on
-which the unit fires in «», line breaks as ⏎ (`\\n` in a rule). In front of each, the activation above the
-unit's threshold in % of its largest. Of texts that are the same but for digits one is shown.
+Where each unit fires on half A of the wordings: the token in ⟦⟧ with the text before it, others on which
+the unit fires in «», line breaks as ⏎ (`\\n` in a rule). In front of each, the activation above the unit's
+threshold in % of its largest. Of texts that are the same but for digits one is shown.
 """
 
 
-def contexts_text(firing: Firing, seed: int = 0) -> str:
+def contexts_text(firing: FiringTable, seed: int = 0) -> str:
     """Contexts of all units, by name."""
     parts = [HOW_TO_READ]
     for u, unit in enumerate(firing.units):
-        parts.append(f"{unit.name}: fires on {100 * unit.rate:.2g} % of the tokens\n")
+        parts.append(f"{unit.name}: fires on {100 * unit.rate:.1f} % of the tokens\n")
         rng = np.random.default_rng([seed, u])
         for title, places in _chosen(firing, u, rng):
             lines = "".join(f"{_line(firing, u, place)}\n" for place in places)
@@ -39,7 +39,7 @@ def contexts_text(firing: Firing, seed: int = 0) -> str:
 
 
 def _chosen(
-    firing: Firing, u: int, rng: np.random.Generator
+    firing: FiringTable, u: int, rng: np.random.Generator
 ) -> Iterator[tuple[str, Sequence[int]]]:
     """Kinds of places with a title; of each kind one place a text, and none twice."""
     margins_P = firing.margins_PU[:, u]
@@ -58,7 +58,7 @@ def _chosen(
     yield "silent on another token", _different(firing, silent[~is_same], N_SILENT, seen)
 
 
-def _different(firing: Firing, places: np.ndarray, n: int, seen: set[str]) -> list[int]:
+def _different(firing: FiringTable, places: np.ndarray, n: int, seen: set[str]) -> list[int]:
     """The first n that are not like one in `seen`, each of another text."""
     chosen: dict[int, int] = {}
     for place in places.tolist():
@@ -72,7 +72,7 @@ def _different(firing: Firing, places: np.ndarray, n: int, seen: set[str]) -> li
     return list(chosen.values())
 
 
-def _window(firing: Firing, place: int) -> tuple[int, tuple[str, ...], bool]:
+def _window(firing: FiringTable, place: int) -> tuple[int, tuple[str, ...], bool]:
     """The text that a place is in, the tokens that are shown of it, and whether it starts before them."""
     e = int(np.searchsorted(firing.starts_E, place, side="right")) - 1
     end = place + 1 - int(firing.starts_E[e])
@@ -80,12 +80,12 @@ def _window(firing: Firing, place: int) -> tuple[int, tuple[str, ...], bool]:
     return e, firing.texts[e].tokens[first:end], first > 0
 
 
-def _line(firing: Firing, u: int, place: int) -> str:
+def _line(firing: FiringTable, u: int, place: int) -> str:
     _, tokens, is_cut = _window(firing, place)
     margins_P = firing.margins_PU[:, u]
     before = zip(tokens[:-1], margins_P[place + 1 - len(tokens) :], strict=False)
-    pieces = [f"«{token}»" if margin > 0 else token for token, margin in before]
-    text = shown("".join([*pieces, f"⟦{tokens[-1]}⟧"])).replace("\n", "⏎")
+    marked = "".join(f"«{token}»" if margin > 0 else token for token, margin in before)
+    text = shown(f"{marked.replace('»«', '')}⟦{tokens[-1]}⟧").replace("\n", "⏎")
     share = 100 * margins_P[place] / np.nanmax(margins_P)
     strength = f"{share:.0f} %" if share > 0 else "–"
     return f"{strength:>7}  {'…' if is_cut else ''}{text}"

@@ -41,7 +41,7 @@ class Text(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Firing:
+class FiringTable:
     """Where units fire.
 
     Attributes:
@@ -79,7 +79,7 @@ def write_firing(
     opened_for: str | None,
     info: Mapping[str, Any],
 ) -> None:
-    """Write the folder's files; arguments as of `Firing`."""
+    """Write the folder's files; arguments as of `FiringTable`."""
     folder = Path(folder)
     write_units(folder, units, info)
     lines = (json.dumps(text._asdict()) + "\n" for text in texts)
@@ -90,7 +90,7 @@ def write_firing(
     write_json(folder / INFO_NAME, said)
 
 
-def read_firing(folder: str | Path) -> Firing:
+def read_firing(folder: str | Path) -> FiringTable:
     """Read a folder of `write_firing`.
 
     Raises:
@@ -116,4 +116,4 @@ def read_firing(folder: str | Path) -> Firing:
     half = said["half"]
     if wrong := [text for text in texts if half_of(text.wording) != half]:
         raise ValueError(f"{path}: example {wrong[0].example} is not of half {half}; {REMAKE}")
-    return Firing(units, texts, margins_PU, half, said["opened_for"], info)
+    return FiringTable(units, texts, margins_PU, half, said["opened_for"], info)

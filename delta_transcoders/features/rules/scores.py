@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from delta_transcoders.features.rules.firing import Firing
+from delta_transcoders.features.rules.firing import FiringTable
 from delta_transcoders.features.rules.language import Rule, predicted
 from delta_transcoders.features.rules.units import KINDS, WAYS, Unit
 from delta_transcoders.files import write_text
@@ -35,7 +35,7 @@ SUMMARY_COLUMNS = (
 DIFFERENCE = "feature − neuron"
 
 
-def scored(firing: Firing, rules: Sequence[Rule]) -> tuple[list[dict], list[dict]]:
+def scored(firing: FiringTable, rules: Sequence[Rule]) -> tuple[list[dict], list[dict]]:
     """A row for each unit, and the means of each kind and way of drawing.
 
     Intervals are percentiles of 2,000 resamples: wordings are drawn with replacement, then their texts, and
