@@ -27,7 +27,7 @@ def draw(firing: Path, out: Path) -> str:
     from delta_transcoders.features.rules.contexts import contexts_text
     from delta_transcoders.features.rules.firing import read_firing
     from delta_transcoders.features.rules.language import RULES_NAME, write_template
-    from delta_transcoders.features.rules.units import write_units
+    from delta_transcoders.features.rules.units import UNITS_NAME, write_units
     from delta_transcoders.files import write_text
 
     found = read_firing(firing)
@@ -39,8 +39,8 @@ def draw(firing: Path, out: Path) -> str:
     write_units(out, found.units, found.info)
     write_text(out / "contexts.txt", contexts_text(found))
     return (
-        f"{out}: contexts of {len(found.units)} units in contexts.txt; write a rule for each into "
-        f"{RULES_NAME} (units.json says what they are: leave it closed till then), and commit both"
+        f"{out}: contexts of {len(found.units)} units in contexts.txt. Write a rule for each into "
+        f"{RULES_NAME}, then commit it with {UNITS_NAME} (which says what they are: leave it closed till then)"
     )
 
 
