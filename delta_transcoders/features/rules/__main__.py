@@ -40,7 +40,7 @@ def draw(firing: Path, out: Path) -> str:
     write_text(out / "contexts.txt", contexts_text(found))
     return (
         f"{out}: contexts of {len(found.units)} units in contexts.txt. Write a rule for each into "
-        f"{RULES_NAME}, then commit it with {UNITS_NAME} (which says what they are: leave it closed till then)"
+        f"{RULES_NAME}, then commit it with {UNITS_NAME}, which says what they are: leave it closed till then"
     )
 
 
