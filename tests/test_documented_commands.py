@@ -34,7 +34,11 @@ ELSEWHERE = {  # followed to the letter by a test of the page
     "docs/NEW_FAMILY.md": "tests/delta_transcoders/families/test_new_family.py"
     "::test_the_page_on_new_families",
 }
+WITH_RULES = "needs rules: tests/delta_transcoders/features/rules"
 NOT_RUN = {  # the beginning of a command, and why
+    "python -m delta_transcoders.features.rules score": WITH_RULES,
+    "python evaluate.py --config configs/tiny/unit_firing.yaml --model.rules": WITH_RULES,
+    "git add rules/tiny": "needs a repository",
     "source .venv/bin/activate": "changes a shell",
     "pip wheel": "tests/test_installed.py builds the wheel",
     "pip install": "tests/test_installed.py installs the wheel",
@@ -71,6 +75,7 @@ SHRUNK = {  # options with which a stage of configs/tiny/ takes seconds
     "ranking": "--data.n_per_subset 2 --model.layers [0]",
     "feature_curve": "--model.grid [2] --model.n_random 2 --model.max_new_tokens 4",
     "features": "",
+    "unit_firing": "--model.n 1",
     "effects": "--data.n_per_subset 2 --model.first 2 --model.max_new_tokens 4",
     "transplant": "--model.max_new_tokens 4",
     "removal": "--model.n_draws 2 --model.max_new_tokens 4",
@@ -281,6 +286,9 @@ def run(checkout, monkeypatch):
             if name.startswith("delta_transcoders.inspector."):
                 write_record("runs/tiny")
             monkeypatch.setattr(sys, "argv", [name, *args])
-            assert not importlib.import_module(name).main()
+            module = importlib.import_module(name)
+            if hasattr(module, "__path__"):  # a package, run as `python -m` runs it
+                module = importlib.import_module(f"{name}.__main__")
+            assert not module.main()
 
     return run_

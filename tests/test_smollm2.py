@@ -18,6 +18,7 @@ from delta_transcoders.activations.capture import boot_bridge, capture
 from delta_transcoders.dictionaries.delta import load_delta
 from delta_transcoders.families.sites import HOOK_SITES
 from delta_transcoders.features.files import read_features
+from delta_transcoders.features.rules.firing import read_firing
 from delta_transcoders.language_models import load_model, load_tokenizer, target_batch, tokenize
 from delta_transcoders.report.tables import read_metrics
 from delta_transcoders.study.study_file import read_study
@@ -107,6 +108,9 @@ def test_the_whole_study(run):
     features = read_features(study / "features")
     assert (len(features), features.info["target"]) == (N_LAYERS * 32, "mlp_difference")
     assert features.feature(N_LAYERS - 1, 0).activity["tool (held out)"].held_out
+    run(evaluate.main, "unit_firing", {"model.n": 3})
+    firing = read_firing(study / "unit_firing_a")
+    assert len(firing.units) == 12 and firing.half == "A"
     run(evaluate.main, "effects", {"model.first": 1, "model.steps": 1})
     features = read_features(study / "features")
     assert features.rankings == [study / "effects"]
