@@ -120,7 +120,8 @@ def make(model: str, out: str | Path, device: str = "cpu") -> bool:
             raise FileExistsError(
                 f"{out} holds the replies of another model, {found['model']}: give another folder"
             )
-        if config.items() <= found.items():
+        # Wherever the model's folder is.
+        if (config | {"model": found["model"]}).items() <= found.items():
             _say(f"{out} is there already: {found['n_prompts']} replies of {found['model']}")
             return False
     digest = hash_texts([json.dumps(config)])[:8]
