@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from delta_transcoders.study.plan import Graph, Step
@@ -41,10 +42,11 @@ def missing(graph: Graph) -> list[Step]:
         if not _is_there(step)
         and (
             step.stage.takes.get("seconds", 0) > LONG
-            or not all(_is_inside(out, step.stage.study) for out in step.config.outputs)
+            or not all(is_inside(out, step.stage.study) for out in step.config.outputs)
         )
     ]
 
 
-def _is_inside(path: str, folder: str) -> bool:
-    return Path(path).resolve().is_relative_to(Path(folder).resolve())
+def is_inside(path: str, folder: str) -> bool:
+    """Whether a path lies in a folder; links are not followed."""
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from delta_transcoders.files import RUN, write_text
-from delta_transcoders.study.check.before import there
+from delta_transcoders.study.check.before import is_inside, there
 from delta_transcoders.study.check.lines import Lines
 from delta_transcoders.study.check.small import Small, small
 from delta_transcoders.study.environment import environment
@@ -54,31 +54,43 @@ class Passed:
 def shadow(written: Collection[str], taken: Collection[str]) -> Iterator[Path]:
     """Work in a temporary folder that shows the working directory, but for what is written.
 
+    It lies in a tree of links to everything else, so that paths with `..` lead where they did.
+
     Args:
-        written: paths that are left out; they may be written there anew.
+        written: paths in the working directory that are left out; they may be written there anew.
         taken: paths that are shown even where they lie in one of these.
     """
     here, left_out = Path.cwd(), {Path(os.path.abspath(path)) for path in written}
     with tempfile.TemporaryDirectory(prefix="check-") as name:
-        folder = Path(name).resolve()
-        _mirror(here, folder, left_out)
+        root = Path(name).resolve()
+        _mirror(Path(here.anchor), root, left_out, left_out | {here / "x"})
         for path in map(Path, map(os.path.abspath, taken)):
-            at = folder / os.path.relpath(path, here)
-            if path.is_relative_to(here) and not at.exists():
+            at = root / path.relative_to(path.anchor)
+            if not at.exists():
                 at.parent.mkdir(parents=True, exist_ok=True)
                 at.symlink_to(path)
-        with contextlib.chdir(folder):
-            yield folder
+        with contextlib.chdir(root / here.relative_to(here.anchor)):
+            yield Path.cwd()
 
 
-def _mirror(source: Path, target: Path, left_out: Collection[Path]) -> None:
-    for entry in source.iterdir():
-        if entry in left_out:
-            continue
+def _mirror(
+    source: Path, target: Path, left_out: Collection[Path], opened: Collection[Path]
+) -> None:
+    """Links to what is in a folder.
+
+    Args:
+        left_out: of these there is none.
+        opened: folders that hold one of these are folders in the mirror too.
+    """
+    try:
+        entries = set(source.iterdir())
+    except PermissionError:  # one may go through other users' folders, and not see what is in them
+        entries = {source / p.relative_to(source).parts[0] for p in opened if source in p.parents}
+    for entry in sorted(entries - set(left_out)):
         at = target / entry.name
-        if any(path.is_relative_to(entry) for path in left_out):
+        if any(entry in path.parents for path in opened):
             at.mkdir()
-            _mirror(entry, at, left_out)
+            _mirror(entry, at, left_out, opened)
         else:
             at.symlink_to(entry)
 
@@ -110,6 +122,14 @@ class Pass:
         written = {out for step in made for out in step.config.outputs} | set(self.study.files)
         taken = {out for label in self.there for out in graph.steps[label].config.outputs}
         taken |= {path for step in made for path, writer in step.inputs.items() if not writer}
+        outside = [out for out in sorted(written) if not is_inside(out, ".")]
+        if outside:
+            with lines.look(outside[0]):
+                raise ValueError(
+                    "it lies outside of the working directory, where a pass would overwrite it: give a path "
+                    "inside, or go there"
+                )
+            return {}
         with shadow(written, taken) as folder:
             for path, text in self.study.texts.items():
                 write_text(path, text)

@@ -155,8 +155,8 @@ def hub_bytes(name: str, is_wanted: Callable[[str], object]) -> float:
     return float(sum(s.size or 0 for s in siblings if is_wanted(s.rfilename.removeprefix(below))))
 
 
-def check_free(graph_steps: Iterable[Step], folder: str, download: float) -> str:
-    """Refuse a disk on which the study's guesses do not fit.
+def check_free(steps: Iterable[Step], folder: str, download: float) -> str:
+    """Refuse a disk on which what the study file guesses of stages that were never run does not fit.
 
     Args:
         download: bytes that are not here yet.
@@ -165,7 +165,8 @@ def check_free(graph_steps: Iterable[Step], folder: str, download: float) -> str
         p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists()
     )
     free = shutil.disk_usage(place).free
-    needed = sum(step.stage.takes.get("megabytes", 0) for step in graph_steps) * 1e6 + download
+    new = [s for s in steps if not all(Path(out).exists() for out in s.config.outputs)]
+    needed = sum(step.stage.takes.get("megabytes", 0) for step in new) * 1e6 + download
     if needed > free:
         raise OSError(
             f"{needed / GB:.1f} GB are needed (as the study file guesses) and {free / GB:.1f} GB are free in "

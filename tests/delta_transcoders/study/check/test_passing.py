@@ -29,12 +29,14 @@ def test_a_shadow_shows_all_but_what_is_written(tmp_path, monkeypatch):
     for name in ("runs/mine/a/x", "runs/mine/given.txt", "runs/other/y", "configs/z"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(name)
+    (tmp_path.parent / "beside.txt").write_text("beside")
     before = files_of(tmp_path)
     with shadow(["runs/mine", "runs/new/deep"], ["runs/mine/given.txt"]) as folder:
         assert Path.cwd() == folder != tmp_path
         assert Path("configs/z").read_text() == "configs/z"
         assert Path("runs/other/y").read_text() == "runs/other/y"
         assert os.listdir("runs/mine") == ["given.txt"]
+        assert Path("../beside.txt").read_text() == "beside"
         Path("runs/mine/a").mkdir()
         Path("runs/mine/a/x").write_text("new")
         Path("runs/new/deep").mkdir(parents=True)
@@ -111,6 +113,15 @@ def test_what_must_be_made_before(lab):
     lab.write("runs/text/x", "x")
     assert labels(there(graph)) == ["text"]
     assert labels(missing(graph)) == ["model"]
+
+
+def test_an_output_outside_is_not_written(lab, capsys):
+    lab.replace("configs/a.yaml", "${study}/a", str(lab.folder.parent / "a"))
+    for name in "bc":
+        lab.replace(f"configs/{name}.yaml", "${study}/a", str(lab.folder.parent / "a"))
+    assert Pass(*read()).run(Lines()) == {}
+    assert "/a: it lies outside of the working directory" in capsys.readouterr().out
+    assert not (lab.folder.parent / "a").exists()
 
 
 # The command
