@@ -153,7 +153,7 @@ def run_steps(
     for number, step in enumerate(steps, start=1):
         stage = step.stage
         record = records[stage.study]
-        make_links(graph.study, stage.study)
+        _make_links(graph.study, stage.study)
         resume = checkpoint(step, record.stages.get(stage.name, {}).get("started"))
         command, run = command_of(stage, resume), uuid.uuid4().hex
         print(f"[{number}/{len(steps)}] {stage.label}: {shlex.join(command)}", flush=True)
@@ -186,8 +186,7 @@ def run_steps(
         record.finish(stage.name, measured | {"outputs": outputs})
 
 
-def make_links(study: Study, folder: str) -> None:
-    """What a study within another shares with it, as links in its folder."""
+def _make_links(study: Study, folder: str) -> None:
     for link, target in study.links.items():
         path = Path(link)
         if path.parent == Path(folder) and not path.is_symlink():

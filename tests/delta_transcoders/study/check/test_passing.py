@@ -1,6 +1,8 @@
 """The pass through all stages: where it works, what it leaves alone, what it says of a failure."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,17 @@ def test_an_absolute_folder_is_left_alone(lab, tmp_path, capsys):
 def test_what_is_refused(lab, args, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         main(args)
+
+
+def test_help_imports_nothing_slow():
+    check = (
+        "import sys\nfrom delta_transcoders.study.check.__main__ import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "slow = {'torch', 'lightning', 'transformers', 'jsonargparse', 'pandas', 'peft'}\n"
+        "print(sorted(slow & set(sys.modules)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.startswith("usage: delta-transcoders check")
+    assert ended.stdout.splitlines()[-1] == "[]"
