@@ -21,8 +21,9 @@ N_PROMPTS, N_OF_HALVES = 5, 8
 """Evaluation prompts of a subset; more where one half of the wordings chooses and the other is scored."""
 N_STEPS, N_BATCHES = 2, 4
 """Of a training, at least."""
-N_TEXTS, N_HELD_OUT = 64, 32
-"""Examples that are trained on at least, and held out."""
+N_TEXTS, N_HELD_OUT, N_EVALUATION = 64, 32, 24
+"""Examples that are trained on at least, held out, and made for evaluation: enough for a task that is read by
+parts of its subsets."""
 N_DOCUMENTS = 600
 N_CHECKED = 16
 PASSES = 4
@@ -114,7 +115,7 @@ def _training(values: Values, options: dict[str, Any], graph: Graph) -> Small:
         options["data.n_validation"] = min(values["data.n_validation"], N_HELD_OUT)
         held_out = values["data.n_validation"] / max(1, options["data.n_validation"])
         if name == "data.n_train":
-            options["data.n_evaluation"] = min(values["data.n_evaluation"], N_OF_HALVES)
+            options["data.n_evaluation"] = min(values["data.n_evaluation"], N_EVALUATION)
     elif made := _maker_of(values.get("data.validation"), graph):
         n_train = n_train or made["data.n_train"]
         n = values["data.n_validation"] or made["data.n_validation"]

@@ -48,7 +48,7 @@ def test_the_tiny_study():
     assert finetune.options == {
         "data.n_train": 256,  # four steps of 64
         "data.n_validation": 32,
-        "data.n_evaluation": 8,
+        "data.n_evaluation": 24,
         "trainer.max_steps": 4,
         "trainer.val_check_interval": 4,
         "trainer.check_val_every_n_epoch": None,
