@@ -19,8 +19,8 @@ from delta_transcoders.study.plan import Graph, Step
 
 N_PROMPTS, N_OF_HALVES = 5, 8
 """Evaluation prompts of a subset; more where one half of the wordings chooses and the other is scored."""
-N_STEPS, N_BATCHES = 2, 4
-"""Of a training, at least."""
+N_STEPS, N_BATCHES, N_OF_PHASE = 2, 4, 3
+"""Of a training, at least, and steps of each phase of one that has several."""
 N_TEXTS, N_HELD_OUT, N_EVALUATION = 64, 32, 24
 """Examples that are trained on at least, held out, and made for evaluation: enough for a task that is read by
 parts of its subsets."""
@@ -101,7 +101,9 @@ def _training(values: Values, options: dict[str, Any], graph: Graph) -> Small:
     steps = max(N_STEPS, math.ceil(N_BATCHES / accumulate))
     every = steps * accumulate
     if values.kind("model") == "EndToEndDelta":
-        steps, every = 1 + len(values["model.budgets"]), 1
+        # A phase for each number of features; its first batch chooses them.
+        every = N_OF_PHASE
+        steps = every * (1 + len(values["model.budgets"]))
     options |= {
         "trainer.max_steps": steps,
         "trainer.val_check_interval": every,

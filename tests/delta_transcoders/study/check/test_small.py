@@ -76,7 +76,7 @@ def test_batches_that_accumulate():
 
 def test_phases_and_draws():
     found = smalls("configs/tiny/study_features.yaml")
-    assert found["delta_kl"].options["trainer.max_steps"] == 7  # all features and six budgets
+    assert found["delta_kl"].options["trainer.max_steps"] == 3 * 7  # all features and six budgets
     assert (found["delta_kl"].batches, found["delta_kl"].held_out) == (2100, 256 / 32)
     assert found["removal"].options["model.n_draws"] == 2
     assert found["removal"].factor == (300 / 8) * (21 / 3)
