@@ -213,7 +213,8 @@ def _evaluation(values: Values, options: dict[str, Any], graph: Graph) -> Small:
         factor = n / options["data.n_per_subset"]
     for name in ("model.n_draws", "model.n_random"):
         if name in values:
-            options[name] = min(values[name], N_DRAWS)
+            # Of a deletion matrix one for each rule.
+            options[name] = min(values[name], max(N_DRAWS, len(values.get("model.rules", ()))))
             factor *= (1 + values[name]) / (1 + options[name])
     layers = values.get("model.layers")
     if values.kind("model") == "FeatureRanking" and values["model.first"] is None and layers:

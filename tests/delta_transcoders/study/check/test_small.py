@@ -80,5 +80,7 @@ def test_phases_and_draws():
     assert (found["delta_kl"].batches, found["delta_kl"].held_out) == (2100, 256 / 32)
     assert found["removal"].options["model.n_draws"] == 2
     assert found["removal"].factor == (300 / 8) * (21 / 3)
+    rules = smalls("configs/tiny/study_rules.yaml")["rules/deletion_kl"]
+    assert rules.options["model.n_random"] == 4
     # Its own file has 150 texts of each of two subsets.
     assert found["spillover_transplant"].factor == 150 / 5
