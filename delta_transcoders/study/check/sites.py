@@ -101,7 +101,8 @@ class SiteCheck:
             leading=leading,
         )
         ours = require_site(table, self.site, base_id.average_l0)
-        rivals = ", ".join(f"{row.site.name} {row.fvu:.2f}" for row in table if row is not ours)
+        others = [row for row in table if row is not ours][:2]  # the best ones
+        rivals = ", ".join(f"{row.site.name} {row.fvu:.2f}" for row in others)
         said = f"FVU {ours.fvu:.2f}, cosine {ours.cosine:.2f} at {self.site.name}"
         said += f" ({rivals})" if rivals else ""
         return said + published(base_id, layer, fits["base"])

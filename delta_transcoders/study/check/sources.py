@@ -15,6 +15,8 @@ from delta_transcoders.study.study_file import SCRIPTS, read_configs
 MODELS = ("model", "base_model", "finetuned_model")
 DICTIONARIES = "base_transcoders"
 FILES = ("jsonl", "copy_file", "replies")
+FINETUNE = "datamodules.finetune_data.FinetuneData"
+"""The data that make a task's examples; other stages read what these wrote."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ def _kind(key: str, value: Any, values: Mapping[str, Any]) -> str | None:
     if last == DICTIONARIES:
         return "dictionaries"
     if last == "copy_dataset":
-        return "dataset" if values.get(f"{'.'.join(parents)}.copy_source") == "hub" else None
+        is_used = values.get("data.class_path") == FINETUNE
+        is_used &= values.get(f"{'.'.join(parents)}.copy_source") == "hub"
+        return "dataset" if is_used else None
     return "file" if last in FILES else None
 
 

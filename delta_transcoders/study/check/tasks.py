@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from delta_transcoders.study.check.sources import stages_with_options, task_of
+from delta_transcoders.study.check.sources import FINETUNE, stages_with_options, task_of
 from delta_transcoders.study.plan import Graph
 
-FINETUNE = "datamodules.finetune_data.FinetuneData"
 N_EXAMPLES = 24
 
 
