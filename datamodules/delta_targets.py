@@ -63,6 +63,8 @@ class DeltaData(ActivationData):
         base_files: which files, where a layer has several kinds: a pattern of paths below
             `base_transcoders`, as in `transcoder_all/*_l0_small`.
         n_check_examples: first so many examples for the check.
+        require_site: refuse dictionaries that the check finds out of place; false warns, for those that have
+            hardly been trained.
         model_dtype: of both models' weights.
         layers, batch_tokens, buffer_tokens, passes, seed: see `ActivationData`.
     """
@@ -80,6 +82,7 @@ class DeltaData(ActivationData):
         width: PositiveInt | None = None,
         base_files: str | None = None,
         n_check_examples: PositiveInt = 128,
+        require_site: bool = True,
         model_dtype: str = "float32",
         layers: list[NonNegativeInt] | None = None,
         batch_tokens: PositiveInt = 2048,
@@ -220,12 +223,14 @@ class DeltaData(ActivationData):
                 f"{meta.token_policy}: capture it with --model.leading {leading}"
             )
 
-    @staticmethod
-    def _require(table, site: HookSite, ids: Mapping[str, BaseId], family: ModelFamily) -> None:
+    def _require(
+        self, table, site: HookSite, ids: Mapping[str, BaseId], family: ModelFamily
+    ) -> None:
         try:
             require_site(table, site, next(iter(ids.values())).average_l0)
         except ValueError as error:
-            if site.name in (family.site.name, *(base_id.hook_site for base_id in ids.values())):
+            known = (family.site.name, *(base_id.hook_site for base_id in ids.values()))
+            if self.hparams.require_site and site.name in known:
                 raise
             warnings.warn(str(error), StudyWarning, stacklevel=2)
 

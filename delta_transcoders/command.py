@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import difflib
 import functools
 import importlib.util
@@ -276,6 +277,43 @@ def arguments_of(class_path: str) -> tuple[str, ...] | None:
     >>> arguments_of("callbacks.activation_writer.ActivationWriter"), arguments_of("x.Y")
     (('output', 'dtype', 'shard_rows', 'n_targets'), None)
     """
+    found = _constructor(class_path)
+    if found is None:
+        return None
+    arguments, more = found
+    names = tuple(argument.arg for argument in (*arguments.args[1:], *arguments.kwonlyargs))
+    if arguments.kwarg is None:
+        return names
+    inherited = arguments_of(more)
+    return None if inherited is None else names + inherited
+
+
+def defaults_of(class_path: str) -> dict[str, Any]:
+    """Those of a class's arguments that have a plain value by default, read off its source likewise.
+
+    >>> defaults_of("callbacks.activation_writer.ActivationWriter")
+    {'dtype': 'float32', 'shard_rows': 16384, 'n_targets': 1}
+    """
+    found = _constructor(class_path)
+    if found is None:
+        return {}
+    arguments, more = found
+    given = dict(zip(arguments.args[::-1], arguments.defaults[::-1], strict=False))
+    given |= zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    values = defaults_of(more) if arguments.kwarg else {}
+    for argument in (*arguments.args, *arguments.kwonlyargs):
+        with contextlib.suppress(ValueError):  # an expression
+            if given.get(argument) is not None:
+                values[argument.arg] = ast.literal_eval(given[argument])
+    return values
+
+
+@functools.cache
+def _constructor(class_path: str) -> tuple[ast.arguments, str] | None:
+    """The arguments of a class's `__init__`, its own or inherited, and the class above the one that has it.
+
+    None where that is not found.
+    """
     module, _, name = class_path.rpartition(".")
     package, *inside = module.split(".")
     spec = importlib.util.find_spec(package) if package else None
@@ -287,19 +325,17 @@ def arguments_of(class_path: str) -> tuple[str, ...] | None:
         return None
     tree = ast.parse(file.read_text(encoding="utf-8"))
     kind = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
-    body = kind.body if kind else ()
-    init = next((n for n in body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-    if init is None:
+    if kind is None:
         return None
-    names = tuple(argument.arg for argument in (*init.args.args[1:], *init.args.kwonlyargs))
-    if init.args.kwarg is None:
-        return names
     imported = {
         a.name: n.module for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names
     }
     base = ast.unparse(kind.bases[0]) if kind.bases else ""
-    more = arguments_of(f"{imported.get(base, module)}.{base}")
-    return None if more is None else names + more
+    above = f"{imported.get(base, module)}.{base}"
+    for part in kind.body:
+        if isinstance(part, ast.FunctionDef) and part.name == "__init__":
+            return part.args, above
+    return _constructor(above) if base else None
 
 
 def run(main: Callable[[], object], *, is_stage: bool = False) -> None:

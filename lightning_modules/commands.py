@@ -24,6 +24,7 @@ PROGRAM = "delta-transcoders"
 
 MODULES = {
     "study": "delta_transcoders.study",
+    "check": "delta_transcoders.study.check",
     "inspect": "delta_transcoders.inspector.command",
     "serve": "delta_transcoders.inspector.serve",
     "export": "delta_transcoders.export",
@@ -43,6 +44,7 @@ MODULES = {
 OVERVIEW = f"""usage: {PROGRAM} COMMAND [OPTIONS]    ({PROGRAM} COMMAND --help explains one)
 
   study          run what is not done of a study, stage by stage
+  check          is everything there for a study, does it fit together, and what will it take
   train          train one stage
   evaluate       measure one stage, or capture its activations
   inspect        answer one prompt with and without a study's delta, or parts of it

@@ -96,16 +96,15 @@ def check_held(
     width: int | None = None,
     percentile: float | None = None,
     files: str | None = None,
-) -> None:
-    """Refuse what `load_base` would for any of these layers, as far as the names of files tell.
+) -> list[Entry]:
+    """What `load_base` would take for these layers; refuses what it would, as far as the names of files tell.
 
     Raises:
         FileNotFoundError, ValueError: as `load_base`.
     """
     listed = list_files(source)
     entries = _layout(listed)[1]
-    for layer in layers:
-        _choose(listed, entries, layer, width, percentile, files=files)
+    return [_choose(listed, entries, layer, width, percentile, files=files) for layer in layers]
 
 
 def available_l0s(source: str | Path, layer: int, width: int | None = None) -> list[L0 | str]:

@@ -68,6 +68,12 @@ class Graph:
                 return target + path.removeprefix(link)
         return path
 
+    def maker(self, text: str) -> str:
+        """The stage that writes a path, or what the path lies in; empty where none does."""
+        real = self._real(text)
+        outer = [path for path in self.writers if _within(real, path)]
+        return self.writers[max(outer, key=len)][0] if outer else ""
+
     def _add_input(self, step: Step, text: str) -> None:
         stage, real = step.stage, self._real(text)
         is_module = stage.run not in SCRIPTS
