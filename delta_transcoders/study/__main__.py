@@ -20,8 +20,10 @@ from delta_transcoders.files import write_text
 from delta_transcoders.report.tables import format_table
 from delta_transcoders.study.plan import Graph, Step, check_disk, decide, sizes, table
 from delta_transcoders.study.records import Record
-from delta_transcoders.study.running import locks, run_command, run_steps
+from delta_transcoders.study.running import locks, run_command
+from delta_transcoders.study.steps import run_steps
 from delta_transcoders.study.study_file import read_study
+from delta_transcoders.study.turns import least_seconds, needs_of
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -52,17 +54,17 @@ def main(args: Sequence[str] | None = None) -> None:
     if given.dry_run:
         records = {folder: Record(folder, file) for folder, file in study.files.items()}
         steps = decide(graph, records, wanted, alone=bool(given.only))
-        _print_plan(graph, steps, records, study.notes)
+        _print_plan(graph, steps, records, study.notes, given.jobs)
         return
     with locks(list(study.files)) as held:
         records = {folder: Record(folder, file) for folder, file in study.files.items()}
         steps = decide(graph, records, wanted, alone=bool(given.only))
-        _print_plan(graph, steps, records, study.notes)
+        _print_plan(graph, steps, records, study.notes, given.jobs)
         check_disk(steps, records, study.folder)
         for path, text in study.texts.items():
             write_text(path, text)
         try:
-            run_steps(graph, steps, records, held)
+            run_steps(graph, steps, records, held, given.jobs)
             if steps:
                 print(f"\n{_done_table(steps, records)}", flush=True)
             if wanted == set(graph.steps):
@@ -85,6 +87,14 @@ def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str,
     )
     parser.add_argument("--config", "-c", metavar="FILE", help="study file")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    parser.add_argument(
+        "--jobs",
+        metavar="N",
+        type=int,
+        default=1,
+        help="stages that may run at once, where none needs another (default: 1); each needs memory of "
+        "its own, and has its share of the CPUs",
+    )
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--until", metavar="STAGE", help="run this stage and what it needs")
     group.add_argument("--only", metavar="STAGE", help="run this stage on what is there")
@@ -97,6 +107,8 @@ def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str,
     given, rest = parser.parse_known_args(args)
     if given.config is None:
         raise ValueError(f"give a study file: {parser.prog} --config FILE (see --help)")
+    if given.jobs < 1:
+        raise ValueError(f"--jobs is {given.jobs}, expected a whole number from 1")
     options: dict[str, dict[str, Any]] = {}
     words = iter(rest)
     for word in words:
@@ -116,17 +128,23 @@ def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str,
 
 
 def _print_plan(
-    graph: Graph, steps: Sequence[Step], records: Mapping[str, Record], notes: Sequence[str]
+    graph: Graph,
+    steps: Sequence[Step],
+    records: Mapping[str, Record],
+    notes: Sequence[str],
+    n_jobs: int,
 ) -> None:
     for note in notes:
         print(note)
     folder = graph.study.folder
     if steps:
-        seconds = [sizes(step, records[step.stage.study])[0] or 0 for step in steps]
-        print(
-            f"{folder}: {len(steps)} of {len(graph.steps)} stages are to run{_hours(sum(seconds))}\n"
-        )
+        seconds = {s.stage.label: sizes(s, records[s.stage.study])[0] or 0 for s in steps}
+        total = _hours(sum(seconds.values()))
+        print(f"{folder}: {len(steps)} of {len(graph.steps)} stages are to run{total}\n")
         print(f"{table(steps, records)}\n", flush=True)
+        if n_jobs > 1:
+            least = least_seconds(needs_of(graph, steps), seconds, n_jobs)
+            print(f"with {n_jobs} stages at once at least {least:.0f} seconds\n", flush=True)
     else:
         print(f"{folder}: nothing to do", flush=True)
 
