@@ -63,7 +63,8 @@ def n_cpus() -> int:
 
 def _threads(variables: Mapping[str, str]) -> str:
     """The CPUs, and what was set."""
-    found = f"{n_cpus()} CPUs{' allowed' * hasattr(os, 'sched_getaffinity')}"  # macOS does not say
+    allowed = " allowed" if hasattr(os, "sched_getaffinity") else ""  # macOS does not say
+    found = f"{n_cpus()} CPUs{allowed}"
     asked = variables.get("OMP_NUM_THREADS")
     return f"{found}, OMP_NUM_THREADS {asked}" if asked else found
 

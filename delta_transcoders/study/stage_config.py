@@ -81,7 +81,8 @@ class StageConfig:
         )
         used = {key: value for key, value in trainer.items() if key not in NOT_RESULTS}
         self.values |= dict(_flat(used, "trainer"))
-        self.holds.append(str(_logs(trainer)))
+        # Of Lightning, and `console.txt`.
+        self.holds += [str(_logs(trainer)), str(trainer.get("default_root_dir") or stage.study)]
         if stage.run == "train":
             if cache := self.values.get("data.cache"):
                 self.holds.append(str(cache))

@@ -74,6 +74,7 @@ def test_a_stage_waits_for_what_it_needs_through_others_and_through_links(plan):
         # One folder of logs and checkpoints.
         ("study_sweep", "base_transcoders", "sweep_base_transcoders"),
         ("study_faults", "faults_right", "faults_bare_text"),
+        ("study_features", "feature_curve_kl", "feature_curve_kl_nmse"),  # one console.txt
     ],
 )
 def test_stages_that_write_into_one_folder_take_turns(plan, name, first, second):
