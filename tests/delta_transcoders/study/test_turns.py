@@ -86,6 +86,14 @@ def test_stages_that_write_into_one_folder_take_turns(plan, name, first, second)
     assert next_step([second], [first], apart) is None
 
 
+def test_the_option_stage_gives_a_stage_logs_of_its_own(pytestconfig, monkeypatch):
+    monkeypatch.chdir(pytestconfig.rootpath)
+    options = {"faults_bare_text": {"stage": "bare_text"}}
+    graph = Graph(read_study("configs/tiny/study_faults.yaml", options=options))
+    right, bare_text = graph.steps["faults_right"], graph.steps["faults_bare_text"]
+    assert next_step([bare_text], [right], {"faults_bare_text": ()}) is bare_text
+
+
 def test_stages_that_read_one_cache_run_at_once(plan):
     graph, steps = plan("study_controls")
     features, delta = graph.steps["features"], graph.steps["dense"]
