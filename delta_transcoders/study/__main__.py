@@ -21,8 +21,10 @@ from delta_transcoders.report.tables import format_table
 from delta_transcoders.study.plan import Graph, Step, check_disk, decide, sizes, table
 from delta_transcoders.study.records import Record
 from delta_transcoders.study.registration import registered_seeds
-from delta_transcoders.study.running import keep_tables, locks, run_command, run_steps
+from delta_transcoders.study.running import locks, run_command
+from delta_transcoders.study.steps import keep_tables, run_steps
 from delta_transcoders.study.study_file import Study, read_study
+from delta_transcoders.study.turns import least_seconds, needs_of
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -36,7 +38,7 @@ def main(args: Sequence[str] | None = None) -> None:
         ValueError, OSError: what was given cannot be used.
     """
     args = list(sys.argv[1:] if args is None else args)
-    given, options = _parse(args)
+    given, options = parse_options(args)
     study = _read(given, options)
     graph = Graph(study)
     wanted = set(graph.steps)
@@ -46,17 +48,17 @@ def main(args: Sequence[str] | None = None) -> None:
     if given.dry_run:
         records = {folder: Record(folder, file) for folder, file in study.files.items()}
         steps = decide(graph, records, wanted, alone=bool(given.only))
-        _print_plan(graph, steps, records, study.notes)
+        _print_plan(graph, steps, records, study.notes, given.jobs)
         return
     with locks(list(study.files)) as held:
         records = {folder: Record(folder, file) for folder, file in study.files.items()}
         steps = decide(graph, records, wanted, alone=bool(given.only))
-        _print_plan(graph, steps, records, study.notes)
+        _print_plan(graph, steps, records, study.notes, given.jobs)
         check_disk(steps, records, study.folder)
         for path, text in study.texts.items():
             write_text(path, text)
         try:
-            run_steps(graph, steps, records, held)
+            run_steps(graph, steps, records, held, given.jobs)
             keep_tables(study, held)  # a run may have been killed before it did
             if steps:
                 print(f"\n{_done_table(steps, records)}", flush=True)
@@ -87,7 +89,7 @@ def _read(given: argparse.Namespace, options: Mapping[str, Mapping[str, Any]]) -
     return study
 
 
-def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str, Any]]]:
+def parse_options(args: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str, Any]]]:
     """Our own options, and those of stages by stage."""
     parser = argparse.ArgumentParser(
         prog=" ".join(script_command("study")),
@@ -99,6 +101,14 @@ def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str,
     )
     parser.add_argument("--config", "-c", metavar="FILE", help="study file")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    parser.add_argument(
+        "--jobs",
+        metavar="N",
+        type=int,
+        default=1,
+        help="stages that may run at once, where none needs another (default: 1); each needs memory of "
+        "its own, and has its share of the CPUs",
+    )
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--until", metavar="STAGE", help="run this stage and what it needs")
     group.add_argument("--only", metavar="STAGE", help="run this stage on what is there")
@@ -116,6 +126,8 @@ def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str,
     given, rest = parser.parse_known_args(args)
     if given.config is None:
         raise ValueError(f"give a study file: {parser.prog} --config FILE (see --help)")
+    if given.jobs < 1:
+        raise ValueError(f"--jobs is {given.jobs}, expected a whole number from 1")
     options: dict[str, dict[str, Any]] = {}
     words = iter(rest)
     for word in words:
@@ -135,7 +147,11 @@ def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str,
 
 
 def _print_plan(
-    graph: Graph, steps: Sequence[Step], records: Mapping[str, Record], notes: Sequence[str]
+    graph: Graph,
+    steps: Sequence[Step],
+    records: Mapping[str, Record],
+    notes: Sequence[str],
+    n_jobs: int,
 ) -> None:
     for note in notes:
         print(note)
@@ -144,6 +160,9 @@ def _print_plan(
         seconds = {s.stage.label: sizes(s, records[s.stage.study])[0] or 0 for s in steps}
         print(f"{folder}: {len(steps)} of {len(graph.steps)} stages are to run{_hours(seconds)}\n")
         print(f"{table(steps, records)}\n", flush=True)
+        if n_jobs > 1:
+            least = least_seconds(needs_of(graph, steps), seconds, n_jobs)
+            print(f"with {n_jobs} stages at once at least {least:.0f} seconds\n", flush=True)
     else:
         print(f"{folder}: nothing to do", flush=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -20,14 +21,18 @@ PACKAGES = (
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def environment() -> dict[str, str]:
+def environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Commit (`-dirty` with changes, empty without a checkout), CPU, what bounds a stage's threads, and
-    versions, for readers."""
+    versions, for readers.
+
+    Args:
+        variables: of the stage's environment.
+    """
     versions = [f"python {platform.python_version()}", *map(_version, PACKAGES)]
     return {
         "commit": _commit(),
         "cpu": _cpu(),
-        "threads": _threads(),
+        "threads": _threads(variables),
         "versions": ", ".join(filter(None, versions)),
     }
 
@@ -51,13 +56,16 @@ def _commit() -> str:
         return ""
 
 
-def _threads() -> str:
-    """The CPUs that this process may use, which its stages may too, and what the user has set."""
-    if hasattr(os, "sched_getaffinity"):
-        found = f"{len(os.sched_getaffinity(0))} CPUs allowed"
-    else:  # macOS
-        found = f"{os.cpu_count()} CPUs"
-    asked = os.environ.get("OMP_NUM_THREADS")
+def n_cpus() -> int:
+    """CPUs that this process may use, which its stages may too."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _threads(variables: Mapping[str, str]) -> str:
+    """The CPUs, and what was set."""
+    allowed = " allowed" if hasattr(os, "sched_getaffinity") else ""  # macOS does not say
+    found = f"{n_cpus()} CPUs{allowed}"
+    asked = variables.get("OMP_NUM_THREADS")
     return f"{found}, OMP_NUM_THREADS {asked}" if asked else found
 
 

@@ -28,12 +28,14 @@ class Step:
 
     Attributes:
         inputs: paths that it reads; by path, the stage that writes it, or "" for a path from elsewhere.
+        holds: folders that no other stage may write into at the same time (see `StageConfig`).
         why: it must run; empty where it need not.
     """
 
     stage: Stage
     config: StageConfig
     inputs: dict[str, str] = field(default_factory=dict)
+    holds: set[str] = field(default_factory=set)
     why: str = ""
 
 
@@ -56,6 +58,7 @@ class Graph:
                 if other != label:
                     raise ValueError(f"{other} and {label} both write {output}")
         for step in steps.values():
+            step.holds = {self._real(path) for path in step.config.holds}
             for text in step.config.reads:
                 self._add_input(step, text)
         self.steps = _in_order(steps)

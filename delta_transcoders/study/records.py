@@ -121,4 +121,11 @@ def megabytes(paths: Iterable[str]) -> float:
         for file in ([path] if path.is_file() else path.rglob("*"))
         if file.is_file()
     ]
-    return sum(file.stat().st_size for file in files) / 1e6
+    return sum(map(_size, files)) / 1e6
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:  # another stage, which runs too, has just put it in its place
+        return 0

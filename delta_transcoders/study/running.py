@@ -1,28 +1,22 @@
-"""Running a study's stages, one after the other, each as the command that a user would type."""
+"""A study's stages as the commands that a user would type: starting them, passing signals on, locks."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from delta_transcoders import files, signals
+from delta_transcoders import signals
 from delta_transcoders.command import script_command
-from delta_transcoders.study.environment import environment
-from delta_transcoders.study.plan import Graph, Step, checkpoint, outputs_of, recorded
-from delta_transcoders.study.records import RECORD, Record, megabytes
 from delta_transcoders.study.study_file import SCRIPTS, Stage, Study
 
 ENVIRONMENT = {
@@ -38,6 +32,11 @@ PROGRAMS = {
     "delta-transcoders": [sys.executable, "-m", "lightning_modules.commands"],
 }
 """How the first words of commands are started."""
+
+SECONDS_BETWEEN_LOOKS = 0.05
+
+_started: list[subprocess.Popen] = []
+"""All that this process has started."""
 
 
 def command_of(stage: Stage, resume: Path | None = None) -> list[str]:
@@ -70,61 +69,102 @@ def _text(value: Any) -> str:
 
 
 class Ended(NamedTuple):
-    """How a command ended: its status, and the most memory that it took at once."""
+    """How a command ended: its status in a shell's numbers, and the most memory that it took at once."""
 
     status: int
     memory_gb: float
 
 
-def run_command(
-    command: Sequence[str], keep: Sequence[int] = (), run: str = "", quiet: bool = False
-) -> Ended:
+def run_command(command: Sequence[str], keep: Sequence[int] = (), quiet: bool = False) -> Ended:
     """Run a command until it ends; SIGTERM and SIGINT are passed on to it.
 
     Args:
-        keep: file descriptors that it holds too.
-        run: the id of its outputs.
-        quiet: only its warnings and errors are shown.
+        keep, quiet: see `start_command`.
 
     Raises:
         signals.Stopped: a signal came, and the command has ended.
     """
-    given: list[int] = []
-    process: subprocess.Popen | None = None
+    with passing_on() as given:
+        process = start_command(command, ENVIRONMENT | os.environ, keep, quiet)
+        pass_on(given)  # what came before there was a process
+        while (ended := end_of(process)) is None:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    return ended
 
-    def pass_on(signum: int, frame: object) -> None:
-        given.append(signum)
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError):  # it has just ended
-                os.kill(process.pid, signum)
 
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, pass_on)
-    try:
-        environment = ENVIRONMENT | os.environ | ({files.RUN: run} if run else {})
-        if (
-            command[0] != "python"
-        ):  # packages that lie in the working directory are not the program's
-            environment["PYTHONSAFEPATH"] = "1"
+def start_command(
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    keep: Sequence[int] = (),
+    quiet: bool = False,
+    log: Path | None = None,
+) -> subprocess.Popen:
+    """Start a command.
+
+    Args:
+        variables: of its environment.
+        keep: file descriptors that it holds too.
+        quiet: only its warnings and errors are shown.
+        log: where they, or all that it shows, are written in place of the terminal. A file and no pipe: the
+            command goes on where this process is killed.
+    """
+    if command[0] != "python":  # packages that lie in the working directory are not the program's
+        variables = {**variables, "PYTHONSAFEPATH": "1"}
+    if log:
+        log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") if log else nullcontext() as shown:
         process = subprocess.Popen(
             [*PROGRAMS[command[0]], *command[1:]],
-            env=environment,
+            env=variables,
             pass_fds=keep,
-            stdout=subprocess.DEVNULL if quiet else None,
+            stdout=subprocess.DEVNULL if quiet else shown,
+            stderr=shown,
         )
-        for signum in given:  # came before there was a process
-            os.kill(process.pid, signum)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(
-            status
-        )  # for `subprocess`, which did not wait
-    finally:
-        signals.install()
-    if given:
-        raise signals.Stopped(given[0])
-    status = process.returncode
+    _started.append(process)
+    return process
+
+
+def end_of(process: subprocess.Popen) -> Ended | None:
+    """How a started command has ended; None while it runs."""
+    pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+    if pid == 0:
+        return None
+    status = process.returncode = os.waitstatus_to_exitcode(status)
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Ended(128 - status if status < 0 else status, peak / 1e9)
+
+
+def pass_on(signums: Iterable[int]) -> None:
+    """Send signals to all that runs."""
+    for signum in signums:
+        for process in _started:
+            # `send_signal` would look whether it has ended, and `end_of` could no more say how.
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signum)
+
+
+@contextmanager
+def passing_on() -> Iterator[list[int]]:
+    """Send SIGTERM and SIGINT on to all that runs; yields a list of those that come.
+
+    Raises:
+        signals.Stopped: at the end of the block, if any came.
+    """
+    given: list[int] = []
+
+    def handle(signum: int, frame: object) -> None:
+        given.append(signum)
+        pass_on([signum])
+
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield given
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if given:
+        raise signals.Stopped(given[0])
 
 
 @contextmanager
@@ -154,76 +194,8 @@ def locks(folders: Sequence[str]) -> Iterator[list[int]]:
             os.close(handle)
 
 
-def run_steps(
-    graph: Graph, steps: Sequence[Step], records: Mapping[str, Record], keep: Sequence[int]
-) -> None:
-    """Run stages in this order, and record each.
-
-    Raises:
-        SystemExit: a stage ended with an error, whose status it is.
-        signals.Stopped: a signal came.
-    """
-    found = environment()
-    for number, step in enumerate(steps, start=1):
-        stage = step.stage
-        record = records[stage.study]
-        _make_links(graph.study, stage.study)
-        resume = checkpoint(step, record.stages.get(stage.name, {}).get("started"))
-        command, run = command_of(stage, resume), uuid.uuid4().hex
-        print(f"[{number}/{len(steps)}] {stage.label}: {shlex.join(command)}", flush=True)
-        how = {"run": run, "command": shlex.join(command), "began": time.time()}
-        how |= {"environment": found}
-        if resume:  # what that start has left may be gone on from again
-            how["began"] = record.stages[stage.name]["started"]["began"]
-        record.start(stage.name, how | recorded(step))
-        started, read = time.perf_counter(), megabytes(step.inputs)
-        # What pages and reports print is long, and in the files that they write.
-        quiet = stage.run.startswith(("delta_transcoders.report.", "delta_transcoders.pages."))
-        status, memory_gb = run_command(command, keep, run, quiet)
-        seconds = time.perf_counter() - started
-        outputs = outputs_of(step)
-        if status == 0 and not all(
-            found == run if stage.run in SCRIPTS else found for found in outputs.values()
-        ):
-            print(f"error: {stage.label} ended without writing its output", file=sys.stderr)
-            status = 1
-        if status:
-            print(f"error: {stage.label} ended with status {status}", file=sys.stderr)
-            raise SystemExit(status)
-        measured = {
-            "seconds": round(seconds, 1),
-            # What it adds to its inputs too, as the delta stage adds its targets to the cache.
-            "megabytes": round(
-                megabytes(step.config.outputs) + max(0, megabytes(step.inputs) - read), 2
-            ),
-            "memory_gb": round(memory_gb, 2),
-        }
-        record.finish(stage.name, measured | {"outputs": outputs})
-        keep_tables(graph.study, keep)
-
-
-def keep_tables(study: Study, keep: Sequence[int] = ()) -> None:
-    """Copy what is small of a registered study's parts, where a stage has been run since the last time.
-
-    Args:
-        keep: as of `run_command`.
-    """
-    for folder, out in study.keeps.items():
-        records = {path.relative_to(folder): path for path in Path(folder).rglob(RECORD)}
-        copies = {name: Path(out) / name for name in records}
-        if all(
-            copy.is_file() and copy.read_bytes() == records[name].read_bytes()
-            for name, copy in copies.items()
-        ):
-            continue
-        command = ["python", "-m", "delta_transcoders.report.results", folder, out]
-        command += ["--docs", study.registered]
-        if run_command(command, keep, quiet=True).status:
-            again = shlex.join(command)
-            print(f"warning: {out} lacks something of {folder}: {again}", file=sys.stderr)
-
-
-def _make_links(study: Study, folder: str) -> None:
+def make_links(study: Study, folder: str) -> None:
+    """What a study within another shares with it, as links in its folder."""
     for link, target in study.links.items():
         path = Path(link)
         if path.parent == Path(folder) and not path.is_symlink():

@@ -46,6 +46,8 @@ class StageConfig:
         outputs: folders; of a module files too.
         reads: every text that may be a path, and a module's `reads`.
         checkpoints: folder of its checkpoints, where it has any.
+        holds: folders beside its outputs that it writes into: its logs, and of a training its cache, to
+            which it may add a target.
 
     Raises:
         ValueError: a configuration that is no YAML, refers to what is not there, or names no output; an
@@ -54,6 +56,7 @@ class StageConfig:
 
     def __init__(self, stage: Stage, texts: Mapping[str, str]) -> None:
         self.checkpoints: Path | None = None
+        self.holds: list[str] = []
         if stage.run not in SCRIPTS:
             self.outputs, self.reads = list(stage.writes), list(stage.reads)
             self.values = {"arguments": list(stage.arguments)}
@@ -78,8 +81,13 @@ class StageConfig:
         )
         used = {key: value for key, value in trainer.items() if key not in NOT_RESULTS}
         self.values |= dict(_flat(used, "trainer"))
-        if stage.run == "train" and trainer.get("enable_checkpointing") is not False:
-            self.checkpoints = _logs(trainer) / "checkpoints"
+        # Of Lightning, and `console.txt`.
+        self.holds += [str(_logs(trainer)), str(trainer.get("default_root_dir") or stage.study)]
+        if stage.run == "train":
+            if cache := self.values.get("data.cache"):
+                self.holds.append(str(cache))
+            if trainer.get("enable_checkpointing") is not False:
+                self.checkpoints = _logs(trainer) / "checkpoints"
 
 
 def _resolved(stage: Stage, texts: Mapping[str, str]) -> dict:
@@ -173,7 +181,9 @@ def _logs(trainer: Mapping) -> Path:
     if not loggers:
         return Path(trainer.get("default_root_dir") or ".")
     args = loggers[0].get("init_args") or {}
-    return Path(args.get("save_dir", "."), str(args.get("name", "")), str(args.get("version", "")))
+    return Path(
+        args.get("save_dir") or ".", str(args.get("name", "")), str(args.get("version", ""))
+    )
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from delta_transcoders.command import packaged_configs, run, script_command
-from delta_transcoders.study.__main__ import _parse as parse_study_options
+from delta_transcoders.study.__main__ import parse_options as parse_study_options
 from delta_transcoders.study.check.lines import Lines
 from delta_transcoders.study.check.sources import dictionary_uses, sources_of
 from delta_transcoders.study.plan import Graph

@@ -22,7 +22,7 @@ from delta_transcoders.study.check.small import Small, small
 from delta_transcoders.study.environment import environment
 from delta_transcoders.study.plan import Graph, Step, outputs_of, recorded
 from delta_transcoders.study.records import Record, megabytes
-from delta_transcoders.study.running import ENVIRONMENT, PROGRAMS, _make_links, command_of
+from delta_transcoders.study.running import ENVIRONMENT, PROGRAMS, make_links, command_of
 from delta_transcoders.study.study_file import SCRIPTS, Study
 
 MEASUREMENTS = "callbacks.measurements.Measurements"
@@ -160,7 +160,7 @@ class Pass:
             measures = {"trainer.callbacks+": MEASUREMENTS, "trainer.callbacks.file": str(file)}
             options = made_small.options | measures
         stage = replace(stage, options={**stage.options, **options})
-        _make_links(self.study, stage.study)
+        make_links(self.study, stage.study)
         run, log = uuid.uuid4().hex, folder / "log.txt"
         how = {"run": run, "command": "", "began": time.time(), "environment": environment()}
         record.start(stage.name, how | recorded(step))
