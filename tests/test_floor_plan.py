@@ -24,6 +24,7 @@ ROOMS = (
     ("report",),
     ("pages",),
     ("export", "import_dictionaries"),
+    ("publish",),
     ("own_study",),
     ("study",),
     ("inspector",),
