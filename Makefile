@@ -124,7 +124,7 @@ interop: $(READY) .venv-saelens/.ready .venv-circuit-tracer/.ready  ## Open the 
 	$(OPENED)
 
 interop-real: $(READY) .venv-saelens/.ready .venv-circuit-tracer/.ready  ## The same with a finished study's own (STUDY=runs/smollm2), rounded to bfloat16, with a graph
-	$(PY) -m interop.prepare $(STUDY) $(INTEROP) --dtype bfloat16
+	$(PY) -m interop.prepare $(STUDY) $(INTEROP) --dtype bfloat16 --brief
 	$(OPENED)
 
 full-shape: $(READY)  ## Peak memory of Gemma 2 2B's stages at full shape, random weights (20 minutes, 13 GB of disk)

@@ -24,7 +24,7 @@ def in_export(
 ) -> torch.Tensor:
     """Activations [N, n] of all features of a layer's file; the padding never fires."""
     card = comparison.card("circuit_tracer", case, layer)
-    whole = torch.zeros(len(a), n)
+    whole = torch.zeros(len(a), n, dtype=a.dtype)
     whole[:, [*range(*card["base_features"]), *range(*card["delta_features"])]] = a
     return whole
 

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 TOLERANCE = 1e-5
-LOGITS = 1e-4
+LOGITS = 1e-5
+"""Of the largest logit."""
 
 
 class Comparison:
@@ -68,8 +69,9 @@ class Comparison:
         )
 
     def logits(self, what: str, logits: torch.Tensor, expected: torch.Tensor) -> None:
-        error = (logits - expected).abs().max().item()
-        self.check(what, error <= LOGITS, f"logits differ by at most {error:.1e}")
+        error = ((logits - expected).abs().max() / expected.abs().max()).item()
+        figures = f"logits differ by at most {error:.1e} of the largest"
+        self.check(what, error <= LOGITS, figures)
 
 
 def run_card(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Export a study in every format, and write what our own code makes of the same activations.
 
-    python -m interop.prepare STUDY OUT [--dtype bfloat16]
+    python -m interop.prepare STUDY OUT [--dtype bfloat16] [--brief]
 
 OUT gets one folder per format and case, and `expected/{case}.safetensors`: x.L [N, d_model] on held-out
 tokens, a.L [N, n_features] and y.L [N, d_model], from base and delta apart; tokens of which a feature is at
@@ -13,6 +13,8 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
+import torch
+
 from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.dictionaries.delta import ON_DICTIONARIES, load_base_of, load_deltas
 from delta_transcoders.dictionaries.files import DType
@@ -22,6 +24,7 @@ from delta_transcoders.export import export
 from delta_transcoders.families.sites import GEMMA_SCOPE, HOOK_SITES
 from delta_transcoders.features.files import read_features
 from delta_transcoders.hub import split_layer
+from delta_transcoders.language_models import load_tokenizer
 from delta_transcoders.report.shared_study import read_study
 from delta_transcoders.tensor_files import save_tensors
 from interop.replacement import activations, expected
@@ -34,29 +37,43 @@ Dictionaries = dict[int, Transcoder]
 """By layer."""
 
 
-def load_dictionaries(folder: Path, dtype: DType) -> tuple[Dictionaries, Dictionaries]:
-    """Bases, as far as the deltas correct any, and deltas, as an export in this dtype holds them."""
+def as_stored(
+    folder: Path, dtype: DType, alpha: float = 1.0, delta_only: bool = False
+) -> tuple[Dictionaries, Dictionaries]:
+    """Bases, without any where they are left out, and deltas, each apart, as an export holds their sum."""
     bases, deltas = {}, {}
     for layer, (path, delta, config) in load_deltas(folder).items():
-        if config.target in ON_DICTIONARIES:
+        stored = delta.state_dict()
+        bias = alpha * stored["b_dec"]
+        stored |= {"W_dec": alpha * stored["W_dec"], "b_dec": torch.zeros_like(bias)}
+        if delta_only:
+            stored["b_dec"] = bias
+        else:
             source = split_layer(config.base_id, config.base_file)[0]
-            bases[layer] = rounded(load_base_of(path, config, source)[0], dtype).float()
-        deltas[layer] = rounded(delta, dtype).float()
+            base = load_base_of(path, config, source)[0].state_dict()
+            base["b_dec"] = base["b_dec"] + bias  # rounded as one
+            bases[layer] = rounded(Transcoder(**base), dtype).float()
+        deltas[layer] = rounded(Transcoder(**stored), dtype).float()
     return bases, deltas
 
 
-def case(
-    cache: ActivationCache, bases: Dictionaries, deltas: Dictionaries, alpha=1.0, delta_only=False
-):
+def case(cache: ActivationCache, bases: Dictionaries, deltas: Dictionaries):
     tensors = {}
     for layer, delta in deltas.items():
-        used = (delta,) if delta_only else (bases[layer], delta)
+        used = [bases[layer], delta] if layer in bases else [delta]
         x = cache.load("validation", layer, ["x"])["x"][: 2 * N_TOKENS].float()
         a, tie = activations(x, *used)
         keep = (~tie.any(dim=1)).nonzero()[:N_TOKENS, 0]
-        y = alpha * delta(x) if delta_only else bases[layer](x) + alpha * delta(x)
+        y = sum(dictionary(x) for dictionary in used)
         tensors |= {f"x.{layer}": x[keep], f"a.{layer}": a[keep], f"y.{layer}": y[keep]}
     return tensors
+
+
+def request(study: Path, folder: Path, merged: str) -> str:
+    """The task's example, behind a special token: circuit-tracer puts one where there is none."""
+    prompt, tokenizer = read_study(study, folder, None).task.prompt, load_tokenizer(merged)
+    begins_special = tokenizer(prompt).input_ids[0] in tokenizer.all_special_ids
+    return prompt if begins_special else f"{tokenizer.bos_token}{prompt}"
 
 
 def prepare(
@@ -74,7 +91,6 @@ def prepare(
         "saelens",
         "circuit_tracer",
     ]
-    bases, deltas = load_dictionaries(folder, dtype)
     cache = ActivationCache(study / "activations")
     of_features = _described(study).resolve() == folder.resolve()
     for name, options in exports.items():
@@ -82,13 +98,11 @@ def prepare(
             contexts = format == "circuit_tracer" and name == graph and of_features
             given = options | {"deltas": folder, "dtype": dtype, "with_contexts": contexts}
             export(study, format, out / format / name, **given)
-        save_tensors(
-            out / "expected" / f"{name}.safetensors", case(cache, bases, deltas, **options)
-        )
+        stored = as_stored(folder, dtype, **options)
+        save_tensors(out / "expected" / f"{name}.safetensors", case(cache, *stored))
     merged = str(study / "finetune" / "merged")
-    prompt = read_study(study, folder, None).task.prompt
-    joined = {} if exports[graph].get("delta_only") else bases
-    tensors = expected(merged, prompt, site, joined, deltas)
+    stored = as_stored(folder, dtype, **exports[graph])
+    tensors = expected(merged, request(study, folder, merged), site, *stored)
     save_tensors(out / "expected" / f"{graph}, one request.safetensors", tensors)
 
 
@@ -102,11 +116,14 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--dtype", default="float32", choices=get_args(DType))
+    parser.add_argument("--brief", action="store_true", help="only what a request is tried with")
     args = parser.parse_args()
     own, described = args.study / "delta", _described(args.study)
     config = next(iter(load_deltas(own).values()))[2]
     exports = (JOINED if config.target in ON_DICTIONARIES else {}) | ALONE
-    prepare(args.study, args.out, own, exports, args.dtype, next(iter(exports)))
+    graph = next(iter(exports))
+    exports = {graph: exports[graph]} if args.brief else exports
+    prepare(args.study, args.out, own, exports, args.dtype, graph)
     if described.resolve() != own.resolve():
         exports = {"features": {"delta_only": True}}
         prepare(args.study, args.out, described, exports, args.dtype, "features")
