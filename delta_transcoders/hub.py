@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -136,17 +135,27 @@ def local_folder(source: str | Path, patterns: list[str]) -> Path:
     return Path(found) / below
 
 
-def check_push(repo_id: str, option: str = "--push-to-hub", needs_token: bool = True) -> None:
+def check_push(repo_id: str) -> None:
     """Refuse a push that cannot succeed, before anything is written or sent.
-
-    Args:
-        option: where the user gave it, for messages.
-        needs_token: False where nothing is to be pushed yet.
 
     Raises:
         ValueError: not `owner/name` as the hub allows it, or no token on this machine.
     """
     from huggingface_hub import get_token
+
+    check_repository(repo_id, "--push-to-hub")
+    if get_token() is None:
+        raise ValueError(
+            "no Hugging Face token here: run `hf auth login` with a token that may write, or set HF_TOKEN"
+        )
+
+
+def check_repository(repo_id: str, option: str) -> None:
+    """Refuse what cannot be a repository's name.
+
+    Raises:
+        ValueError: not `owner/name` as the hub allows it; names the option that it was given by.
+    """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -156,10 +165,6 @@ def check_push(repo_id: str, option: str = "--push-to-hub", needs_token: bool = 
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(f"{option} {repo_id!r}: {error}") from error
-    if needs_token and get_token() is None:
-        raise ValueError(
-            "no Hugging Face token here: run `hf auth login` with a token that may write, or set HF_TOKEN"
-        )
 
 
 OF_AN_EXPORT = ("layer_*", "transcoder_all/*", "model*", "features/*")
@@ -170,7 +175,7 @@ def push_folder(
     folder: str | Path,
     repo_id: str,
     private: bool = False,
-    replaced: Sequence[str] = OF_AN_EXPORT,
+    replaced: list[str] | tuple[str, ...] = OF_AN_EXPORT,
 ) -> str:
     """Upload a folder as one commit to a model repository, made where there is none; its address.
 

@@ -22,7 +22,7 @@ from delta_transcoders.command import run as run_command
 from delta_transcoders.dictionaries.files import DType, Part
 from delta_transcoders.export import CARD, MARK, check_replaceable, export
 from delta_transcoders.files import replace_folder, write_text
-from delta_transcoders.hub import check_push, push_folder
+from delta_transcoders.hub import check_push, check_repository, push_folder
 from delta_transcoders.report.model_card import SharedFolder, shared_card
 from delta_transcoders.report.shared_study import read_study
 
@@ -111,7 +111,9 @@ def publish(
         ValueError: `to` is no hub id, no token where one is needed, or parts that do not belong together.
     """
     out = Path(out)
-    check_push(to, "--to", needs_token=push)
+    check_repository(to, "--to")
+    if push:
+        check_push(to)
     parts = parts_of([Path(run) for run in runs], merged)
     check_replaceable(out)
     bases = next((part for part in parts if part.part == BASES), None)
