@@ -23,11 +23,13 @@ GIVEN := $(if $(filter-out file,$(origin STUDY)),$(STUDY))
 RUN = @$(PY) study.py --config $(CONFIGS)
 ONE = --study $(STUDY) --seed $(SEED) $(OPTIONS)
 
+interop-real: STUDY := $(or $(GIVEN),runs/smollm2)
+
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DELETE_ON_ERROR:
-.PHONY: help demo real-quick gpu seeds controls planted rules faults sweep sweep-summary ranking features findings examples interop
+.PHONY: help demo real-quick gpu seeds controls planted rules faults sweep sweep-summary ranking features findings examples interop interop-real
 .PHONY: full-shape wide-bases wide-features signals study-kills test test-slow lint clean
 
 help:  ## Show this list
@@ -101,7 +103,15 @@ examples: $(READY)  ## Run the notebooks of examples/ on the tiny study
 	  STUDY=$(abspath $(STUDY)) $(PY) examples/run.py $$notebook || exit 1; done
 
 # Other tools, each in an environment of its own: their versions of transformers and ours do not go together.
-INTEROP := $(STUDY)/interop
+INTEROP = $(STUDY)/interop
+OFFLINE := HF_HUB_OFFLINE=1
+define OPENED
+$(OFFLINE) .venv-saelens/bin/python interop/check_saelens.py $(INTEROP)
+$(OFFLINE) .venv-circuit-tracer/bin/python interop/check_circuit_tracer.py $(INTEROP)
+@for export in $(INTEROP)/circuit_tracer/*; do graph=$(INTEROP)/graph/$$(basename $$export).json; \
+  [ ! -f $$graph ] || $(PY) -m delta_transcoders.features.circuit_tracer_graph $$graph --export $$export || exit 1; done
+$(OFFLINE) .venv-circuit-tracer/bin/python interop/check_circuit_tracer_page.py $(INTEROP)
+endef
 .venv-saelens/.ready: PACKAGES := sae-lens
 .venv-circuit-tracer/.ready: PACKAGES := circuit-tracer "nnsight<0.8"
 .venv-%/.ready: interop/constraints-%.txt
@@ -112,10 +122,14 @@ INTEROP := $(STUDY)/interop
 interop: $(READY) .venv-saelens/.ready .venv-circuit-tracer/.ready  ## Open the tiny study's exports and public layouts in SAELens and circuit-tracer, and compare
 	$(RUN)/study.yaml $(ONE) --until features
 	$(PY) -m interop.prepare $(STUDY) $(INTEROP)
-	HF_HUB_OFFLINE=1 .venv-saelens/bin/python interop/check_saelens.py $(INTEROP)
-	HF_HUB_OFFLINE=1 .venv-circuit-tracer/bin/python interop/check_circuit_tracer.py $(INTEROP)
-	$(PY) -m delta_transcoders.features.circuit_tracer_graph $(INTEROP)/graph/calculation.json --export $(INTEROP)/circuit_tracer/full
-	HF_HUB_OFFLINE=1 .venv-circuit-tracer/bin/python interop/check_circuit_tracer_page.py $(INTEROP)
+	$(PY) -m interop.prepare_published $(STUDY)/finetune/merged $(INTEROP)
+	$(OFFLINE) .venv-saelens/bin/python interop/check_saelens_published.py $(INTEROP)
+	$(OFFLINE) .venv-circuit-tracer/bin/python interop/check_circuit_tracer_published.py $(INTEROP)
+	$(OPENED)
+
+interop-real: $(READY) .venv-saelens/.ready .venv-circuit-tracer/.ready  ## The same with a finished study's own (STUDY=runs/smollm2), rounded to bfloat16, with a graph
+	$(PY) -m interop.prepare $(STUDY) $(INTEROP) --dtype bfloat16 --brief
+	$(OPENED)
 
 full-shape: $(READY)  ## Peak memory of Gemma 2 2B's stages at full shape, random weights (20 minutes, 13 GB of disk)
 	$(PY) benchmarks/full_shape.py --require-gb 14

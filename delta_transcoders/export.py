@@ -14,32 +14,26 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from delta_transcoders.command import run as run_command
-from delta_transcoders.dictionaries.files import PARTS, TOOL_FORMATS, Format
-from delta_transcoders.dictionaries.files.study_parts import part_folder, save_model, write_part
-from delta_transcoders.files import read_json, replace_folder, write_text
-from delta_transcoders.hub import (
-    check_push,
-    is_hub_id,
-    local_folder,
-    portable_name,
-    push_folder,
-)
-from delta_transcoders.report.model_card import model_card, models_of, read_study
+from delta_transcoders.dictionaries.files import PARTS, TOOL_FORMATS, DType, Format
+from delta_transcoders.dictionaries.files.study_parts import part_folder, write_part
+from delta_transcoders.files import replace_folder, write_text
+from delta_transcoders.hub import check_push, is_hub_id, local_folder, push_folder
+from delta_transcoders.report.model_card import model_card
+from delta_transcoders.report.shared_study import Study, delta_configs, models_of, read_study
 
+# Torch takes seconds to import, and the command's help and refusals need none of it.
 if TYPE_CHECKING:
-    from delta_transcoders.dictionaries.files.exported import ExportCard
-    from delta_transcoders.dictionaries.files.fused import FusedDeltas
-    from delta_transcoders.families.family import ModelFamily
-    from delta_transcoders.features.files import FeatureSet
+    from delta_transcoders.families.sites import HookSite
 
 CARD = "README.md"
 MARK = "<!-- written by delta_transcoders.export -->"
+OF_TOOLS = {"alpha", "delta-only", "dtype", "deltas", "base-transcoders", "model"}
+"""Options of every format for other tools."""
 
 
 def export(
@@ -49,10 +43,13 @@ def export(
     *,
     alpha: float = 1.0,
     delta_only: bool = False,
+    dtype: DType = "float32",
     deltas: str | Path | None = None,
     base_transcoders: str | Path | None = None,
     model: str | Path | None = None,
     base_model: str | None = None,
+    base_repository: str | None = None,
+    repository: str = "THIS_REPOSITORY",
     push_to_hub: str | None = None,
     private: bool = False,
     with_contexts: bool = False,
@@ -61,22 +58,28 @@ def export(
 
     The layers that have a delta are written; `circuit_tracer` wants all layers of the model, equally wide:
     those without a delta get the base (as large as the deltas', or of their percentile), and padding that
-    never fires; and a copy of the model that its version of transformers reads, in `model/`. Every
-    dictionary is float32 JumpReLU, a base of ReLU at threshold 0: the same function. Layers are made and
-    written one at a time. Names of local folders are shortened to their last part: they say nothing
-    elsewhere. Where the study has feature statistics, `circuit_tracer` gets what its pages show of each
-    feature too (`features/`); what the study's texts say is left out of it, as they may be private.
+    never fires, which is all where there is no base either; and a copy of the model that its version of
+    transformers reads, in `model/`. Every dictionary is JumpReLU, a base of ReLU at threshold 0: the same
+    function. Layers are made and written one at a time. Names of local folders are shortened to their last
+    part: they say nothing elsewhere. Where the study has feature statistics of these deltas,
+    `circuit_tracer` gets what its pages show of each feature too (`features/`); what the study's texts say
+    is left out of it, as they may be private.
 
     Args:
         run: a study's folder; the defaults below are in it.
         alpha: goes into the delta's decoder rows and bias.
         delta_only: leave the base out.
+        dtype: that dictionaries and deltas are stored in. `bfloat16` halves the files; the card says what
+            the rounding costs on the study's held-out tokens, where they are still there.
         deltas: folder of `layer_L`, of one configuration; `RUN/delta`.
         base_transcoders: folder or hub id; `RUN/base_transcoders`, or else where the deltas' bases were.
         model: the finetuned model; the one that was brought to the study, or `RUN/finetune/merged`. A folder
             for `circuit_tracer`; for `saelens`, whose files say how it is tokenized, it need not be there.
         base_model: hub id of the model that was finetuned, where the study used a local copy. Other tools
             boot what it names.
+        base_repository: `USER/NAME` where the study's own base dictionaries are shared in the same dtype;
+            deltas say so, and name the hash of what is there.
+        repository: hub id that the card gives to a reader, also `USER/NAME/FOLDER`.
         push_to_hub: `USER/NAME` of a model repository to upload the folder to.
         private: the repository must be private, and is made so.
         with_contexts: put the texts on which a feature fires into `features/`.
@@ -92,12 +95,17 @@ def export(
             option that is not one, or does not apply.
     """
     run, out = Path(run), Path(out)
-    chosen = {"deltas": deltas, "base-transcoders": base_transcoders, "model": model}
-    _check(format, out, alpha, delta_only, [name for name, value in chosen.items() if value])
-    if with_contexts and format != "circuit_tracer":
-        raise ValueError(
-            f"--with-contexts does not apply to --format {format}: only circuit_tracer's files hold contexts"
-        )
+    given = {
+        "alpha": alpha != 1,
+        "delta-only": delta_only,
+        "dtype": dtype != "float32",
+        "deltas": deltas,
+        "base-transcoders": base_transcoders,
+        "model": model,
+        "base-repository": base_repository,
+        "with-contexts": with_contexts,
+    }
+    _check(format, out, alpha, dtype, [name for name, value in given.items() if value])
     if not run.is_dir():
         raise FileNotFoundError(
             f"no study folder {str(run)!r}; give the one that `make demo` writes"
@@ -110,61 +118,62 @@ def export(
         check_push(push_to_hub)
 
     deltas = local_folder(deltas, ["layer_*/*"]) if deltas else run / "delta"
-    study, exported = read_study(run, deltas, base_model), None
-    features = None
-    if format == "circuit_tracer":
-        features = _features_of(run, study.measured, with_contexts)
+    study, brought = read_study(run, deltas, base_model), models_of(run)
+    if base_transcoders is None and (run / "base_transcoders").is_dir():
+        base_transcoders = run / "base_transcoders"
+    base_transcoders = base_transcoders or brought.get("dictionaries")
+    bases = base_transcoders and str(base_transcoders)
     with replace_folder(out) as folder:
-        if format in PARTS:
-            if format != "deltas" and (brought := models_of(run)):
-                given = f"{brought['base_model']!r} and {brought['finetuned_model']!r}"
+        if format in TOOL_FORMATS:
+            model = str(model or brought.get("finetuned_model") or run / "finetune" / "merged")
+            fused = (deltas, bases, alpha, delta_only)
+            said = _write_set(folder, format, study, fused, model, dtype, with_contexts)
+        else:
+            if format != "deltas" and brought:
+                models = f"{brought['base_model']!r} and {brought['finetuned_model']!r}"
                 raise ValueError(
                     f"--format {format} is a part that a study trains itself: {run} was given its models "
-                    f"({given}), share those; --format deltas has what it trained"
+                    f"({models}), share those; --format deltas has what it trained"
                 )
-            write_part(folder, format, part_folder(run, format, deltas), study.base)
-        else:
-            # Torch takes seconds to import, and the command's help and refusals need none of it.
-            from delta_transcoders.dictionaries.files.fused import FusedDeltas
-
-            brought = models_of(run)
-            if base_transcoders is None and (run / "base_transcoders").is_dir():
-                base_transcoders = run / "base_transcoders"
-            base_transcoders = base_transcoders or brought.get("dictionaries")
-            bases = base_transcoders and str(base_transcoders)
-            fused = FusedDeltas(deltas, bases, alpha, delta_only)
-            model = str(model or brought.get("finetuned_model") or run / "finetune" / "merged")
-            exported = _write_dictionaries(folder, format, fused, study.base_model, model)
-        if features is not None:
-            from delta_transcoders.features.circuit_tracer import write_feature_files
-
-            write_feature_files(folder, exported, features, with_contexts)
-        repository = push_to_hub or "THIS_REPOSITORY"
-        contexts = None if features is None else with_contexts
-        text = model_card(
-            study, format, repository=repository, exported=exported, contexts=contexts
-        )
+            source = part_folder(run, format, deltas)
+            said = _write_part(folder, format, study, source, dtype, bases, base_repository)
+        repository = push_to_hub or repository
+        text = model_card(format=format, repository=repository, dtype=dtype, **said)
         write_text(folder / CARD, f"{text}\n{MARK}\n")
     if push_to_hub is not None:
         push_folder(out, push_to_hub, private)
     return out
 
 
-def _check(format: str, out: Path, alpha: float, delta_only: bool, chosen: list[str]) -> None:
+def _check(format: str, out: Path, alpha: float, dtype: str, given: list[str]) -> None:
     if format not in get_args(Format):
         known = ", ".join(get_args(Format))
         raise ValueError(f"format is {format!r}, expected one of {known}")
+    if dtype not in get_args(DType):
+        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(get_args(DType))}")
     if not math.isfinite(alpha):
         raise ValueError(f"alpha is {alpha}, expected a finite number")
-    if format in PARTS:
-        chosen = [
-            *(["alpha"] if alpha != 1 else []),
-            *(["delta-only"] if delta_only else []),
-            *chosen,
-        ]
-        for name in chosen:
-            if (format, name) != ("deltas", "deltas"):
-                raise ValueError(f"--{name} does not apply to --format {format}")
+    allowed = {
+        "deltas": {"deltas", "dtype", "base-transcoders", "base-repository"},
+        "base_transcoders": {"dtype"},
+        "circuit_tracer": {*OF_TOOLS, "with-contexts"},
+    }.get(format, OF_TOOLS if format in TOOL_FORMATS else set())
+    for name in given:
+        if name not in allowed:
+            raise ValueError(f"--{name} does not apply to --format {format}")
+    if format == "gemma_scope" and dtype != "float32":
+        raise ValueError(
+            f"--dtype {dtype}: Gemma Scope's layout is of NumPy archives, which hold no bfloat16; saelens, "
+            "circuit_tracer and gemma_scope_2 do"
+        )
+    check_replaceable(out)
+
+
+def check_replaceable(out: Path) -> None:
+    """
+    Raises:
+        FileExistsError: the folder holds something else than an export.
+    """
     if out.exists() and any(out.iterdir()):
         card = out / CARD
         if not card.is_file() or MARK not in card.read_text(encoding="utf-8"):
@@ -173,130 +182,75 @@ def _check(format: str, out: Path, alpha: float, delta_only: bool, chosen: list[
             )
 
 
-def _features_of(run: Path, measured: bool, with_contexts: bool) -> FeatureSet | None:
-    """A study's feature statistics, where it has some of the deltas that are written (`measured`)."""
-    folder = run / "features"
-    if measured and folder.is_dir():
-        from delta_transcoders.features.files import read_features
+def _write_set(
+    folder: Path,
+    format: str,
+    study: Study,
+    parts: tuple[Path, str | None, float, bool],
+    model: str,
+    dtype: DType,
+    with_contexts: bool,
+) -> dict[str, Any]:
+    """Write dictionaries in another tool's files; what the card says of them.
 
-        return read_features(folder, rankings=())
-    if with_contexts:
-        raise FileNotFoundError(
-            f"--with-contexts: {folder} does not exist, and it holds the contexts; run the study's stage "
-            "`features` first"
-            if measured
-            else f"--with-contexts: the contexts in {folder} are of {run}/delta, not of the deltas given"
-        )
-    return None
+    Args:
+        parts: deltas, bases, alpha, delta_only: as of `FusedDeltas`.
+    """
+    from delta_transcoders.activations.held_out import held_out_inputs
+    from delta_transcoders.dictionaries.files.fused import FusedDeltas
+    from delta_transcoders.dictionaries.files.tool_sets import write_set
+    from delta_transcoders.features.circuit_tracer import statistics_of, write_feature_files
 
-
-def _write_dictionaries(
-    folder: Path, format: str, fused: FusedDeltas, base_model: str | None, model: str
-) -> ExportCard:
-    from delta_transcoders.dictionaries.files import circuit_tracer, gemma_scope_2, saelens
-    from delta_transcoders.dictionaries.files.exported import ExportCard, save_card
-    from delta_transcoders.dictionaries.files.gemma_scope import save_base
-    from delta_transcoders.families import family_of
-    from delta_transcoders.families.sites import AFTER_GAIN, GEMMA_SCOPE
-    from delta_transcoders.language_models import load_config
-
-    config, site = fused.config, fused.site
-    if format == "gemma_scope" and site != GEMMA_SCOPE:
-        raise ValueError(
-            f"the deltas are for hook site {site.name!r}, and Gemma Scope's files name none: theirs "
-            "is understood; the other formats name it"
-        )
-    if format == "gemma_scope_2" and site != AFTER_GAIN:
-        raise ValueError(
-            f"the deltas are for hook site {site.name!r}, and readers of Gemma Scope 2's files feed them "
-            f"what comes after the norm's gain ({AFTER_GAIN.name!r}); saelens and circuit_tracer name a site"
-        )
-    if format == "gemma_scope_2":
-        family = family_of(load_config(model))
-        if not family.has_post_norm:
-            raise ValueError(
-                f"{model} is of the family {family.title}, without a norm after its MLPs: Gemma Scope 2's "
-                "files name Gemma's modules; saelens and circuit_tracer name any family's"
-            )
-        if base_model is None:
-            raise ValueError(
-                "Gemma Scope 2's files name the base model, and the study does not: give its hub id with "
-                "--base-model"
-            )
-    layers: Collection[int] = fused.layers
-    n_features = None
+    fused, features = FusedDeltas(*parts), None
     if format == "circuit_tracer":
-        family = _checked_family(Path(model), config.model_fingerprint)
-        layers, n_features = range(family.n_layers), fused.widest()
-        if fused.delta_only:
-            # Its graphs call the error of layer L `0_L_POSITION`, as if it were feature L of layer 0: with
-            # as many features in front that never fire, no feature of the delta has that name.
-            n_features += len(layers)
-    name = portable_name(model)
-    adds_bos = _adds_bos(model) if format == "saelens" else None
-
-    cards = {}
-    for layer in layers:
-        dictionary, card = fused.layer(layer, n_features)
-        if format == "gemma_scope":
-            path = save_base(folder, layer, dictionary, card.average_l0)
-        elif format == "gemma_scope_2":
-            path = gemma_scope_2.save_layer(folder, layer, dictionary, card.average_l0, base_model)
-        elif format == "saelens":
-            path = saelens.save_layer(folder, layer, dictionary, site, base_model, name, adds_bos)
-        else:
-            path = circuit_tracer.save_layer(folder, layer, dictionary)
-        cards[layer] = replace(card, path=path.relative_to(folder).as_posix())
-        del dictionary  # before the next is made: wide ones are gigabytes
-    if format == "circuit_tracer":
-        circuit_tracer.save_config(folder, site, base_model, name, family.has_post_norm)
-        save_model(folder / circuit_tracer.MODEL_FOLDER, Path(model))
-    exported = ExportCard(
-        format=format,
-        alpha=fused.alpha,
-        delta_only=fused.delta_only,
-        model=name,
-        model_fingerprint=config.model_fingerprint,
-        hook_site=config.hook_site,
-        d_model=config.d_in,
-        layers=cards,
-    )
-    save_card(folder, exported)
-    return exported
+        features = statistics_of(study.run, parts[0], fused.hashes(), with_contexts)
+    cache = study.run / "activations"
+    tokens_of = held_out_inputs(cache, fused.site, fused.config.model_fingerprint)
+    exported, costs = write_set(folder, format, fused, study.base_model, model, dtype, tokens_of)
+    if features is not None:
+        write_feature_files(folder, exported, features, with_contexts)
+    contexts = None if features is None else with_contexts
+    return {"study": study, "exported": exported, "contexts": contexts, "costs": costs}
 
 
-def _adds_bos(model: str) -> bool | None:
-    """Whether a model's tokenizer puts BOS before a text; None where it is not to be had."""
-    from delta_transcoders.language_models import load_tokenizer
+def _write_part(
+    folder: Path,
+    format: str,
+    study: Study,
+    source: Path,
+    dtype: DType,
+    bases: str | None,
+    base_repository: str | None,
+) -> dict[str, Any]:
+    """Write one of the study's own parts; what the card says of it."""
+    if format not in ("deltas", "base_transcoders"):
+        write_part(folder, format, source, study.base)
+        return {"study": study}
+    from delta_transcoders.activations.held_out import held_out_inputs
+    from delta_transcoders.dictionaries.files.shared_dictionaries import write_bases, write_deltas
+    from delta_transcoders.families.sites import HOOK_SITES
 
-    try:
-        return bool(load_tokenizer(model)("").input_ids)
-    except (FileNotFoundError, ConnectionError):
-        return None
+    if format == "base_transcoders":
+        site = _site_of_bases(study)
+        tokens_of = held_out_inputs(study.run / "base_activations", site, None)
+        shared, costs = write_bases(folder, source, dtype, tokens_of, site, study.base_model)
+        return {"study": study, "bases": shared, "costs": costs}
+    config = study.deltas[0]
+    site = HOOK_SITES[config["hook_site"]]
+    cache = study.run / "activations"
+    tokens_of = held_out_inputs(cache, site, config["model_fingerprint"])
+    hashes, costs = write_deltas(folder, source, dtype, tokens_of, bases, base_repository)
+    study = replace(study, deltas=delta_configs(folder))
+    return {"study": study, "hashes": hashes, "costs": costs}
 
 
-def _checked_family(model: Path, fingerprint: str) -> ModelFamily:
-    """The anatomy of the model in a folder, which must be the one with this fingerprint."""
-    from delta_transcoders.families import family_of
-    from delta_transcoders.fingerprints import check_hash
-    from delta_transcoders.language_models import check_model_source
-    from delta_transcoders.weights import StoredWeights
+def _site_of_bases(study: Study) -> HookSite | None:
+    from delta_transcoders.activations.held_out import captured_site
+    from delta_transcoders.families.sites import HOOK_SITES
 
-    check_model_source(str(model))
-    if not model.is_dir():
-        raise ValueError(
-            f"circuit-tracer needs a copy of the model: give a folder, not the hub id {model} "
-            f"(`hf download {model} --local-dir FOLDER`)"
-        )
-    config = read_json(model / "config.json")
-    found = []
-    # A delta records the dtype that the activations were captured in, a folder the one it was saved in.
-    for dtype in dict.fromkeys((config.get("dtype", "float32"), "float32", "bfloat16")):
-        weights = StoredWeights(str(model), dtype)
-        found.append(weights.fingerprint())
-        if found[-1] == fingerprint:
-            return family_of(weights.config)
-    check_hash("the deltas were trained on another model", fingerprint, str(model), found[0])
+    if study.deltas:
+        return HOOK_SITES[study.deltas[0]["hook_site"]]
+    return captured_site(study.run / "base_activations")
 
 
 def main() -> None:
@@ -316,11 +270,22 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--alpha", type=float, default=1.0, help="weight of the delta (default 1)")
     parser.add_argument("--delta-only", action="store_true", help="leave the base out")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=get_args(DType),
+        help="that dictionaries and deltas are stored in; bfloat16 halves them (default float32)",
+    )
     parser.add_argument("--deltas", help="folder of layer_L, of one configuration (RUN/delta)")
     parser.add_argument("--base-transcoders", help="folder or hub id (RUN/base_transcoders)")
     parser.add_argument("--model", help="the finetuned model (the study's)")
     parser.add_argument(
         "--base-model", metavar="ID", help="the base's hub id, where the study used a local copy"
+    )
+    parser.add_argument(
+        "--base-repository",
+        metavar="USER/NAME",
+        help="where the study's own base dictionaries are shared in the same dtype (deltas)",
     )
     parser.add_argument(
         "--with-contexts",

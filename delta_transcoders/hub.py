@@ -105,6 +105,10 @@ def check_hub_id(source: str, what: str = "folder") -> None:
 def local_folder(source: str | Path, patterns: list[str]) -> Path:
     """The folder itself, or the local copy of a hub repository's files that match.
 
+    Args:
+        source: folder or hub id, also `owner/name/folder`.
+        patterns: of paths below it.
+
     Raises:
         FileNotFoundError: neither a folder nor a hub id.
         ConnectionError: a hub id that cannot be had; says what to put where.
@@ -112,18 +116,24 @@ def local_folder(source: str | Path, patterns: list[str]) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    check_hub_id(str(source))
+    split = split_hub_id(str(source))
+    if split is None:
+        check_hub_id(str(source))
+    repository, below = split
     import huggingface_hub
     from huggingface_hub.errors import HTTPError
 
     try:
-        return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=patterns))
+        found = huggingface_hub.snapshot_download(
+            repository, allow_patterns=[below + pattern for pattern in patterns]
+        )
     except (OSError, HTTPError) as error:
         raise ConnectionError(
             f"{source!r} is neither a local folder nor to be had from the Hugging Face hub "
-            f"({type(error).__name__}). Where there is a network: `hf download {source} --local-dir "
+            f"({type(error).__name__}). Where there is a network: `hf download {repository} --local-dir "
             f"models/{folder.name}`, then give that folder in place of the hub id."
         ) from error
+    return Path(found) / below
 
 
 def hub_texts(dataset: str, name: str | None = None) -> Iterator[str]:
@@ -170,29 +180,47 @@ def check_push(repo_id: str) -> None:
         ValueError: not `owner/name` as the hub allows it, or no token on this machine.
     """
     from huggingface_hub import get_token
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
-    if not re.fullmatch(r"[^/]+/[^/]+", repo_id):
-        raise ValueError(f"--push-to-hub {repo_id!r}: a hub id is USER/NAME, with one slash")
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"--push-to-hub {repo_id!r}: {error}") from error
+    check_repository(repo_id, "--push-to-hub")
     if get_token() is None:
         raise ValueError(
             "no Hugging Face token here: run `hf auth login` with a token that may write, or set HF_TOKEN"
         )
 
 
-def push_folder(folder: str | Path, repo_id: str, private: bool = False) -> str:
-    """Upload a folder as one commit to a model repository, made where there is none; its address.
+def check_repository(repo_id: str, option: str) -> None:
+    """Refuse what cannot be a repository's name.
 
-    Layers, weights and texts that the repository holds and the folder does not are deleted from it; its
-    history keeps them.
+    Raises:
+        ValueError: not `owner/name` as the hub allows it; names the option that it was given by.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if not re.fullmatch(r"[^/]+/[^/]+", repo_id):
+        raise ValueError(f"{option} {repo_id!r}: a hub id is USER/NAME, with one slash")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{option} {repo_id!r}: {error}") from error
+
+
+OF_AN_EXPORT = ("layer_*", "transcoder_all/*", "model*", "features/*")
+"""Layers, weights and texts."""
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    private: bool = False,
+    replaced: list[str] | tuple[str, ...] = OF_AN_EXPORT,
+) -> str:
+    """Upload a folder as one commit to a model repository, made where there is none; its address.
 
     Args:
         repo_id: one that `check_push` lets pass.
+        replaced: patterns of paths; what the repository holds of these and the folder does not is deleted
+            from it, as readers would mix them. Its history keeps it.
 
     Raises:
         ValueError: a private push into a repository that is public.
@@ -214,8 +242,7 @@ def push_folder(folder: str | Path, repo_id: str, private: bool = False) -> str:
             repo_id=repo_id,
             folder_path=folder,
             commit_message=f"Upload {Path(folder).name}",
-            # Of an earlier upload: readers would mix them.
-            delete_patterns=["layer_*", "transcoder_all/*", "model*", "features/*"],
+            delete_patterns=list(replaced),
         )
     except (OSError, HTTPError) as error:
         said = str(error).strip().splitlines()

@@ -88,6 +88,13 @@ def make(out: str | Path, wheel: str | Path | None = None, from_hub: bool = Fals
     return True
 
 
+def origin(folder: str | Path) -> str:
+    """What a folder of `make` says of its weights, in whole sentences; empty of another folder."""
+    if not (files.is_finished(folder, OUTPUT_KIND) and (Path(folder) / SOURCE).is_file()):
+        return ""
+    return (Path(folder) / "README.md").read_text(encoding="utf-8").partition("\n\n")[2].strip()
+
+
 def check(folder: str | Path, tolerance: float) -> None:
     """Refuse a model folder that does not hold SmolLM2-135M-Instruct.
 

@@ -19,7 +19,6 @@ from circuit_tracer.frontend.local_server import serve
 from comparison import Comparison
 
 PORT = 8732
-SLUG = "calculation"
 
 
 def ask(path: str) -> dict | None:
@@ -39,12 +38,10 @@ def cut_out(features: Path, layer: int, number: int) -> dict:
     return json.loads(gzip.decompress(cut[4 : 4 + length]))
 
 
-def main(out: Path) -> int:
-    comparison, export = Comparison(out), out / "circuit_tracer" / "full"
+def check_page(case: str, comparison: Comparison) -> None:
+    export = comparison.out / "circuit_tracer" / case
     layers = json.loads((export / "export.json").read_text())["layers"]
-    server = serve(data_dir=str(out / "graph"), port=PORT)
-    read = ask(f"./graph_data/{SLUG}.json")
-    graph = graph_models.Model(**read)
+    graph = graph_models.Model(**ask(f"./graph_data/{case}.json"))
     wrong, deltas = [], {}
     for node in graph.nodes:
         if node.feature_type != "cross layer transcoder":
@@ -60,15 +57,23 @@ def main(out: Path) -> int:
             examples = [e for q in record["examples_quantiles"] for e in q["examples"]]
             if not examples or not node.clerp.startswith(f"Δ L{layer}F{number - start}"):
                 wrong.append(node.node_id)
-    server.stop()
     pinned = graph.qParams.pinnedIds
     example = deltas[pinned[0]] if pinned else "none"
     comparison.check(
-        "the graph's page",
+        f"the graph's page, {case}",
         bool(pinned) and set(pinned) <= set(deltas) and not wrong,
         f"{len(deltas)} delta nodes labelled, such as {example!r}; {len(pinned)} pinned; "
         f"{len(wrong)} records differ or hold no examples",
     )
+
+
+def main(out: Path) -> int:
+    comparison = Comparison(out)
+    server = serve(data_dir=str(out / "graph"), port=PORT)
+    for case in comparison.requests():
+        if (out / "circuit_tracer" / case / "features").is_dir():
+            check_page(case, comparison)
+    server.stop()
     return comparison.missed
 
 

@@ -1,105 +1,68 @@
-"""Load our exports and public sets with SAELens and compare.
+"""Load a study's exports with SAELens, alone and attached to the finetuned model, and compare.
 
 .venv-saelens/bin/python interop/check_saelens.py OUT
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
-from comparison import EXPORTS, Comparison, run_card
-from huggingface_hub.errors import EntryNotFoundError
+from comparison import Comparison, run_card
 from sae_lens import SAE, __version__
-from sae_lens.loading import pretrained_sae_loaders as loaders
-from sae_lens.saes import transcoder
-from safetensors import safe_open
-
-SIZED = "transcoder_all/layer_{}_width_12_l0_small"
-CLASSES = {
-    "jumprelu_transcoder": transcoder.JumpReLUTranscoder,
-    "jumprelu_skip_transcoder": transcoder.JumpReLUSkipTranscoder,
-    "transcoder": transcoder.Transcoder,
-    "skip_transcoder": transcoder.SkipTranscoder,
-}
+from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+from sae_lens.saes.transcoder import JumpReLUTranscoder
 
 
-def sized(loader, **given):
-    """Its loader of Gemma Scope takes sizes from the names of real models and widths."""
-    given["cfg_overrides"] |= {"d_in": 8, "d_out": 8, "d_sae": 12}
-    return loader(**given)
-
-
-# Public sets that it reads from the hub: the loader, its id of a layer, and what that becomes.
-PUBLISHED = {
-    "Gemma Scope": (
-        partial(sized, loaders.gemma_2_transcoder_huggingface_loader),
-        "layer_{}/width_16k/average_l0_5",
-        "jumprelu_transcoder",
-    ),
-    "Gemma Scope 2": (loaders.gemma_3_sae_huggingface_loader, SIZED, "jumprelu_transcoder"),
-    "Gemma Scope 2, affine": (
-        loaders.gemma_3_sae_huggingface_loader,
-        f"{SIZED}_affine",
-        "jumprelu_skip_transcoder",
-    ),
-    "Qwen 3": (
-        loaders.mwhanna_transcoder_huggingface_loader,
-        "layer_{}.safetensors",
-        "transcoder",
-    ),
-}
-
-
-def use_folder(folder: Path) -> None:
-    """Its loaders ask the hub: they get the files of this folder."""
-
-    def local(repo_id: str, filename: str, subfolder: str = "", **_: object) -> str:
-        path = folder / subfolder / filename.replace("width_16k", "width_12")
-        if not path.is_file():
-            raise EntryNotFoundError(str(path))
-        return str(path)
-
-    def shapes(repo_id: str, filename: str) -> dict[str, list[int]]:
-        with safe_open(folder / filename, "pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-
-    loaders.hf_hub_download, loaders.get_safetensors_tensor_shapes = local, shapes
+def load(comparison: Comparison, case: str, layer: int) -> JumpReLUTranscoder:
+    sae = SAE.load_from_disk(comparison.out / "saelens" / case / f"layer_{layer}")
+    card = comparison.card("saelens", case, layer)
+    assert type(sae) is JumpReLUTranscoder
+    hooks = sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_name_out
+    assert hooks == (card["hook_in"], card["hook_out"])
+    return sae
 
 
 @torch.inference_mode()
-def check_published(out: Path, comparison: Comparison) -> None:
-    for case, (loader, sae_id, architecture) in PUBLISHED.items():
-        use_folder(out / "published" / case)
-        for layer, x, a, y in comparison.layers(case):
-            sae = SAE.from_pretrained(
-                "local/gemma-scope-2b-set", sae_id.format(layer), converter=loader
-            )
-            assert type(sae) is CLASSES[architecture]
-            comparison.compare(f"published, {case}, layer {layer}", sae.encode(x), sae(x), a, y)
-    for architecture, kind in CLASSES.items():
-        case = f"SAELens {architecture}"
-        for layer, x, a, y in comparison.layers(case):
-            sae = SAE.load_from_disk(out / "published" / case / f"layer_{layer}")
-            assert type(sae) is kind
-            comparison.compare(f"published, {case}, layer {layer}", sae.encode(x), sae(x), a, y)
+def check_in_the_model(case: str, comparison: Comparison) -> None:
+    """Attached to the finetuned model, each with its error, they see what we see and change nothing."""
+    expected = comparison.expected(f"{case}, one request")
+    folder = str(comparison.out / "circuit_tracer" / case / "model")
+    model = SAETransformerBridge.boot_transformers(folder, device="cpu")
+    layers = sorted(int(name[2:]) for name in expected if name.startswith("a."))
+    saes = {layer: load(comparison, case, layer) for layer in layers}
+    for sae in saes.values():
+        model.add_sae(sae, use_error_term=True)
+    logits, cache = model.run_with_cache(expected["ids"][None])
+    comparison.logits(f"saelens, {case}, in the model", logits[0], expected["logits"])
+    differ = n_active = 0
+    worst = 0.0
+    for layer, sae in saes.items():
+        found = cache[model.get_sae_hook_name(sae)][0, expected["positions"]]
+        ours, certain = expected[f"a.{layer}"], ~expected[f"tie.{layer}"].bool()
+        differ += int((((found > 0) != (ours > 0)) & certain).sum())
+        n_active += int((ours > 0).sum())
+        worst = max(worst, ((found - ours).norm() / ours.norm().clamp(min=1e-12)).item())
+    comparison.check(
+        f"saelens, {case}, features in the model",
+        differ == 0 and worst <= 1e-4,
+        f"{n_active} active on {len(expected['positions'])} tokens of {len(layers)} layers, {differ} differ; "
+        f"activations by {worst:.1e} of their norm",
+    )
 
 
 @torch.inference_mode()
 def main(out: Path) -> int:
     print(f"sae-lens {__version__}, torch {torch.__version__}")
     comparison = Comparison(out)
-    for case in EXPORTS:
+    for case in comparison.cases("saelens"):
         for layer, x, a, y in comparison.layers(case):
-            sae = SAE.load_from_disk(out / "saelens" / case / f"layer_{layer}")
-            assert type(sae) is transcoder.JumpReLUTranscoder
-            hooks = sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_name_out
-            assert hooks == (f"blocks.{layer}.ln2.hook_normalized", f"blocks.{layer}.hook_mlp_out")
+            sae = load(comparison, case, layer)
             comparison.compare(f"saelens, {case}, layer {layer}", sae.encode(x), sae(x), a, y)
-    check_published(out, comparison)
-    loaded = run_card(out / "saelens" / "full")["sae"]
-    is_one = type(loaded) is transcoder.JumpReLUTranscoder
-    comparison.check("the card's code", is_one, str(type(loaded)))
+    for case in comparison.requests():
+        check_in_the_model(case, comparison)
+        loaded = run_card(out / "saelens" / case)["sae"]
+        is_one = type(loaded) is JumpReLUTranscoder
+        comparison.check(f"the card's code, {case}", is_one, str(type(loaded)))
     return comparison.missed
 
 

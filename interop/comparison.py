@@ -1,5 +1,6 @@
 """The comparison that both tools' checks make; runs in their environments, without our package."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,9 @@ import huggingface_hub
 import torch
 from safetensors.torch import load_file
 
-EXPORTS = ("full", "half", "delta")
 TOLERANCE = 1e-5
-LOGITS = 1e-4
+LOGITS = 1e-5
+"""Of the largest logit."""
 
 
 class Comparison:
@@ -19,6 +20,21 @@ class Comparison:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.missed = False
+
+    def cases(self, format: str) -> list[str]:
+        """The exports of one format."""
+        folder = self.out / format
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    def requests(self) -> list[str]:
+        """The exports that one request in the finetuned model was prepared for."""
+        found = self.out.glob("expected/*, one request.safetensors")
+        return sorted(path.name.partition(",")[0] for path in found)
+
+    def card(self, format: str, case: str, layer: int) -> dict[str, Any]:
+        """What `export.json` says of a layer."""
+        text = (self.out / format / case / "export.json").read_text()
+        return json.loads(text)["layers"][str(layer)]
 
     def expected(self, name: str) -> dict[str, torch.Tensor]:
         return load_file(self.out / "expected" / f"{name}.safetensors")
@@ -53,8 +69,9 @@ class Comparison:
         )
 
     def logits(self, what: str, logits: torch.Tensor, expected: torch.Tensor) -> None:
-        error = (logits - expected).abs().max().item()
-        self.check(what, error <= LOGITS, f"logits differ by at most {error:.1e}")
+        error = ((logits - expected).abs().max() / expected.abs().max()).item()
+        figures = f"logits differ by at most {error:.1e} of the largest"
+        self.check(what, error <= LOGITS, figures)
 
 
 def run_card(folder: Path) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """Public sets of every layout as other tools are to read them, and what our own code makes of them.
 
+    python -m interop.prepare_published MODEL OUT
+
 `OUT/published/{case}/` is the set, and `OUT/expected/{case}.safetensors` holds x.L [N, d_model] of random
 inputs, a.L [N, n_features] and y.L [N, d_model]. For some, `OUT/models/…` is a random model of the
 family, and `OUT/expected/{case} in a model.safetensors` what `replacement.expected` says of it.
 """
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +97,7 @@ def main(tokenizer: str, out: Path) -> None:
             site = HOOK_SITES[found.hook_site]
             of_model = expected(str(model), PROMPT, site, dictionaries, leading=found.leading)
             save_tensors(out / "expected" / f"{case.name} in a model.safetensors", of_model)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""What our own code makes of a model whose MLPs stand beside dictionaries: what circuit-tracer is held to."""
+"""What our own code makes of a model whose MLPs stand beside dictionaries: what other tools are held to."""
 
 from collections.abc import Mapping
 
@@ -41,39 +41,43 @@ def expected(
     deltas: Mapping[int, Transcoder] | None = None,
     leading: int = 1,
 ) -> dict[str, Tensor]:
-    """One prompt in a model of which every layer has a dictionary, or a base and a delta.
+    """One prompt in a model of which some or all layers have a base, a delta, or both.
 
     Args:
         model: folder.
-        leading: how many tokens keep the model's own output.
+        leading: how many tokens keep the model's own output; special tokens do too.
 
     Returns:
-        ids [T]; logits [T, V] of the model itself, `replaced` of every MLP's output replaced by the
-        dictionaries', `removed` of the error kept and all features (with deltas: the deltas' alone) set
-        to zero; without the leading tokens, by layer, activations a.L [n, n_features], features at their
-        threshold tie.L, and what the dictionaries leave of the MLP's output, error.L [n, d_model].
+        ids [T]; positions [n] that do not keep it; logits [T, V] of the model itself, `replaced` of those
+        MLPs' outputs replaced by the dictionaries', `removed` of the error kept and all features (with
+        deltas: the deltas' alone) set to zero. On these positions, by layer: what the dictionaries leave of
+        the MLP's output, error.L [n, d_model], all of it where there are none; and where there are,
+        activations a.L [n, n_features] and features at their threshold tie.L.
     """
     tokenizer = load_tokenizer(model)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     bridge = boot_bridge(load_model(model), tokenizer)
-    layers = list(bases)
-    captured = capture(bridge, ids, torch.ones_like(ids), layers, site, leading)
+    captured = capture(bridge, ids, torch.ones_like(ids), range(len(bridge.blocks)), site, leading)
+    parts = {"base": bases} if not deltas else {"base": bases, "delta": deltas}
+    taken = [*parts][-1]
     # The same dictionary without any feature: its bias and its skip.
-    bank = {name: _sources(bases) for name in ("base", "rest")}
-    replaced = (Term("base"),)
-    removed = (Term("base", -1.0), Term("rest", keep_features=()))
-    if deltas:
-        bank["delta"] = _sources(deltas)
-        replaced, removed = (*replaced, Term("delta")), (Term("delta", -1.0),)
-    writes = {"replaced": Write(0.0, replaced), "removed": Write(1.0, removed)}
-    rows = [RAW, *(Intervention(n, dict.fromkeys(layers, w)) for n, w in writes.items())]
+    bank = {name: _sources(part) for name, part in (*parts.items(), ("rest", parts[taken]))}
+    replaced, removed = {}, {}
+    for layer in sorted({*bases, *(deltas or {})}):
+        used = [name for name, part in parts.items() if layer in part]
+        replaced[layer] = Write(0.0, tuple(map(Term, used)))
+        if layer in parts[taken]:
+            removed[layer] = Write(1.0, (Term(taken, -1.0), Term("rest", keep_features=())))
+    rows = [RAW, Intervention("replaced", replaced), Intervention("removed", removed)]
     engine = InterventionEngine(bridge, tokenizer, bank, site, leading=leading)
     with engine.applied(rows):
         logits = bridge.original_model(ids.expand(len(rows), -1)).logits
     tensors = dict(zip(("logits", "replaced", "removed"), logits, strict=True), ids=ids[0])
+    tensors["positions"] = captured.positions
     for layer, (x, y) in captured.activations.items():
-        used = [part[layer] for part in (bases, deltas) if part]
-        tensors[f"a.{layer}"], tensors[f"tie.{layer}"] = activations(x, *used)
+        used = [part[layer] for part in parts.values() if layer in part]
+        if used:
+            tensors[f"a.{layer}"], tensors[f"tie.{layer}"] = activations(x, *used)
         tensors[f"error.{layer}"] = y - sum(dictionary(x) for dictionary in used)
     return tensors
 

@@ -28,6 +28,7 @@ MODULES = {
     "inspect": "delta_transcoders.inspector.command",
     "serve": "delta_transcoders.inspector.serve",
     "export": "delta_transcoders.export",
+    "publish": "delta_transcoders.publish",
     "import": "delta_transcoders.import_dictionaries",
     "graph": "delta_transcoders.features.circuit_tracer_graph",
     "answer": "delta_transcoders.report.answer",
@@ -50,6 +51,7 @@ OVERVIEW = f"""usage: {PROGRAM} COMMAND [OPTIONS]    ({PROGRAM} COMMAND --help e
   inspect        answer one prompt with and without a study's delta, or parts of it
   serve          the same in a browser, on this machine alone
   export         write dictionaries for other tools, or parts of a study, with a model card; push them
+  publish        everything that studies trained as one hub repository, with cards
   import         read other tools' dictionaries
   graph          label a delta's nodes in a graph of circuit-tracer's, and give it their examples
   answer         print what a study found, on one screen

@@ -50,6 +50,8 @@ NOT_RUN = {  # the beginning of a command, and why
     "make signals": "half an hour: tests/test_signals.py kills some of the stages",
     "make study-kills": "a quarter of an hour",
     "make help": "prints the list",
+    "make interop-real": "a finished study of a real model: make interop is the same on the tiny one",
+    "hf download USER/NAME": "the hub's",
     "delta-transcoders serve": "goes on until it is ended: tests/browser asks it",
 }
 OF_THE_BASE = {"base_model", "lora", "base_activations", "base_transcoder"}
@@ -137,6 +139,7 @@ def how(command: str) -> str | None:
         case [module, *_] if module.startswith("delta_transcoders."):
             elsewhere = {
                 "--push-to-hub",
+                "--push",
                 "GRAPHS/NAME.json",
                 "docs",
             }  # the hub, a graph, this checkout

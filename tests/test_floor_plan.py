@@ -25,6 +25,7 @@ ROOMS = (
     ("report",),
     ("pages",),
     ("export", "import_dictionaries"),
+    ("publish",),
     ("own_study",),
     ("study",),
     ("inspector",),

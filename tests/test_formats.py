@@ -14,8 +14,8 @@ from delta_transcoders.dictionaries.bases import load_base
 from delta_transcoders.dictionaries.corrections import load_corrections
 from delta_transcoders.dictionaries.delta import load_base_of, load_deltas
 from delta_transcoders.dictionaries.files.exported import load_export
-from delta_transcoders.report.model_card import read_study
 from delta_transcoders.report.ranking import across, read_effects
+from delta_transcoders.report.shared_study import read_study
 
 FROZEN = Path(__file__).parent / "frozen" / "8a66e85"
 LAYERS = (0, 1)

@@ -122,7 +122,10 @@ def save_delta(folder: str | Path, delta: Transcoder, config: DeltaConfig) -> No
 
 
 def load_delta(folder: str | Path) -> tuple[Transcoder, DeltaConfig]:
-    """Read a folder written by `save_delta`; anything missing, unknown or unfitting is an error."""
+    """Read a folder written by `save_delta`; anything missing, unknown or unfitting is an error.
+
+    A delta is small, and held in float32 whatever its file is rounded to.
+    """
     folder = Path(folder)
     config = read_config(
         folder / CONFIG_NAME,
@@ -136,7 +139,7 @@ def load_delta(folder: str | Path) -> tuple[Transcoder, DeltaConfig]:
     if set(tensors) != wanted:
         raise ValueError(f"{tensors_path} holds {sorted(tensors)}, expected {sorted(wanted)}")
     try:
-        delta = Transcoder(**tensors)
+        delta = Transcoder(**tensors).float()
     except ValueError as error:
         raise ValueError(f"{tensors_path}: {error}") from error
     _check_shapes(delta, config, folder)

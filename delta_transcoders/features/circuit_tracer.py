@@ -16,7 +16,7 @@ import json
 import math
 import struct
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,41 @@ def _percentiles(counts: Sequence[int], maximum: float) -> list[float]:
     share = np.cumsum([0, *counts]) / sum(counts)
     edges = np.linspace(0, maximum, len(share))
     return np.interp(np.arange(1, 100) / 100, share, edges).round(4).tolist()
+
+
+def statistics_of(
+    run: Path, deltas: Path, hashes: Mapping[int, str], with_contexts: bool
+) -> FeatureSet | None:
+    """A study's feature statistics, where it has some of these deltas.
+
+    Args:
+        deltas: their folder.
+        hashes: of the deltas, by layer.
+        with_contexts: whether statistics are needed, for the texts in them.
+
+    Raises:
+        FileNotFoundError: they are needed and not there, or of other deltas.
+    """
+    folder = run / "features"
+    if folder.is_dir():
+        from delta_transcoders.features.files import read_features
+
+        features = read_features(folder, rankings=())
+        of = Path(features.info.get("delta", run / "delta"))
+        described = features.info.get("delta_fingerprints")
+        # A study may have moved since. Another delta under the same name is refused when files are written.
+        if of.resolve() == deltas.resolve() or described == {str(n): h for n, h in hashes.items()}:
+            return features
+        if with_contexts:
+            raise FileNotFoundError(
+                f"--with-contexts: the contexts in {folder} are of {of}, not of the deltas given ({deltas})"
+            )
+    elif with_contexts:
+        raise FileNotFoundError(
+            f"--with-contexts: {folder} does not exist, and it holds the contexts; run the study's stage "
+            "`features` first"
+        )
+    return None
 
 
 def write_feature_files(

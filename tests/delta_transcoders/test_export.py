@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -379,6 +380,50 @@ def test_a_base_of_relu_with_skip_is_joined_exactly(random_study, x, qwen, tmp_p
         )
 
 
+@pytest.mark.parametrize("format", ["saelens", "circuit_tracer", "gemma_scope_2"])
+@pytest.mark.parametrize("options", [{}, {"alpha": -0.5}, {"delta_only": True}], ids=str)
+def test_rounded_to_bfloat16_it_is_the_rounded_dictionary(
+    exported, random_study, x, format, options
+):
+    _, exact = load_export(exported(format, **options))
+    whole = weights(exported(format, **options))
+    card, read = load_export(exported(format, **options, dtype="bfloat16"))
+    half = weights(exported(format, **options, dtype="bfloat16"))
+    assert half < 0.6 * whole  # beside the files' headers
+    for layer, dictionary in read.items():
+        kept = {name: t.bfloat16() for name, t in exact[layer].state_dict().items()}
+        assert dictionary.state_dict().keys() == kept.keys()
+        assert all(torch.equal(t, kept[name]) for name, t in dictionary.state_dict().items())
+        as_read = Transcoder(**{name: t.float() for name, t in kept.items()})
+        assert torch.equal(dictionary(x), as_read(x))  # computed in float32
+        assert card.layers[layer].hash == dictionary.fingerprint()
+        padding = slice(*card.layers[layer].padding_features)
+        assert not dictionary.encode(1e4 * x)[:, padding].any()
+    for layer, delta in random_study.deltas.items():
+        assert card.layers[layer].delta_hash == delta.fingerprint()
+
+
+def weights(folder: Path) -> int:
+    files = [p for p in folder.rglob("*.safetensors") if p.parent.name != "model"]
+    return sum(path.stat().st_size for path in files)
+
+
+def test_a_layer_without_any_dictionary_is_padding(exported, random_study, x, tmp_path):
+    """As in a model of which only some layers have dictionaries: its MLP stays as it is."""
+    bases = tmp_path / "bases"
+    shutil.copytree(random_study.folder / "base_transcoders", bases)
+    shutil.rmtree(bases / "layer_1")
+    out = exported(base_transcoders=bases)
+    card, read = load_export(out)
+    of_layer = card.layers[1]
+    assert (of_layer.base_features, of_layer.delta_features) == ((0, 0), (0, 0))
+    assert (of_layer.padding_features, of_layer.base_id) == ((0, 54), None)
+    assert not read[1].encode(1e4 * x).any() and not read[1](x).any()
+    text = (out / "README.md").read_text()
+    assert "| 1 | `layer_1.safetensors` | none | none | 0–53 | 0 |" in text
+    assert "A layer of nothing but padding has no dictionary" in text
+
+
 # Refusals
 
 
@@ -460,6 +505,22 @@ def test_another_model_is_refused(random_study, tokenizer, tmp_path):
             "'neuronpedia', expected one of gemma_scope, gemma_scope_2, saelens",
         ),
         ({"alpha": math.nan}, ValueError, "alpha is nan"),
+        ({"dtype": "int8"}, ValueError, "dtype is 'int8', expected one of float32, bfloat16"),
+        (
+            {"format": "gemma_scope", "dtype": "bfloat16"},
+            ValueError,
+            "NumPy archives, which hold no bfloat16; saelens",
+        ),
+        (
+            {"format": "adapter", "dtype": "bfloat16"},
+            ValueError,
+            "--dtype does not apply to --format adapter",
+        ),
+        (
+            {"base_repository": "user/bases"},
+            ValueError,
+            "--base-repository does not apply to --format saelens",
+        ),
         ({"deltas": "nowhere"}, FileNotFoundError, "no folder 'nowhere'"),
         ({"base_transcoders": "./nowhere"}, FileNotFoundError, "no folder './nowhere'"),
         ({"format": "circuit_tracer"}, FileNotFoundError, "no model folder"),
@@ -578,7 +639,7 @@ def test_the_cards_code_opens_the_files_in_the_other_tools(exported, run_card, m
 
     saelens = SimpleNamespace(SAE=SimpleNamespace(load_from_disk=load_from_disk))
     replacement = SimpleNamespace(from_pretrained=from_pretrained)
-    tracer = SimpleNamespace(ReplacementModel=replacement, attribute=lambda prompt, model: None)
+    tracer = SimpleNamespace(ReplacementModel=replacement, attribute=lambda *args, **options: None)
     monkeypatch.setitem(sys.modules, "sae_lens", saelens)
     monkeypatch.setitem(sys.modules, "circuit_tracer", tracer)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id: repo_id)

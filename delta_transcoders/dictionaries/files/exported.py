@@ -29,7 +29,7 @@ class LayerCard:
     path: str
     """Its file or folder in the export."""
     hash: str
-    """`Transcoder.fingerprint`: of its float32 tensors under our names and in our orientation."""
+    """`Transcoder.fingerprint`: of its tensors as they are stored, under our names and in our orientation."""
     hook_in: str
     hook_out: str
     base_features: Range

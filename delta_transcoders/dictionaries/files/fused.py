@@ -62,6 +62,10 @@ class FusedDeltas:
             base_transcoders or split_layer(self.config.base_id, self.config.base_file)[0]
         )
 
+    def hashes(self) -> dict[int, str]:
+        """Of the deltas as they were trained, by layer."""
+        return {layer: delta.fingerprint() for layer, (_, delta, _) in self._deltas.items()}
+
     def widest(self) -> int:
         """Number of features of the widest layer; reads the bases where no file's name says theirs."""
         return max(
@@ -71,6 +75,8 @@ class FusedDeltas:
 
     def layer(self, layer: int, n_features: int | None = None) -> tuple[Transcoder, LayerCard]:
         """The dictionary of a layer, which may be one without a delta, and what it is made of.
+
+        A layer that has no base either gets no feature but the padding, and writes nothing.
 
         Args:
             n_features: pad to so many, a delta alone in front.
@@ -126,6 +132,8 @@ class FusedDeltas:
             return None, None
         if config is not None:
             return load_base_of(path, config, self._source)
+        if layer not in {entry.layer for entry in held(self._source)}:
+            return None, None
         return load_base(self._source, layer, **self._which, d_model=self.config.d_in)
 
     @cached_property

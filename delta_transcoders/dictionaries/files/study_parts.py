@@ -1,11 +1,11 @@
 """A study's own parts, copied for others: no names of this machine's folders, readable by older versions.
 
 What is written is what the study's stages and peft, transformers and `load_base` read: nothing is packed.
+Deltas and base dictionaries are written by `shared_dictionaries`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -56,24 +56,14 @@ def part_folder(run: Path, part: Part, deltas: Path | None = None) -> Path:
 
 
 def write_part(folder: Path, part: Part, source: Path, base_model: str | None) -> None:
-    """Copy a part into a folder that exists.
+    """Copy an adapter or a model into a folder that exists; deltas and bases have functions of their own.
 
     Args:
         source: of `part_folder`.
         base_model: hub id of the model that the adapter goes on, where there is one.
-
-    Raises:
-        ValueError: deltas that are damaged or do not belong together.
     """
-    if part == "deltas":
-        _write_deltas(folder, source)
-    elif part == "adapter":
+    if part == "adapter":
         _write_adapter(folder, source, base_model)
-    elif part == "base_transcoders":
-        for path in source.glob(SOURCES[part][1][0]):
-            copy = folder / path.relative_to(source)
-            copy.parent.mkdir(parents=True)
-            shutil.copyfile(path, copy)
     else:
         save_model(folder, source)
 
@@ -124,12 +114,3 @@ def _write_adapter(folder: Path, source: Path, base_model: str | None) -> None:
     config["base_model_name_or_path"] = base
     write_json(folder / "adapter_config.json", config)
     shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")
-
-
-def _write_deltas(folder: Path, source: Path) -> None:
-    from delta_transcoders.dictionaries.delta import load_deltas, save_delta
-
-    for layer, (_, delta, config) in load_deltas(source).items():
-        base_id = portable_name(config.base_id, config.base_file)
-        shared = dataclasses.replace(config, base_id=base_id)
-        save_delta(folder / f"layer_{layer}", delta, shared)

@@ -11,7 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from delta_transcoders.dictionaries.delta import save_delta
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.export import export
 from delta_transcoders.features.circuit_tracer import record
 from delta_transcoders.features.feature import TokenActivity
@@ -206,9 +209,15 @@ def test_texts_that_are_not_there_are_not_promised(exported, study, random_study
     with pytest.raises(ValueError, match="--with-contexts does not apply to --format deltas"):
         exported("deltas", with_contexts=True)
     others = random_study.variant(tmp_path / "others")
+    other = random_study.deltas[2].state_dict() | {"b_dec": torch.ones(32)}
+    save_delta(others / "layer_2", Transcoder(**other), random_study.configs[2])
     with pytest.raises(FileNotFoundError, match="not of the deltas given"):
         exported(deltas=others, with_contexts=True)
     assert not (exported(deltas=others) / "features").exists()
+    moved = random_study.variant(
+        tmp_path / "moved"
+    )  # statistics are of these deltas, wherever they lie
+    assert (exported(deltas=moved, with_contexts=True) / "features").is_dir()
     info = study / "features/features.json"
     info.write_text(info.read_text().replace(random_study.deltas[2].fingerprint(), "0" * 64))
     with pytest.raises(ValueError, match=r"of another delta of layer 2 .*stage `features` again"):

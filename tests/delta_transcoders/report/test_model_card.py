@@ -1,14 +1,19 @@
 """A card says what the study's files say, and what they do not say it does not invent."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
+from delta_transcoders import files
 from delta_transcoders.dictionaries.files.exported import ExportCard
+from delta_transcoders.dictionaries.files.rounding import RoundingCost
+from delta_transcoders.dictionaries.files.shared_dictionaries import SharedBase
 from delta_transcoders.report import model_card as cards
-from delta_transcoders.report.model_card import read_study
+from delta_transcoders.report.shared_study import read_study
 from delta_transcoders.report.tables import write_metrics
+from delta_transcoders.smollm2 import OUTPUT_KIND, PACKAGE, SOURCE
 from delta_transcoders.tasks.calculator.examples import make_example, write_jsonl
 from delta_transcoders.tasks.calculator.task import Calculator
 
@@ -54,9 +59,9 @@ def study(tmp_path):
     return make
 
 
-def model_card(run, format, deltas=None, base_model=None, exported=None) -> str:
+def model_card(run, format, deltas=None, base_model=None, **said) -> str:
     study = read_study(run, deltas or run / "delta", base_model)
-    return cards.model_card(study, format, repository="THIS_REPOSITORY", exported=exported)
+    return cards.model_card(study, format, repository="THIS_REPOSITORY", **said)
 
 
 def front_matter(card: str) -> dict:
@@ -240,7 +245,9 @@ def test_figures_of_the_studys_own_deltas_are_not_given_to_others(study, tmp_pat
     (other / "layer_0").mkdir()
     (other / "layer_0/config.json").write_text(json.dumps(delta_config(0)))
     assert "0.029" in model_card(run, "deltas").split("Experiment 1")[1]
-    assert "Not measured (stage `exp1`)" in model_card(run, "deltas", deltas=other)
+    card = model_card(run, "deltas", deltas=other)
+    assert "Not measured (stage `exp1`), or in a table of the study that is not of these" in card
+    assert "Not measured (stage `exp2a`)." in card
 
 
 def test_an_export_at_another_alpha_shows_that_alphas_rows(study):
@@ -320,19 +327,93 @@ def test_cards_of_a_studys_own_base(study):
     shape = {"num_hidden_layers": 4, "hidden_size": 96, "vocab_size": 768}
     (run / "base_model/config.json").write_text(json.dumps(shape))
     name = "layer_2/width_1k/average_l0_46/params.npz"
-    for file in (name, name.replace("46", "80")):
-        (run / "base_transcoders" / file).parent.mkdir(parents=True)
-        (run / "base_transcoders" / file).touch()
+    bases = [
+        SharedBase(2, file, hash * 64, file, hash * 64)
+        for file, hash in ((name, "2"), (name.replace("46", "80"), "8"))
+    ]
     measured = {"measured": {"fvu_base_on_base_model": 0.0186}}
     config = delta_config(2, base_id=f"/data/me/base_transcoders/{name}", **measured)
     (run / "delta/layer_2/config.json").write_text(json.dumps(config))
-    card = model_card(run, "base_transcoders")
+    card = model_card(run, "base_transcoders", bases=bases)
     assert f"| `{name}` | 0.019 | `{'2' * 64}` |" in card
-    assert f"| `{name.replace('46', '80')}` | not measured | – |" in card
+    assert f"| `{name.replace('46', '80')}` | not measured | `{'8' * 64}` |" in card
+    assert "rounding" not in card
     card = model_card(run, "base_model")
     assert "4 layers, d_model 96, vocabulary 768" in card
     assert front_matter(card)["license"] == "apache-2.0"
     assert "Not measured (stage `behaviour`)" in card
+
+
+@pytest.fixture
+def smollm2(tmp_path, monkeypatch) -> str:
+    """A folder that looks as `delta_transcoders.smollm2` leaves one, and nothing like a model in it."""
+    monkeypatch.chdir(tmp_path)
+    folder = "models/SmolLM2-135M-Instruct"
+    with files.new_output(folder, OUTPUT_KIND) as staged:
+        files.write_json(staged / SOURCE, {"source": PACKAGE})
+        text = "The weights are rounded to four bits. Licence: Apache-2.0, see LICENSE."
+        files.write_text(staged / "README.md", f"# SmolLM2-135M-Instruct\n\n{text}\n")
+        files.finish_output(folder)
+    return folder
+
+
+@pytest.mark.parametrize("what", ["adapter", "merged", "deltas"])
+def test_where_a_packaged_model_is_from_is_said_and_its_licence_known(study, smollm2, what):
+    card = model_card(study(base=smollm2), what)
+    assert front_matter(card)["license"] == "apache-2.0" and "base_model" not in front_matter(card)
+    assert "The base model: The weights are rounded to four bits. Licence: Apache-2.0" in card
+    assert "`SmolLM2-135M-Instruct`" in card and "local folder" not in card
+    assert "\n\n\n" not in card
+    if what == "adapter":
+        assert f'AutoModelForCausalLM.from_pretrained("{smollm2}"' in card
+
+
+def test_a_folder_of_the_same_name_is_not_taken_for_the_packaged_model(study, smollm2):
+    (Path(smollm2) / "README.md").write_text("changed")
+    fields = front_matter(model_card(study(base=smollm2), "adapter"))
+    assert fields["license"] == "unknown"
+
+
+def test_the_card_of_a_real_models_dictionaries(tmp_path, smollm2):
+    """A folder with nothing but dictionaries, shared by the finetunes of other folders."""
+    run = tmp_path / "base"
+    stages = {"base_model": {"done": {"outputs": {smollm2: "1"}}}}
+    files.write_json(run / "study.json", {"stages": stages})
+    kinds = {"docstrings": {"texts": 9, "tokens": 700, "asked": 700, "share": 0.7}}
+    package = {
+        "package": "numpy",
+        "version": "2.5",
+        "licence": "BSD-3",
+        "paragraphs": 9,
+        "tokens": 700,
+    }
+    text = {"splits": {"train": {"texts": 9, "tokens": 700, "kinds": kinds}}, "packages": [package]}
+    files.write_json(run / "base_text/composition.json", text)
+    rows = [
+        result("8", "no_delta", fvu=0.31, dce=0.02),
+        result("8", "top_32_neurons", fvu=0.4, dce=0.1),
+        result("all", "no_delta", dce=1.0),
+    ]
+    write_metrics(run / "base_floor_text", rows)
+    bases = [SharedBase(8, "layer_8/sae_weights.safetensors", "a" * 64, "layer_8/…", "b" * 64)]
+    costs = {8: RoundingCost(4096, 0.00312, 0.0214, 131072, 57)}
+    card = model_card(run, "base_transcoders", bases=bases, dtype="bfloat16", costs=costs)
+    for line in (
+        "# Transcoders of `SmolLM2-135M-Instruct`",
+        f"| `layer_8/sae_weights.safetensors` | not measured | `{'a' * 64}` | `{'b' * 64}` |",
+        "| 8 | tool | dictionary | 0.310 | 0.020 |",
+        "| 8 | tool | top_32_neurons | 0.400 | 0.100 |",
+        "| 8 | 0.0031 | 0.021 | 57 of 131072 |",
+        "| train | docstrings | 9 | 700 | 70.0 % |",
+        "| numpy 2.5 | BSD-3 | 9 | 700 |",
+        'load_base("THIS_REPOSITORY", 8, percentile=0.5)',
+    ):
+        assert line in card
+    assert "in SAELens's folders" in card and "half the size of the float32" in card
+    assert "A stand-in" not in card and "trained on little text" in card
+    assert front_matter(card)["license"] == "apache-2.0"
+    unmeasured = model_card(run, "base_transcoders", bases=bases, dtype="bfloat16")
+    assert "What that costs was not measured" in unmeasured
 
 
 def test_a_damaged_file_is_named(study):

@@ -9,11 +9,14 @@ import torch
 import transformers as hf
 from huggingface_hub import metadata_load
 
+from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.dictionaries.bases import load_base
-from delta_transcoders.dictionaries.delta import load_deltas, save_delta
+from delta_transcoders.dictionaries.delta import load_base_of, load_deltas, save_delta
 from delta_transcoders.dictionaries.files import PARTS
 from delta_transcoders.dictionaries.files.gemma_scope import save_base
+from delta_transcoders.dictionaries.files.rounding import rounded, rounding_cost
 from delta_transcoders.dictionaries.files.study_parts import part_folder, save_model
+from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.export import export
 from delta_transcoders.fingerprints import model_fingerprint
 from delta_transcoders.interventions.loading import load_control, load_delta_set
@@ -105,6 +108,90 @@ def test_base_dictionaries_keep_their_bytes(dictionaries, shared):
     for path in files:
         copy = shared / path.relative_to(dictionaries)
         assert copy.read_bytes() == path.read_bytes()
+
+
+def test_rounded_parts_fit_together_and_say_what_rounding_costs(
+    dictionaries, merged, hub, tmp_path
+):
+    """bfloat16 on the hub: the deltas name the rounded bases, and no others fit."""
+    out = tmp_path / "out"
+    export(dictionaries, "base_transcoders", out, dtype="bfloat16", push_to_hub="user/bases")
+    options = {"dtype": "bfloat16", "base_repository": "user/bases"}
+    export(dictionaries, "deltas", tmp_path / "deltas", push_to_hub="user/deltas", **options)
+    loaded = load_delta_set("user/deltas", str(hub.root / "user/bases"), merged)
+    x = ActivationCache(dictionaries / "activations").load("validation", 1, ["x"])["x"].float()
+    for layer, (path, delta, config) in load_deltas(dictionaries / "delta").items():
+        base, _ = load_base_of(path, config, str(dictionaries / "base_transcoders"))
+        assert not (base.threshold < 0).any()
+        for name, exact in (("base", base), ("delta", delta)):
+            tensors = {n: t.bfloat16().float() for n, t in exact.state_dict().items()}
+            got = loaded.sources[name][layer](x, None)[0]
+            assert torch.equal(got, Transcoder(**tensors)(x))
+            assert not torch.equal(got, exact(x))
+        shared = load_deltas(hub.root / "user/deltas")[layer][2]
+        assert shared.base_id == f"user/bases/layer_{layer}/sae_weights.safetensors"
+        assert replace(shared, **{n: getattr(config, n) for n in BASE}) == config
+    halves = [dictionaries / "base_transcoders", hub.root / "user/bases"]
+    sizes = [sum(p.stat().st_size for p in f.rglob("*") if p.suffix in WEIGHTS) for f in halves]
+    assert sizes[1] < 0.55 * sizes[0]
+    with pytest.raises(ValueError, match="holds no dictionary whose path ends like user/bases"):
+        load_delta_set("user/deltas", str(dictionaries / "base_transcoders"), merged)
+
+    card = (out / "README.md").read_text()
+    hashes = [load_base(f, 1, percentile=0.5)[1].hash for f in (hub.root / "user/bases", halves[0])]
+    assert (
+        f"| `{hashes[0]}` | `{hashes[1]}` |" in card and "What rounding to bfloat16 costs" in card
+    )
+    cache = ActivationCache(dictionaries / "base_activations")
+    x = cache.load("validation", 1, ["x"])["x"][:4096]
+    cost = rounding_cost(base, load_base(hub.root / "user/bases", 1)[0], x)
+    assert 0 < cost.overall < cost.worst and 0 < cost.n_changed < cost.n_active
+    row = f"{cost.overall:.2g} | {cost.worst:.2g} | {cost.n_changed} of {cost.n_active}"
+    assert f"| 1 | {row} |" in card
+    card = (tmp_path / "deltas/README.md").read_text()
+    assert '"user/bases", bridge.original_model)' in card
+    assert f"| `{delta.fingerprint()}` |" in card  # as it was trained
+
+
+BASE = ("base_id", "base_file", "base_hash")
+WEIGHTS = (".npz", ".safetensors")
+
+
+def test_what_rounding_costs_by_hand():
+    """One feature whose threshold lies between a number and what it is rounded to."""
+    weight = torch.tensor([[1.001953125]])  # 1 + 2^-9, which bfloat16 has not
+    zero = torch.zeros(1)
+    tensors = {"W_enc": weight, "b_enc": zero, "W_dec": torch.ones(1, 1), "b_dec": zero}
+    exact = Transcoder(**tensors, threshold=torch.ones(1))
+    cost = rounding_cost(exact, rounded(exact, "bfloat16"), torch.tensor([[1.0], [2.0]]))
+    assert (cost.n_tokens, cost.n_active, cost.n_changed) == (2, 2, 1)
+    y = torch.tensor([1.001953125, 2.00390625])
+    off = torch.tensor([1.001953125, 0.00390625])  # the first falls silent, the second is rounded
+    assert cost.overall == pytest.approx((off.norm() / y.norm()).item())
+    assert cost.worst == pytest.approx((off[0] / y.square().mean().sqrt()).item())
+
+
+def test_without_held_out_tokens_the_cost_of_rounding_is_not_invented(dictionaries, tmp_path):
+    run = tmp_path / "study"
+    for part in ("delta", "finetune", "base_transcoders"):
+        (run / part).parent.mkdir(exist_ok=True)
+        (run / part).symlink_to(dictionaries / part)
+    out = export(run, "deltas", tmp_path / "out", dtype="bfloat16")
+    assert "What that costs was not measured" in (out / "README.md").read_text()
+    assert load_deltas(out)[0][2].base_hash == load_deltas(run / "delta")[0][2].base_hash
+    (run / "delta").unlink()
+    with pytest.raises(ValueError, match="which name a hook site, and nothing beside"):
+        export(run, "base_transcoders", tmp_path / "bases", dtype="bfloat16")
+
+
+def test_rounded_bases_are_one_a_layer(dictionaries, tmp_path):
+    run = tmp_path / "study"
+    shutil.copytree(dictionaries / "base_transcoders", run / "base_transcoders")
+    base, _ = load_base(run / "base_transcoders", 0, percentile=0.5)
+    save_base(run / "base_transcoders", 0, base, 3)
+    with pytest.raises(ValueError, match="several dictionaries of layer 0, and --dtype bfloat16"):
+        export(run, "base_transcoders", tmp_path / "out", dtype="bfloat16")
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_name_of_this_machine_is_shared(dictionaries, shared, tmp_path):
