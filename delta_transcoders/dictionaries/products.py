@@ -30,6 +30,29 @@ class Preactivations(torch.autograd.Function):
         return _weighted_rows(grad_VFB, x_LBI, ctx.index_V), grad_VFB.sum(2), None, None
 
 
+def reconstructions(a_VFB: Tensor, W_dec_VFD: Tensor) -> Tensor:
+    """a[v].T @ W_dec[v]: [V, B, D]."""
+    if a_VFB.device.type == "cpu" and W_dec_VFD.shape[2] >= MIN_SPARSE_WIDTH:
+        return _SparseReconstructions.apply(a_VFB, W_dec_VFD)
+    return a_VFB.mT @ W_dec_VFD
+
+
+class _SparseReconstructions(torch.autograd.Function):
+    """Rows of the decoder added up, where few activations are not zero; likewise the decoder's gradient."""
+
+    @staticmethod
+    def forward(ctx, a_VFB: Tensor, W_dec_VFD: Tensor) -> Tensor:
+        ctx.save_for_backward(a_VFB, W_dec_VFD)
+        ctx.index_V = tuple(range(len(a_VFB)))
+        return _weighted_rows(a_VFB.mT, W_dec_VFD, ctx.index_V)
+
+    @staticmethod
+    def backward(ctx, grad_VBD: Tensor):
+        a_VFB, W_dec_VFD = ctx.saved_tensors
+        grad_a_VFB = torch.bmm(W_dec_VFD, grad_VBD.mT)
+        return grad_a_VFB, _weighted_rows(a_VFB, grad_VBD, ctx.index_V)
+
+
 class GramLoss(torch.autograd.Function):
     """Mean squared error of a sparse reconstruction through the Gram matrix of its decoder.
 

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from delta_transcoders.dictionaries.products import GramLoss, Preactivations
+from delta_transcoders.dictionaries.products import GramLoss, Preactivations, reconstructions
 from delta_transcoders.dictionaries.sparsity import SparsityConfig, build_sparsity
 from delta_transcoders.dictionaries.transcoder import Transcoder
 
@@ -211,7 +211,7 @@ class DictionaryStack(nn.Module):
 
     def _error(self, a_VFB: Tensor, targets_TBD: Tensor) -> Tensor:
         """Target minus reconstruction, [V, B, D], in units of the target scale."""
-        ours_VBD = a_VFB.mT @ self.W_dec
+        ours_VBD = reconstructions(a_VFB, self.W_dec)
         if self.b_dec is not None:
             ours_VBD = ours_VBD + self.b_dec[:, None]
         return targets_TBD[list(self.target_V)] / self.target_scale_V[:, None, None] - ours_VBD
@@ -231,7 +231,8 @@ class DictionaryStack(nn.Module):
             chosen_VFB = torch.zeros_like(z_VFB, dtype=torch.bool)
             chosen_VFB.scatter_(1, top.indices, top.values > 0)
         a_dead_VFB = torch.where(chosen_VFB, z_VFB, 0)
-        loss_V = (error_VBD - a_dead_VFB.mT @ self.W_dec).square().mean((1, 2))
+        ours_VBD = reconstructions(a_dead_VFB, self.W_dec)
+        loss_V = (error_VBD - ours_VBD).square().mean((1, 2))
         return AUX_WEIGHT * torch.where(dead_VF.any(1), loss_V, 0).sum()
 
 

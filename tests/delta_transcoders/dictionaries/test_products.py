@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from delta_transcoders.dictionaries import products
-from delta_transcoders.dictionaries.products import GramLoss, Preactivations
+from delta_transcoders.dictionaries.products import GramLoss, Preactivations, reconstructions
 
 INDEX_V = (0, 1, 1)
 WIDE, NARROW = products.MIN_SPARSE_WIDTH, 16
@@ -51,6 +51,19 @@ def test_gradients_are_those_of_autograd(width, density):
         results.append([z, loss, *torch.autograd.grad(total, leaves)])
     for plain, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
+def test_reconstructions_and_their_gradients_are_those_of_autograd(width, density):
+    leaves = [draw(3, 8, 40, density=density).requires_grad_(), draw(3, 8, width).requires_grad_()]
+    grad_VBD, results = draw(3, 40, width), []
+    for ours_VBD in (leaves[0].mT @ leaves[1], reconstructions(*leaves)):
+        results.append([ours_VBD, *torch.autograd.grad(ours_VBD, leaves, grad_VBD)])
+    for plain, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain)
+    if width == NARROW:  # the very same product, so that weights stay the same to the last bit
+        assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize(
