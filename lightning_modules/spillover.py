@@ -80,6 +80,7 @@ class Spillover(InterventionModule):
         check_same_architecture(h.base_model, h.model)
         load_tokenizer(h.model, h.base_model)  # refuses two that differ
         super().setup(stage)
+        self.opening = None  # of a task's own examples too: only the text itself is measured
         self.base = load_model(h.base_model, h.dtype)
 
     def load_sets(self) -> list[DictionarySet]:

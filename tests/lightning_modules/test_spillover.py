@@ -112,6 +112,18 @@ def test_a_delta_that_writes_nothing_has_none(
         assert float(found["raw", subset]["mean_kl"]) > 0
 
 
+def test_the_finetune_s_own_examples(spill, study, delta):
+    """A task with an opening, of which spillover measures nothing."""
+    found = spill(
+        delta,
+        data__task="delta_transcoders.tasks.calculator.task.Calculator",
+        data__jsonl=study / "finetune/data/evaluation.jsonl",
+        data__subsets="[copy]",
+    )
+    assert float(found["base_model", "copy"]["mean_kl"]) == 0
+    assert float(found["raw", "copy"]["mean_kl"]) > 0
+
+
 def test_the_texts_ask_for_nothing_and_are_held_out(texts):
     assert Counter(e.subset for e in texts) == {"general": 150, "hard_negatives": 150}
     assert len({(e.prompt, e.target) for e in texts}) == 300

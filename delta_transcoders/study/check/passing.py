@@ -22,7 +22,7 @@ from delta_transcoders.study.check.small import Small, small
 from delta_transcoders.study.environment import environment
 from delta_transcoders.study.plan import Graph, Step, outputs_of, recorded
 from delta_transcoders.study.records import Record, megabytes
-from delta_transcoders.study.running import ENVIRONMENT, PROGRAMS, make_links, command_of
+from delta_transcoders.study.running import ENVIRONMENT, PROGRAMS, command_of, make_links
 from delta_transcoders.study.study_file import SCRIPTS, Study
 
 MEASUREMENTS = "callbacks.measurements.Measurements"
