@@ -29,8 +29,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DELETE_ON_ERROR:
-.PHONY: help demo real-quick gpu seeds controls planted rules faults sweep sweep-summary ranking features findings examples interop interop-real
-.PHONY: full-shape wide-bases wide-features signals study-kills test test-slow lint clean
+.PHONY: help demo real-quick real gpu seeds controls planted rules faults sweep sweep-summary ranking features findings examples interop interop-real
+.PHONY: full-shape wide-bases wide-features signals study-kills test test-slow test-checks lint clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ table: $(READY)  ## Print all tables of the tiny study
 
 real-quick: $(READY)  ## A real language model from the package index through the whole study (15 minutes, 4 GB)
 	@$(PY) study.py --config configs/smollm2/quick.yaml $(if $(GIVEN),--study $(GIVEN)) --seed $(SEED) --jobs $(JOBS) $(OPTIONS)
+
+real: $(READY)  ## The registered study of that model, on every registered seed (many hours, which the plan says first)
+	@$(PY) study.py --config configs/smollm2/study.yaml --jobs $(JOBS)
 
 # Training does not end alike where sums are rounded in another order (docs/LOG.md): how far the two studies' tables
 # are apart is shown, and the identities of CI hold for each; with the CPU's own weights they must be the same.
@@ -152,6 +155,9 @@ test: $(READY)  ## Run the tests (minutes, offline, on two cores)
 
 test-slow: $(READY)  ## Run the tests of whole studies and of pages in a browser (Debian's chromium), the wheel
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile -m slow
+
+test-checks: $(READY)  ## Run `delta-transcoders check` through every stage of three shipped studies (15 minutes)
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist load -m checks
 
 lint: $(READY)  ## Check style
 	$(VENV)/bin/ruff check .

@@ -21,8 +21,6 @@ from delta_transcoders.tasks.calculator.task import Calculator
 from interop import published_sets
 from tests.delta_transcoders.families.conftest import CASES, make_model, make_tokenizer
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[4]
 
 
@@ -78,6 +76,7 @@ CPU = ["--all.trainer.accelerator", "cpu"]
 STAGES = ("finetune", "behaviour", "activations", "delta", "features", "exp2a", "exp2b", "report")
 
 
+@pytest.mark.checks
 def test_the_tiny_study(capsys):
     lines = checked(capsys, "configs/tiny/study.yaml")
     assert {"base_model", "base_activations", "base_transcoders", *STAGES} <= lines.keys()
@@ -86,6 +85,7 @@ def test_the_tiny_study(capsys):
     assert "GB of memory" in lines["this machine"]
 
 
+@pytest.mark.checks
 def test_smollm2(capsys):
     with files.new_output("models/SmolLM2-135M-Instruct", smollm2.OUTPUT_KIND) as folder:
         tiny_model("smollm2", str(folder), 30)
@@ -96,6 +96,7 @@ def test_smollm2(capsys):
     assert "with chat template; sha256 " in lines["model models/SmolLM2-135M-Instruct"]
 
 
+@pytest.mark.checks
 def test_gemma_2_2b(capsys):
     tiny_model("gemma2", "base", 26)
     plant("base", "gemma_scope", range(26), lambda layer, base: save_base("set", layer, base, 32))
@@ -121,6 +122,7 @@ def test_gemma_2_2b(capsys):
     assert lines["dictionaries set"].startswith("layers 0-25, ")
 
 
+@pytest.mark.slow
 def test_a_public_model(capsys):
     tiny_model("qwen3", "base", 28)
     tensors = {}
@@ -139,6 +141,7 @@ def test_a_public_model(capsys):
     assert {"set, layer 7", "set, layer 14", "set, layer 21"} <= lines.keys()
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_found_before_the_stages(capsys):
     tiny_model("qwen3", "base", 28)
     weights = Path("base/model.safetensors")
