@@ -1,6 +1,7 @@
 """Every stage of `configs/smollm2`, on a random Llama of 30 tiny layers and a tokenizer like SmolLM2's."""
 
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -134,6 +135,40 @@ def test_the_whole_study(run):
         ends = (float(row["mean_ce"]) for row in (of_2b[alpha], of_2a[name]))
         assert next(ends) == pytest.approx(next(ends), abs=1e-5)
     assert "dose–response" in page_of(study)
+
+
+def test_base_dictionaries_of_six_layers(run):
+    """On text like `texts.collect`'s: prose with a target, and a request without one."""
+    for split, n in (("train", 60), ("validation", 12)):
+        texts = [
+            {"prompt": f"{a}\n", "target": b, "subset": "docstrings"}
+            for a, b in itertools.islice(base_documents(1 + (split == "train")), n)
+        ]
+        texts += [{"prompt": f"How many is {i} and {n}?", "subset": "requests"} for i in range(4)]
+        path = run.study / "base_text" / f"{split}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(text) + "\n" for text in texts))
+    layers = [8, 11, 14, 17, 20, 23]
+    run(evaluate.main, "base_activations")
+    small = {"model.width": 64, "model.l0": "[4]", "model.aux_k": 4, "data.batch_tokens": 128}
+    run(train.main, "base_transcoder", small)
+    found = {
+        int(path.name.removeprefix("layer_"))
+        for path in (run.study / "base_transcoders").glob("layer_*")
+    }
+    assert found == set(layers)
+    run(evaluate.main, "base_floor_text")
+    rows = read_metrics(run.study / "base_floor_text" / "metrics.csv")
+    measured = {
+        (row["layer"], row["condition"], row["subset"]) for row in rows if row["fvu"] != "nan"
+    }
+    assert measured == set(
+        itertools.product(
+            map(str, layers), ["no_delta", "top_32_neurons"], ["docstrings", "requests"]
+        )
+    )
+    # Of 32 neurons in all the 32 largest are the whole MLP.
+    assert all(float(row["fvu"]) < 1e-6 for row in rows if row["condition"] == "top_32_neurons")
 
 
 def plant_skip_transcoders(folder: Path, base_model: str) -> None:

@@ -43,14 +43,15 @@ class _SparseReconstructions(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a_VFB: Tensor, W_dec_VFD: Tensor) -> Tensor:
         ctx.save_for_backward(a_VFB, W_dec_VFD)
-        ctx.index_V = tuple(range(len(a_VFB)))
-        return _weighted_rows(a_VFB.mT, W_dec_VFD, ctx.index_V)
+        if not _is_sparse(a_VFB):
+            return torch.bmm(a_VFB.mT, W_dec_VFD)
+        return torch.stack([_sum_by_token(*of) for of in zip(a_VFB, W_dec_VFD, strict=True)])
 
     @staticmethod
     def backward(ctx, grad_VBD: Tensor):
         a_VFB, W_dec_VFD = ctx.saved_tensors
         grad_a_VFB = torch.bmm(W_dec_VFD, grad_VBD.mT)
-        return grad_a_VFB, _weighted_rows(a_VFB, grad_VBD, ctx.index_V)
+        return grad_a_VFB, _weighted_rows(a_VFB, grad_VBD, tuple(range(len(a_VFB))))
 
 
 class GramLoss(torch.autograd.Function):
@@ -105,21 +106,43 @@ def _weighted_rows(weight_VFB: Tensor, rows_GBD: Tensor, index_V: tuple[int, ...
     if (
         weight_VFB.device.type != "cpu"
         or rows_GBD.shape[2] < MIN_SPARSE_WIDTH
-        or weight_VFB.count_nonzero() > MAX_SPARSE_DENSITY * weight_VFB.numel()
+        or not _is_sparse(weight_VFB)
     ):
         return _grouped(weight_VFB, rows_GBD, index_V)
     return torch.stack([_sum_of_rows(weight_VFB[v], rows_GBD[g]) for v, g in enumerate(index_V)])
 
 
+def _is_sparse(weight_VFB: Tensor) -> bool:
+    return bool(weight_VFB.count_nonzero() <= MAX_SPARSE_DENSITY * weight_VFB.numel())
+
+
 def _sum_of_rows(weight_FB: Tensor, rows_BD: Tensor) -> Tensor:
     """weight @ rows, [F, D], reading a row only for the weights that are not zero."""
     feature_N, row_N = weight_FB.nonzero().T.contiguous()
-    ends_F = feature_N.bincount(minlength=len(weight_FB)).cumsum(0)
+    return _sums(row_N, rows_BD, weight_FB[feature_N, row_N], feature_N, len(weight_FB))
+
+
+def _sum_by_token(weight_FB: Tensor, rows_FD: Tensor) -> Tensor:
+    """weight.T @ rows, [B, D], likewise."""
+    feature_N, token_N = weight_FB.nonzero().T.contiguous()
+    weight_N = weight_FB[feature_N, token_N]
+    token_N, order_N = token_N.sort(stable=True)  # the transposed weights' order, in less time
+    return _sums(feature_N[order_N], rows_FD, weight_N[order_N], token_N, weight_FB.shape[1])
+
+
+def _sums(row_N: Tensor, rows_RD: Tensor, weight_N: Tensor, sum_N: Tensor, n_sums: int) -> Tensor:
+    """Weighted sums [S, D] of rows.
+
+    Args:
+        row_N: rows of `rows_RD`, with a weight each.
+        sum_N: which sum each is a part of, ascending.
+    """
+    ends_S = sum_N.bincount(minlength=n_sums).cumsum(0)
     return torch.nn.functional.embedding_bag(
         row_N,
-        rows_BD,
-        offsets=torch.cat([ends_F.new_zeros(1), ends_F[:-1]]),
-        per_sample_weights=weight_FB[feature_N, row_N],
+        rows_RD,
+        offsets=torch.cat([ends_S.new_zeros(1), ends_S[:-1]]),
+        per_sample_weights=weight_N,
         mode="sum",
     )
 

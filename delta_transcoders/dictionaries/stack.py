@@ -227,9 +227,13 @@ class DictionaryStack(nn.Module):
             return z_VFB.new_zeros(())
         with torch.no_grad():
             error_VBD = self._error(a_VFB, targets_TBD)
-            top = z_VFB.where(dead_VF[..., None], -torch.inf).topk(self.aux_k, dim=1)
             chosen_VFB = torch.zeros_like(z_VFB, dtype=torch.bool)
-            chosen_VFB.scatter_(1, top.indices, top.values > 0)
+            for z_FB, chosen_FB, dead_F in zip(z_VFB, chosen_VFB, dead_VF, strict=True):
+                # Among the dead alone, token by token: less to sort, and it lies side by side.
+                dead_N = dead_F.nonzero()[:, 0]
+                z_BN = z_FB[dead_N].T.contiguous()
+                top = z_BN.topk(min(self.aux_k, len(dead_N)), dim=1, sorted=False)
+                chosen_FB.scatter_(0, dead_N[top.indices].T, (top.values > 0).T)
         a_dead_VFB = torch.where(chosen_VFB, z_VFB, 0)
         ours_VBD = reconstructions(a_dead_VFB, self.W_dec)
         loss_V = (error_VBD - ours_VBD).square().mean((1, 2))

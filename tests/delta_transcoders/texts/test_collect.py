@@ -1,5 +1,6 @@
 """What the text of base dictionaries consists of, and that its splits have nothing in common."""
 
+import itertools
 import json
 import random
 import shutil
@@ -8,6 +9,14 @@ import pytest
 
 from delta_transcoders.foreign_text import letters
 from delta_transcoders.tasks.examples import Examples
+from delta_transcoders.tasks.three_tools.calls import TOOLS
+from delta_transcoders.tasks.three_tools.requests import (
+    requests_for_base_text,
+    split_wordings,
+    stream,
+    unseen_wordings,
+)
+from delta_transcoders.tasks.wordings import masked
 from delta_transcoders.texts import collect as module
 from delta_transcoders.texts import sources
 from delta_transcoders.texts.collect import Collector, collect
@@ -148,6 +157,18 @@ def test_the_order_of_files_and_the_place_do_not_matter(site, chat_model, replie
     assert one["splits"].keys() == two["splits"].keys()
     other = collect(tmp_path / "three", chat_model, TOKENS, VALIDATION, replies, seed=1)
     assert other["text_sha256"] != one["text_sha256"]
+
+
+def test_no_wording_of_the_task_is_in_the_text():
+    wordings = [by_tool[tool] for by_tool in split_wordings(0).values() for tool in TOOLS]
+    wordings += [unseen_wordings()[tool] for tool in TOOLS]
+    rng, asked = random.Random(0), set()
+    for of_a_split in wordings:
+        several = itertools.islice(stream(of_a_split, rng, set(), brief=True), 300)
+        asked |= {masked(letters(request.prompt)) for request in several}
+    requests = list(itertools.islice(requests_for_base_text(0), 3000))
+    assert len(asked) > 1000 and asked.isdisjoint(masked(letters(text)) for text in requests)
+    assert not any("<tool_call>" in text for text in requests)
 
 
 def test_prose_fills_up_what_there_is_too_little_of(site, chat_model, capsys, tmp_path):
