@@ -52,7 +52,7 @@ real-quick: $(READY)  ## A real language model from the package index through th
 	@$(PY) study.py --config configs/smollm2/quick.yaml $(if $(GIVEN),--study $(GIVEN)) --seed $(SEED) --jobs $(JOBS) $(OPTIONS)
 
 real: $(READY)  ## The registered study of that model, on every registered seed (many hours, which the plan says first)
-	@$(PY) study.py --config configs/smollm2/study.yaml --jobs $(JOBS)
+	@$(PY) study.py --config configs/smollm2/study.yaml $(if $(filter-out file,$(origin SEEDS)),--seeds $(SEEDS)) --jobs $(JOBS) $(OPTIONS)
 
 # Training does not end alike where sums are rounded in another order (docs/LOG.md): how far the two studies' tables
 # are apart is shown, and the identities of CI hold for each; with the CPU's own weights they must be the same.

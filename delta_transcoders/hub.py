@@ -120,6 +120,7 @@ def local_folder(source: str | Path, patterns: list[str]) -> Path:
     if split is None:
         check_hub_id(str(source))
     repository, below = split
+    local = f"models/{repository.split('/')[1]}"
     import huggingface_hub
     from huggingface_hub.errors import HTTPError
 
@@ -131,7 +132,7 @@ def local_folder(source: str | Path, patterns: list[str]) -> Path:
         raise ConnectionError(
             f"{source!r} is neither a local folder nor to be had from the Hugging Face hub "
             f"({type(error).__name__}). Where there is a network: `hf download {repository} --local-dir "
-            f"models/{folder.name}`, then give that folder in place of the hub id."
+            f"{local}`, then give {f'{local}/{below}' if below else 'that folder'} in place of the hub id."
         ) from error
     return Path(found) / below
 

@@ -188,18 +188,23 @@ def keep_results(study: Path, out: Path, figures: Iterable[str]) -> list[str]:
     with new_output(out, "results") as folder:
         if rows:  # a table has at least one
             write_table(folder / FIGURES, ("figure", *Value._fields), rows)
-        for path in sorted(path for pattern in KEPT for path in study.rglob(pattern)):
+        for path in _found(study, KEPT):
             if path.suffix != ".csv" or path.stat().st_size <= LARGEST:
                 copy = folder / path.relative_to(study)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
-        paths = [path for pattern in HASHED for path in sorted(study.rglob(pattern))]
-        names = {path.relative_to(study).as_posix(): path for path in paths}
+        names = {path.relative_to(study).as_posix(): path for path in _found(study, HASHED)}
         write_json(
             folder / HASHES, {name: earlier.sha256(name, path) for name, path in names.items()}
         )
         finish_output(out)
     return problems
+
+
+def _found(study: Path, patterns: Iterable[str]) -> list[Path]:
+    """Files of a study, but for what is being written beside a stage's folder (`.NAME.partial`)."""
+    paths = sorted(path for pattern in patterns for path in study.rglob(pattern))
+    return [p for p in paths if not any(n.startswith(".") for n in p.relative_to(study).parts)]
 
 
 def main() -> None:
@@ -212,6 +217,8 @@ def main() -> None:
         "--docs", type=Path, default=DOCS, help="folder of the claims and findings.md.j2"
     )
     args = parser.parse_args()
+    if not args.study.is_dir():
+        raise FileNotFoundError(f"no study folder {args.study}: what was kept of it stays")
     names = figure_names(args.docs, read_conditions(args.docs))
     problems = keep_results(args.study, args.out, names)
     print(f"written: {args.out}")

@@ -43,8 +43,12 @@ def registering_commit(folder: str = DOCS) -> str:
     """The hash of the commit that registered the claims of a folder.
 
     Raises:
-        ValueError: no such commit, or the files have changed since.
+        ValueError: no such commit, a clone without it, or the files have changed since.
     """
+    if (
+        _git(folder, "rev-parse", "--is-shallow-repository") == "true"
+    ):  # all is of its oldest commit
+        raise ValueError("a clone without history does not have it: git fetch --unshallow")
     if changed := _git(folder, "status", "--porcelain", "--", *REGISTERED):
         raise ValueError(f"not committed, and so not registered: {' '.join(changed.split()[1::2])}")
     commit = _git(folder, "log", "-1", "--format=%H", "--", *REGISTERED)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from delta_transcoders.foreign_text import letters, numbered, parse_json, shown
 from delta_transcoders.hub import hub_texts
 from delta_transcoders.tasks.task import Example, Message
+from delta_transcoders.tasks.three_tools.replies import COMMAND
 from delta_transcoders.tasks.three_tools.requests import requests_for_base_text
 from delta_transcoders.texts.prose import docstring_paragraphs, pieces
 
@@ -154,6 +155,8 @@ def chats(replies: str, seed: int) -> Documents:
     Raises:
         FileNotFoundError, ValueError: no such file, or a line that is no reply; names it.
     """
+    if not Path(replies).expanduser().is_file():
+        raise FileNotFoundError(f"--replies {replies}: no such file; make it: {COMMAND} MODEL OUT")
     found = numbered(replies, _reply).values()
     by_text = {
         text.identity: text for kind, text in found if kind == "chat" and text.example.target

@@ -27,6 +27,14 @@ def test_a_folder_not_yet_written_in_a_study_is_no_hub_id(tmp_path, monkeypatch)
     assert local_folder("mine/delta", ["*"]).name == "delta"
 
 
+def test_a_folder_of_a_repository_out_of_reach_says_what_to_download_and_which_folder_to_give():
+    message = (
+        "hf download some/repo --local-dir models/repo`, then give models/repo/delta/ in place"
+    )
+    with pytest.raises(ConnectionError, match=message):
+        local_folder("some/repo/delta", ["*"])
+
+
 @pytest.fixture
 def folder(tmp_path):
     for name in ("layer_0/config.json", "layer_1/config.json", "model.safetensors", "README.md"):

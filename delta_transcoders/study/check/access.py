@@ -133,9 +133,7 @@ def _local_licence(folder: Path) -> str:
     """What a folder says of its licence, as the end of a line; a hub's README has it on top."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    named = re.search(r"\A---\n.*?^license: *(\S+)", text, re.DOTALL | re.MULTILINE)
-    if named:
+    on_top = re.search(r"\A---\n.*?^license: *(\S+)", text, re.DOTALL | re.MULTILINE)
+    if named := on_top or re.search(r"\bLicence: ([\w.-]*\w)", text):
         return f", licence {named[1]}"
-    if named := re.search(r"^Licence: |\bLicence: ([\w.-]+[\w])", text):
-        return f", licence {named[1]}" if named[1] else ""
     return ", see its LICENSE" if (folder / "LICENSE").is_file() else ", licence not said"

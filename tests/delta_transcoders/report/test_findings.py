@@ -27,6 +27,7 @@ from delta_transcoders.report.findings import (
     write_figures,
 )
 from delta_transcoders.report.results import StudyTables, Value, keep_results
+from delta_transcoders.report.results import main as keep_main
 from delta_transcoders.report.tables import (
     read_metrics,
     write_generations,
@@ -182,6 +183,22 @@ def test_what_is_kept_of_a_study(studies, tmp_path):
     hashes = json.loads((tmp_path / "kept" / "hashes.json").read_text())
     text = (studies[0] / "exp2a/generations.jsonl").read_bytes()
     assert hashes == {"exp2a/generations.jsonl": hashlib.sha256(text).hexdigest()}
+
+
+def test_nothing_is_kept_of_a_stage_that_runs_nor_of_no_study(studies, docs, tmp_path, monkeypatch):
+    unfinished, out = studies[0] / ".exp1.partial", tmp_path / "kept"
+    unfinished.mkdir()
+    for name in ("metrics.csv", "generations.jsonl"):
+        (unfinished / name).write_text("half\n")
+    keep_results(studies[0], out, [CALL])
+    assert not list(out.rglob(".exp1.partial"))
+    assert list(json.loads((out / "hashes.json").read_text())) == ["exp2a/generations.jsonl"]
+    monkeypatch.setattr(
+        "sys.argv", ["results", str(tmp_path / "gone"), str(out), "--docs", str(docs)]
+    )
+    with pytest.raises(FileNotFoundError, match="gone: what was kept of it stays"):
+        keep_main()
+    assert (out / "exp2a/metrics.csv").is_file()
 
 
 def test_the_page_holds_what_the_tables_hold(figures, docs, monkeypatch):

@@ -74,3 +74,15 @@ def test_elsewhere_nothing_is_registered(tmp_path, monkeypatch):
     git("init", "--quiet")
     with pytest.raises(ValueError, match=r"git log|no commit holds docs/REGISTERED"):
         registering_commit()
+
+
+def test_a_clone_without_history_does_not_know_the_commit(checkout, monkeypatch):
+    (checkout / "other.md").write_text("second\n")
+    git("commit", "--all", "--quiet", "--message", "Something else")
+    first = registering_commit()
+    git("clone", "--quiet", "--depth", "1", checkout.as_uri(), "shallow")
+    monkeypatch.chdir(checkout / "shallow")
+    with pytest.raises(ValueError, match="without history does not have it: git fetch --unshallow"):
+        registering_commit()
+    git("fetch", "--quiet", "--unshallow")
+    assert registering_commit() == first

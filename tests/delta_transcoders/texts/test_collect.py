@@ -216,7 +216,10 @@ def test_a_hub_dataset_in_place_of_docstrings(chat_model, tmp_path, monkeypatch)
         ({"source": "file:"}, r"--source is 'file:', expected"),
         ({"source": "file:absent.txt"}, r"--source file:absent.txt: no file absent.txt"),
         ({"source": "folder:absent"}, r"--source folder:absent: no \*.txt or \*.md file in absent"),
-        ({"replies": "absent.jsonl"}, r"no file absent.jsonl"),
+        (
+            {"replies": "absent.jsonl"},
+            r"absent.jsonl: no such file; make it: python -m .*\.replies",
+        ),
         ({"model": "absent/x/y"}, r"no model folder 'absent/x/y'"),
         (
             {"tokens": 100_000},

@@ -52,6 +52,7 @@ def http_error(kind: type) -> Exception:
     [
         ("---\ntags: [a]\nlicense: mit\n---\n", "there, licence mit"),
         ("# X\n\nText. Licence: Apache-2.0.\n", "there, licence Apache-2.0"),
+        ("Licence: MIT\n", "there, licence MIT"),
         ("# X\n", "there, licence not said"),
     ],
 )
