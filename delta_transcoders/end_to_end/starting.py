@@ -101,7 +101,7 @@ def _warm(
 ) -> Start:
     try:
         local = load_deltas(warm_start, fingerprint)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
             f"there is no local delta to start from: {error}. Train one (delta.yaml or mlp_difference.yaml), "
             "or leave warm_start out to start from scratch"

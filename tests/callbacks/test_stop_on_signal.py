@@ -203,7 +203,9 @@ def test_an_evaluation_ends_at_once_and_leaves_its_output_as_it_was(
     before = files_in(folder)
     stop = stopped(evaluate.main, args, SignalAt(hook, 1))
     assert stop.checkpoint is None
-    assert files_in(folder) == before
+    # A capture goes on after the last shard that it has left beside its output.
+    after = {p: b for p, b in files_in(folder).items() if not p.startswith(".activations.partial/")}
+    assert after == before
     output = folder / config
     evaluate.main(args)
     assert (output / "done.json").is_file()

@@ -25,7 +25,7 @@ class Source:
     Attributes:
         kind: `model`, `dictionaries`, `dataset` or `file`.
         name: folder, hub id or path.
-        option: what gives another one, as in `--finetune.model.model`.
+        option: what gives another one, as in `--all.base.model`.
         maker: the stage that makes it; empty for what is brought.
         dtype: of a model's weights in the stages.
     """
