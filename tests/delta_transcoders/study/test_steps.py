@@ -180,9 +180,13 @@ def test_an_exit_status_alone_finishes_nothing(meeting, study):
 def test_a_signal_ends_all_that_runs(meeting, study, signum):
     add(meeting, "b.py", "time.sleep(60)\n")
     # c ends well all the same.
-    add(meeting, "c.py", "try:\n    time.sleep(60)\nexcept BaseException:\n    pass\n")
+    add(
+        meeting,
+        "c.py",
+        "try:\n    Path('ready').touch(); time.sleep(60)\nexcept BaseException:\n    pass\n",
+    )
     process = meeting.start("--jobs", "2")
-    wait_for("b.there", "c.there")
+    wait_for("b.there", "ready")
     process.send_signal(signum)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 128 + signum
