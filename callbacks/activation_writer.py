@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
@@ -27,7 +26,8 @@ say = logging.getLogger("delta_transcoders").info
 class ActivationWriter(BasePredictionWriter):
     """Writes what `ActivationCapture` captures of `ActivationTexts`; the manifest comes last.
 
-    A run that was stopped or killed leaves its shards, and the same command goes on after them.
+    A run that was stopped or killed, or had no room on the disk, leaves its shards, and the same command goes
+    on after them.
 
     Args:
         output: folder of the cache; an older cache there is replaced when the new one is complete.
@@ -50,6 +50,7 @@ class ActivationWriter(BasePredictionWriter):
         self.dtype = dtype
         self.shard_rows = shard_rows
         self.n_targets = n_targets
+        self.writer: CacheWriter | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule
@@ -79,8 +80,8 @@ class ActivationWriter(BasePredictionWriter):
             "shard_rows": rows,
         }
         if trainer.is_global_zero:
-            staged = files.start_output(self.output, self.output_kind, made_from)
-            free = shutil.disk_usage(staged).free
+            staged = files.start_output(self._written(trainer), self.output_kind, made_from)
+            free = files.free_bytes(staged)
             need -= sum(p.stat().st_size for p in staged.rglob("*.safetensors"))
             if need > free:
                 raise ValueError(
@@ -92,7 +93,7 @@ class ActivationWriter(BasePredictionWriter):
                 f"{need / 1e6:,.0f} MB"
             )
         trainer.strategy.barrier()
-        self.folder = files.staged_output(self.output)
+        self.folder = files.staged_output(self._written(trainer))
         self.writer = CacheWriter(self.folder, self.meta, trainer.global_rank, rows)
         if self.writer.n_written:
             say(
@@ -139,7 +140,7 @@ class ActivationWriter(BasePredictionWriter):
                 finish_cache(
                     self.folder, self.meta, trainer.world_size, command=files.command_line()
                 )
-            finish_output(trainer, self.output)
+            finish_output(trainer, self._written(trainer))
         trainer.strategy.barrier()
 
     def on_exception(
@@ -147,7 +148,16 @@ class ActivationWriter(BasePredictionWriter):
     ) -> None:
         if not trainer.is_global_zero:
             return
-        if isinstance(exception, Stopped) and not trainer.fast_dev_run:
+        if isinstance(exception, Stopped | OSError) and not trainer.fast_dev_run:
             files.leave_output(self.output)
+            if isinstance(exception, OSError) and self.writer:
+                say(
+                    f"  {self.writer.n_written:,} tokens are written and stay: once the cause is mended, "
+                    "the same command goes on after them"
+                )
         else:
-            files.discard_output(self.output)
+            files.discard_output(self._written(trainer))
+
+    def _written(self, trainer: Trainer) -> str:
+        """A `fast_dev_run`, which is thrown away, leaves alone what an interrupted run has written."""
+        return f"{self.output}.fast_dev_run" if trainer.fast_dev_run else self.output

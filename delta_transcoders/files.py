@@ -184,6 +184,12 @@ def check_output(path: str | Path, kind: str) -> None:
         _check_ours(beside)
 
 
+def free_bytes(path: str | Path) -> int:
+    """What is free on the disk of a path, which need not be there yet."""
+    at = _resolved(path)
+    return shutil.disk_usage(next(p for p in (at, *at.parents) if p.exists())).free
+
+
 def check_no_strangers(path: str | Path) -> None:
     """Refuse an output folder that holds what no stage wrote there, or not in this state.
 

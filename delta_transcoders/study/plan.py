@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import zipfile
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from delta_transcoders.command import nearest
-from delta_transcoders.files import DONE, check_no_strangers
+from delta_transcoders.files import DONE, check_no_strangers, free_bytes
 from delta_transcoders.hub import is_hub_id
 from delta_transcoders.report.tables import format_table
 from delta_transcoders.study.records import RECORD, Record, fingerprint
@@ -333,12 +332,9 @@ def check_disk(steps: Iterable[Step], records: dict[str, Record], folder: str) -
         OSError: the stages that are to run would take more than is free.
     """
     needed = sum(sizes(step, records[step.stage.study])[1] or 0 for step in steps)
-    place = next(
-        p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists()
-    )
-    free = shutil.disk_usage(place).free / 1e6
+    free = free_bytes(folder) / 1e6
     if needed > free:
         raise OSError(
-            f"the stages that are to run take {needed:.0f} MB, and {free:.0f} MB are free in {place}: make "
+            f"the stages that are to run take {needed:.0f} MB, and {free:.0f} MB are free in {folder}: make "
             "room, or give another folder (--study)"
         )

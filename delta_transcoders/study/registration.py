@@ -82,11 +82,16 @@ def registered_seeds(
     Raises:
         ValueError: nothing is registered, another plan is, or a seed does not follow from the commit; says
             in what they differ.
-        FileNotFoundError: there is no plan.
+        FileNotFoundError: there is no plan, or no folder for it: not in a checkout.
     """
     development = "or give --unregistered for development"
     anew = f"python -m delta_transcoders.study.register {file}"
     path = Path(folder) / PLAN
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"{file} is registered in {folder}, which is not here: run it in a checkout of the project, "
+            f"{development}"
+        )
     plan = read_json(path, f"register it: {anew}, {development}")
     if plan.get("digest") != digest({"stages": {}, "files": {}} | plan):
         raise ValueError(f"{path} was changed by hand: register anew ({anew}), {development}")
@@ -109,6 +114,28 @@ def registered_seeds(
                 f"{development}"
             )
     return list(seeds or derived)
+
+
+def is_registered(folder: str) -> bool:
+    """Whether what is registered in a folder is committed, with a plan."""
+    try:
+        registering_commit(folder)
+    except ValueError:
+        return False
+    return True
+
+
+def check_development(folder: str, seeds: Sequence[int]) -> None:
+    """
+    Raises:
+        ValueError: one of the seeds is registered: what development sees of it can no more be a test.
+    """
+    derived = seeds_of(registering_commit(folder), N_SEEDS) if is_registered(folder) else []
+    for seed in seeds:
+        if seed in derived:
+            raise ValueError(
+                f"--unregistered --seeds {seed}: it is one of the seeds registered in {folder}: give another"
+            )
 
 
 def _differences(registered: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ import yaml
 
 from delta_transcoders import signals
 from delta_transcoders.command import script_command
+from delta_transcoders.files import RUN
 from delta_transcoders.study.study_file import SCRIPTS, Stage, Study
 
 ENVIRONMENT = {
@@ -75,17 +76,25 @@ class Ended(NamedTuple):
     memory_gb: float
 
 
-def run_command(command: Sequence[str], keep: Sequence[int] = (), quiet: bool = False) -> Ended:
+def run_command(
+    command: Sequence[str],
+    keep: Sequence[int] = (),
+    quiet: bool = False,
+    log: Path | None = None,
+    run: str = "",
+) -> Ended:
     """Run a command until it ends; SIGTERM and SIGINT are passed on to it.
 
     Args:
-        keep, quiet: see `start_command`.
+        keep, quiet, log: see `start_command`.
+        run: the id of its outputs.
 
     Raises:
         signals.Stopped: a signal came, and the command has ended.
     """
     with passing_on() as given:
-        process = start_command(command, ENVIRONMENT | os.environ, keep, quiet)
+        variables = ENVIRONMENT | os.environ | ({RUN: run} if run else {})
+        process = start_command(command, variables, keep, quiet, log)
         pass_on(given)  # what came before there was a process
         while (ended := end_of(process)) is None:
             time.sleep(SECONDS_BETWEEN_LOOKS)

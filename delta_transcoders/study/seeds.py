@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from delta_transcoders.command import run
+from delta_transcoders.git import git
 
 DOCS = "docs"
 """Where the tiny study's claims are."""
@@ -43,29 +43,25 @@ def registering_commit(folder: str = DOCS) -> str:
     """The hash of the commit that registered the claims of a folder.
 
     Raises:
-        ValueError: no such commit, a clone without it, or the files have changed since.
+        ValueError: no such commit, a clone without it, the files have changed since, or there are claims of
+            a study of one's own without its plan.
     """
-    if (
-        _git(folder, "rev-parse", "--is-shallow-repository") == "true"
-    ):  # all is of its oldest commit
+    if not Path(folder).is_dir():
+        raise ValueError(f"nothing is registered in {folder}: there is no such folder")
+    if Path(folder) != Path(DOCS) and not (Path(folder) / PLAN).is_file():
+        raise ValueError(
+            f"nothing is registered in {folder} yet: there is no {PLAN}, which `python -m "
+            "delta_transcoders.study.register STUDY.yaml` writes"
+        )
+    if git(folder, "rev-parse", "--is-shallow-repository") == "true":  # all is of its oldest commit
         raise ValueError("a clone without history does not have it: git fetch --unshallow")
-    if changed := _git(folder, "status", "--porcelain", "--", *REGISTERED):
+    if changed := git(folder, "status", "--porcelain", "--", *REGISTERED):
         raise ValueError(f"not committed, and so not registered: {' '.join(changed.split()[1::2])}")
-    commit = _git(folder, "log", "-1", "--format=%H", "--", *REGISTERED)
+    commit = git(folder, "log", "-1", "--format=%H", "--", *REGISTERED)
     if not commit:
         names = " or ".join(f"{folder}/{name}" for name in REGISTERED)
         raise ValueError(f"no commit holds {names}: run this in a checkout")
     return commit
-
-
-def _git(folder: str, *args: str) -> str:
-    if not Path(folder).is_dir():
-        raise ValueError(f"nothing is registered in {folder}: there is no such folder")
-    command = ["git", "-C", str(Path(folder).resolve()), *args]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise ValueError(f"git {args[0]}: {ended.stderr.strip()}")
-    return ended.stdout.strip()
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -100,17 +100,18 @@ def run_steps(
     with passing_on() as given:
         try:
             while True:
-                for job in list(jobs):
-                    ended = end_of(job.process)
-                    if ended is None:
-                        continue
+                # Of all before any is recorded, which takes time.
+                ended = [(job, end, job.seconds) for job in jobs if (end := end_of(job.process))]
+                is_new = False
+                for job, end, seconds in ended:
                     jobs.remove(job)
-                    status = _end(job, ended, is_stopped=bool(given))
-                    if status == 0:
-                        keep_tables(graph.study, keep)
-                    elif not (failed or given):
+                    status = _end(job, end, seconds, is_stopped=bool(given))
+                    is_new |= status == 0
+                    if status and not (failed or given):
                         failed = status
                         _say_who_may_finish(jobs)
+                if is_new and n_jobs == 1:
+                    keep_tables(graph.study, keep)
                 while len(jobs) < n_jobs and not (failed or given):
                     step = next_step(waiting, [job.step for job in jobs], needs)
                     if step is None:
@@ -121,6 +122,8 @@ def run_steps(
                     record = records[step.stage.study]
                     jobs.append(_start(step, place, record, variables, found, keep, n_jobs > 1))
                     pass_on(given)  # what came before there was a process
+                if is_new and n_jobs > 1:  # it takes seconds, in which no job is left free
+                    keep_tables(graph.study, keep)
                 if not jobs:
                     break
                 if n_jobs > 1 and time.monotonic() - said > SECONDS_BETWEEN_LINES:
@@ -160,9 +163,9 @@ def _start(
     return Job(step, place, record, log, run, read, began, process)
 
 
-def _end(job: Job, ended: Ended, is_stopped: bool) -> int:
+def _end(job: Job, ended: Ended, seconds: float, is_stopped: bool) -> int:
     """Record a stage that has ended well, and say how it has ended; returns its status."""
-    status, seconds, outputs = ended.status, job.seconds, outputs_of(job.step)
+    status, outputs = ended.status, outputs_of(job.step)
     is_written = all(
         found == job.run if job.step.stage.run in SCRIPTS else found for found in outputs.values()
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -255,10 +254,9 @@ def _write(path: Path, examples: list[Example]) -> None:
 
 
 def _check_disk(out: Path, n_tokens: int) -> None:
-    at = next(p for p in out.expanduser().resolve().parents if p.exists())
-    free, need = shutil.disk_usage(at).free / 1e6, n_tokens * BYTES_PER_TOKEN / 1e6
+    free, need = files.free_bytes(out) / 1e6, n_tokens * BYTES_PER_TOKEN / 1e6
     if free < need:
-        raise ValueError(f"{out} needs {need:,.0f} MB of disk, {at} has {free:,.0f} free")
+        raise ValueError(f"{out} needs {need:,.0f} MB of disk, {out.parent} has {free:,.0f} free")
 
 
 def _positive(text: str) -> int:

@@ -1,13 +1,16 @@
 """A capture holds a batch and a shard, however many texts there are, and goes on where it was stopped."""
 
+import errno
 import signal
 
 import pytest
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import evaluate
+from delta_transcoders.activations import writing
 from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.signals import Stopped
+from delta_transcoders.tensor_files import save_tensors
 from lightning_modules.activation_capture import ActivationCapture
 
 
@@ -109,3 +112,39 @@ def test_a_capture_that_fails_leaves_nothing(captured, study, arguments, tmp_pat
     with pytest.raises(RuntimeError, match="planted"):
         evaluate.main(arguments("tiny/activations.yaml", study, options))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_capture_without_room_goes_on_after_its_last_shard(
+    captured, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO", "delta_transcoders")
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "save_tensors", full_after(12))
+        with pytest.raises(OSError, match="No space left"):
+            captured("again")
+    written = files_of(tmp_path / ".again.partial")
+    assert len(written) == 12
+    assert "tokens are written and stay: once the cause is mended, the same" in caplog.text
+    assert captured("again") < captured("whole") == 20
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "whole")
+
+
+def full_after(n: int):
+    """`save_tensors` on a disk that has room for n files."""
+    left = [save_tensors] * n
+
+    def save(path, tensors):
+        if not left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return left.pop()(path, tensors)
+
+    return save
+
+
+def test_a_trial_run_leaves_an_interrupted_one_alone(captured, tmp_path):
+    first = captured("again", stop_at=9)
+    written = files_of(tmp_path / ".again.partial")
+    captured("again", **{"trainer.fast_dev_run": "true"})
+    assert written and files_of(tmp_path / ".again.partial") == written
+    assert [p.name for p in tmp_path.iterdir()] == [".again.partial"]
+    assert first + captured("again") < 20 + 10

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from pathlib import Path
 
 from delta_transcoders.features.rules.language import RULES_NAME
 from delta_transcoders.features.rules.units import UNITS_NAME
+from delta_transcoders.git import git
 
 
 def committed(folder: str | Path) -> str:
@@ -23,14 +23,14 @@ def committed(folder: str | Path) -> str:
                 f"{path} does not exist; `python -m delta_transcoders.features.rules draw` writes it"
             )
         # Of a file that git ignores `status` says nothing.
-        is_known = _git(folder, "ls-files", "--", name)
-        if not is_known or _git(folder, "status", "--porcelain", "--", name):
+        is_known = git(folder, "ls-files", "--", name)
+        if not is_known or git(folder, "status", "--porcelain", "--", name):
             how = "was changed since it was committed" if is_known else "is not committed"
             raise ValueError(
                 f"{path} {how}, and half B is opened for committed rules only: `git add {path}`, then "
                 "`git commit`"
             )
-    return _git(folder, "log", "-1", "--format=%H", "--", RULES_NAME, UNITS_NAME)
+    return git(folder, "log", "-1", "--format=%H", "--", RULES_NAME, UNITS_NAME)
 
 
 def rules_sha256(folder: str | Path) -> str:
@@ -39,15 +39,3 @@ def rules_sha256(folder: str | Path) -> str:
     for name in (RULES_NAME, UNITS_NAME):
         digest.update((Path(folder) / name).read_bytes())
     return digest.hexdigest()
-
-
-def _git(folder: str | Path, *args: str) -> str:
-    try:
-        ended = subprocess.run(
-            ["git", "-C", str(folder), *args], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        raise ValueError("git is not installed: it says when rules were written") from None
-    if ended.returncode:
-        raise ValueError(f"git {args[0]} in {folder}: {ended.stderr.strip()}")
-    return ended.stdout.strip()

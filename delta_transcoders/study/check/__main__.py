@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from delta_transcoders.command import packaged_configs, run, script_command
+from delta_transcoders.command import packaged_configs, run
 from delta_transcoders.study.__main__ import parse_options as parse_study_options
 from delta_transcoders.study.check.lines import Lines
 from delta_transcoders.study.check.sources import dictionary_uses, sources_of
@@ -59,6 +59,9 @@ def main(args: Sequence[str] | None = None) -> int:
     for name in ("dry_run", "only", "until"):
         if getattr(study_options, name):
             raise ValueError(f"--{name.replace('_', '-')}: check looks at the whole study")
+    if study_options.jobs > 1 or study_options.unregistered:
+        name = "unregistered" if study_options.unregistered else "jobs"
+        raise ValueError(f"--{name} is an option of study.py alone: check needs none")
     os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     how = {
         "seed": study_options.seed,
@@ -144,7 +147,7 @@ def _sites(lines: Lines, graph: Graph, usable: set[str]) -> None:
 
 def _pass(lines: Lines, study: Study, real: Graph, file: str, with_estimate: bool) -> None:
     from delta_transcoders.study.check import estimate
-    from delta_transcoders.study.check.before import missing
+    from delta_transcoders.study.check.before import make_command, missing
     from delta_transcoders.study.check.passing import Pass
 
     lines.part("pass")
@@ -152,9 +155,7 @@ def _pass(lines: Lines, study: Study, real: Graph, file: str, with_estimate: boo
     absent = missing(graph)
     for step in absent:
         with lines.look(step.stage.label):
-            again = (
-                f"{' '.join(script_command('study'))} --config {file} --until {step.stage.label}"
-            )
+            again = make_command(graph, file, step.stage.label)
             raise FileNotFoundError(f"it is made first, once, at its full size: {again}")
     passed = Pass(study, graph, {step.stage.label for step in absent}).run(lines)
     if not (with_estimate and passed):

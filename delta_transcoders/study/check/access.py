@@ -8,6 +8,7 @@ from pathlib import Path
 
 from delta_transcoders import files
 from delta_transcoders.hub import split_hub_id
+from delta_transcoders.study.check.before import make_command
 from delta_transcoders.study.check.sources import Source
 from delta_transcoders.study.plan import Graph
 
@@ -47,7 +48,7 @@ def access(source: Source, graph: Graph, file: str) -> str:
 def check_made(source: Source, graph: Graph, file: str) -> None:
     """What a stage without options makes once, for all studies, must be there, whole and its own."""
     path = Path(source.name).expanduser()
-    make = f"python study.py --config {file} --until {source.maker}"
+    make = make_command(graph, file, source.maker)
     staged = path.parent / f".{path.name}.partial"
     if not path.exists():
         left = f"; {staged}, beside it, is what an interrupted run left" if staged.exists() else ""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from delta_transcoders.command import script_command
 from delta_transcoders.study.plan import Graph, Step
+from delta_transcoders.study.registration import is_registered
 from delta_transcoders.study.study_file import SCRIPTS
 
 LONG = 60
@@ -45,6 +47,13 @@ def missing(graph: Graph) -> list[Step]:
             or not all(is_inside(out, step.stage.study) for out in step.config.outputs)
         )
     ]
+
+
+def make_command(graph: Graph, file: str, label: str) -> str:
+    """What makes a stage; before its study is registered no other command is taken."""
+    command = f"{' '.join(script_command('study'))} --config {file} --until {label}"
+    folder = graph.study.registered
+    return f"{command} --unregistered" if folder and not is_registered(folder) else command
 
 
 def is_inside(path: str, folder: str) -> bool:

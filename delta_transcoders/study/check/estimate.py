@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
+from delta_transcoders.files import free_bytes
 from delta_transcoders.report.tables import format_table
 from delta_transcoders.study.check.passing import Passed
 from delta_transcoders.study.check.small import MAX_NEW_TOKENS
@@ -124,8 +123,7 @@ def check_fits(found: Sequence[Estimate], folder: str) -> str:
             f"{largest.label} needs about {largest.peak / GB:.1f} GB of memory, this machine has "
             f"{memory / GB:.1f}: fewer layers, rows a pass or buffer_tokens, or a larger machine"
         )
-    path = Path(folder).absolute()
-    free = shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+    free = free_bytes(folder)
     disk = sum(one.megabytes for one in found) * 1e6
     if disk > free:
         raise OSError(

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import subprocess
 import tempfile
 import time
 import uuid
@@ -15,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from delta_transcoders.files import RUN, write_text
+from delta_transcoders.files import write_text
 from delta_transcoders.study.check.before import is_inside, there
 from delta_transcoders.study.check.lines import Lines
 from delta_transcoders.study.check.small import Small, small
 from delta_transcoders.study.environment import environment
 from delta_transcoders.study.plan import Graph, Step, outputs_of, recorded
 from delta_transcoders.study.records import Record, megabytes
-from delta_transcoders.study.running import ENVIRONMENT, PROGRAMS, command_of, make_links
+from delta_transcoders.study.running import command_of, make_links, run_command
 from delta_transcoders.study.study_file import SCRIPTS, Study
 
 MEASUREMENTS = "callbacks.measurements.Measurements"
@@ -165,17 +164,11 @@ class Pass:
         how = {"run": run, "command": "", "began": time.time(), "environment": environment()}
         record.start(stage.name, how | recorded(step))
         read, started = megabytes(step.inputs), time.perf_counter()
-        command = command_of(stage)
-        words = [*PROGRAMS[command[0]], *command[1:]]
-        with log.open("w", encoding="utf-8") as shown:
-            found = ENVIRONMENT | os.environ | {RUN: run}
-            if command[0] != "python":  # as `run_command` does
-                found["PYTHONSAFEPATH"] = "1"
-            ended = subprocess.run(words, env=found, stdout=shown, stderr=subprocess.STDOUT)
+        status = run_command(command_of(stage), log=log, run=run).status
         seconds = time.perf_counter() - started
         outputs = outputs_of(step)
-        if ended.returncode or not all(outputs.values()):
-            raise ValueError(_problem(log.read_text(encoding="utf-8"), ended.returncode))
+        if status or not all(outputs.values()):
+            raise ValueError(_problem(log.read_text(encoding="utf-8"), status))
         wrote, added = megabytes(step.config.outputs), max(0.0, megabytes(step.inputs) - read)
         record.finish(stage.name, {"outputs": outputs, "seconds": seconds, "megabytes": wrote})
         passed = Passed(step, made_small, seconds, wrote + added, added)
@@ -199,7 +192,7 @@ def _problem(log: str, status: int) -> str:
     errors = re.findall(r"^error: (.*)", log, re.MULTILINE)
     if errors:
         return errors[-1]
-    if status in (137, -9):
+    if status == 137:
         return (
             "it was killed, as the system does where memory runs out: close other programs, or give fewer "
             "rows a pass"

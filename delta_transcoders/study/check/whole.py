@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from delta_transcoders.files import read_json
+from delta_transcoders.files import free_bytes, read_json
 from delta_transcoders.hub import split_hub_id
 from delta_transcoders.study.check.access import TIMEOUT, cached_folder
 from delta_transcoders.study.check.sources import DictionaryUse, Source
@@ -161,16 +160,13 @@ def check_free(steps: Iterable[Step], folder: str, download: float) -> str:
     Args:
         download: bytes that are not here yet.
     """
-    place = next(
-        p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists()
-    )
-    free = shutil.disk_usage(place).free
+    free = free_bytes(folder)
     new = [s for s in steps if not all(Path(out).exists() for out in s.config.outputs)]
     needed = sum(step.stage.takes.get("megabytes", 0) for step in new) * 1e6 + download
     if needed > free:
         raise OSError(
             f"{needed / GB:.1f} GB are needed (as the study file guesses) and {free / GB:.1f} GB are free in "
-            f"{place}: make room, or give a folder on another disk (--study)"
+            f"{folder}: make room, or give a folder on another disk (--study)"
         )
     return f"{needed / GB:.1f} GB needed (as the study file guesses), {free / GB:.1f} GB free"
 

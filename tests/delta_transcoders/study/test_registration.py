@@ -1,6 +1,7 @@
 """A registered study: what it refuses, on which seeds it runs, and what it keeps."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -224,6 +225,25 @@ def test_what_stages_leave_is_kept_after_each(registered, capfd):
     assert (kept / seed / "done.json").read_text() == written
 
 
+def test_what_is_kept_outlives_the_study_s_folder(registered, capfd):
+    seed = str(seeds()[0])
+    run("--seeds", seed)
+    kept = registered.folder / "docs/mine/results" / seed
+    before = {path.name: path.read_bytes() for path in kept.iterdir() if path.is_file()}
+    shutil.rmtree("runs")
+    run("--seeds", seed, "--until", f"{seed}/a")
+    assert {path.name: path.read_bytes() for path in kept.iterdir() if path.is_file()} == before
+    shown = capfd.readouterr().err
+    assert f"results/{seed} holds results of b, which runs/seeds/{seed} has not finished" in shown
+    assert "to replace it, remove it first" in shown
+    run("--seeds", seed)  # all that was kept, anew
+    assert (kept / "study.json").read_text() == registered.read(f"runs/seeds/{seed}/study.json")
+    shutil.rmtree("runs")
+    shutil.rmtree(kept)
+    run("--seeds", seed, "--until", f"{seed}/a")
+    assert list(json.loads((kept / "study.json").read_text())["stages"]) == ["a"]
+
+
 def test_a_figure_that_is_not_in_its_table_ends_no_study(registered, capfd):
     name = "docs/mine/findings_conditions.csv"
     registered.replace(name, "name=x", "name=y")
@@ -233,6 +253,24 @@ def test_a_figure_that_is_not_in_its_table_ends_no_study(registered, capfd):
     shown = capfd.readouterr().err
     assert "1 figures are not there: 0 rows, not one, are b/table.csv name=y value" in shown
     assert f"warning: docs/mine/results/{seeds()[0]} lacks something of runs/seeds/" in shown
+
+
+def test_development_is_not_on_registered_seeds(claims):
+    args = ("--unregistered", "--dry-run", "--seeds")
+    register([FILE])
+    run(*args, "123456")
+    commit()
+    run(*args, "123456")
+    with pytest.raises(ValueError, match=rf"--seeds {seeds()[1]}: .* registered in docs/mine: gi"):
+        run(*args, "123456", str(seeds()[1]))
+
+
+def test_an_installed_program_says_that_it_needs_the_checkout(registered):
+    shutil.rmtree("docs")
+    with pytest.raises(
+        FileNotFoundError, match=r"registered in docs/mine, which is not here: run it in a checkout"
+    ):
+        run()
 
 
 def test_development_keeps_nothing(registered):

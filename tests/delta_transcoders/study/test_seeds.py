@@ -51,6 +51,8 @@ def test_the_commit_is_the_last_that_changed_what_is_registered(checkout):
 
 def test_each_folder_is_registered_by_itself(checkout, capsys):
     first = git("rev-parse", "HEAD")
+    with pytest.raises(ValueError, match=r"nothing is registered in docs/model yet: .* plan\.json"):
+        main(["--registered", "docs/model"])
     (checkout / "docs/model/plan.json").write_text("{}\n")
     with pytest.raises(ValueError, match=r"so not registered: docs/model/plan\.json"):
         registering_commit("docs/model")

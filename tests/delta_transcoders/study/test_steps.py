@@ -72,6 +72,43 @@ def test_stages_run_at_once_and_wait_for_what_they_need(meeting, study):
     assert study("--jobs", "2") == {}
 
 
+def test_tables_are_kept_once_free_jobs_have_been_started(meeting, monkeypatch):
+    seen = []
+
+    def look(*_):
+        stages = json.loads(meeting.read("runs/study.json"))["stages"]
+        seen.append({name: "done" if "done" in stage else "runs" for name, stage in stages.items()})
+
+    monkeypatch.setattr(steps, "keep_tables", look)
+    main(["--config", "configs/study.yaml", "--jobs", "2"])
+    assert seen[0] == {"a": "done", "b": "runs", "c": "runs"}
+    assert seen[-1] == dict.fromkeys(ALL, "done")
+    seen.clear()
+    for name in ("b", "c"):
+        os.remove(f"{name}.py")
+    main(["--config", "configs/study.yaml", "--study", "runs", "--all.model.lr", "1"])
+    assert seen[0]["a"] == "done" and len(seen) == 4
+
+
+def test_seconds_end_where_an_end_is_noticed(meeting, monkeypatch):
+    end_of, outputs_of = steps.end_of, steps.outputs_of
+
+    def waiting(process):  # b's end and c's are noticed in one look
+        while (ended := end_of(process)) is None:
+            time.sleep(0.01)
+        return ended
+
+    def slowly(step):
+        time.sleep(1.5 * (step.stage.name == "b"))
+        return outputs_of(step)
+
+    monkeypatch.setattr(steps, "end_of", waiting)
+    monkeypatch.setattr(steps, "outputs_of", slowly)
+    main(["--config", "configs/study.yaml", "--jobs", "2"])
+    found = done(meeting)
+    assert found["c"]["seconds"] < found["b"]["seconds"] + 1
+
+
 def test_what_a_user_sees(meeting, capsys, monkeypatch):
     monkeypatch.setattr(steps, "SECONDS_BETWEEN_LINES", 0.1)
     meeting.replace("configs/study.yaml", "config: b.yaml", "config: b.yaml, takes: {seconds: 90}")
@@ -143,9 +180,13 @@ def test_an_exit_status_alone_finishes_nothing(meeting, study):
 def test_a_signal_ends_all_that_runs(meeting, study, signum):
     add(meeting, "b.py", "time.sleep(60)\n")
     # c ends well all the same.
-    add(meeting, "c.py", "try:\n    time.sleep(60)\nexcept BaseException:\n    pass\n")
+    add(
+        meeting,
+        "c.py",
+        "try:\n    Path('ready').touch(); time.sleep(60)\nexcept BaseException:\n    pass\n",
+    )
     process = meeting.start("--jobs", "2")
-    wait_for("b.there", "c.there")
+    wait_for("b.there", "ready")
     process.send_signal(signum)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 128 + signum

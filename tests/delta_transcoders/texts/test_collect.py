@@ -271,8 +271,8 @@ def test_a_model_without_a_chat_template(site, chat_model, tmp_path):
 
 
 def test_too_small_a_disk(chat_model, tmp_path, monkeypatch):
-    usage = module.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ValueError, match=r"needs 16 MB of disk, .* has 0 free"):
         collect(tmp_path / "a" / "text", chat_model, 1_500_000, 60_000)
 

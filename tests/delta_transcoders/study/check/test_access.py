@@ -9,7 +9,9 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from delta_transcoders import files, smollm2
 from delta_transcoders.study.check import access as access_module
+from delta_transcoders.study.check import before
 from delta_transcoders.study.check.access import access
+from delta_transcoders.study.check.before import make_command
 from delta_transcoders.study.check.sources import Source, sources_of
 from delta_transcoders.study.plan import Graph
 from delta_transcoders.study.study_file import read_study
@@ -152,6 +154,15 @@ def test_a_model_that_is_still_to_be_made(made):
     (made.folder / "models/.base.partial").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=r"\.base\.partial, .* an interrupted run left. Ma"):
         made.look()
+
+
+def test_a_study_that_is_not_registered_yet_makes_it_unregistered(lab, monkeypatch):
+    text = STUDY.replace("study: runs\n", "study: runs\nseeds: [0]\nregistered: docs/mine\n")
+    lab.write(FILE, text)
+    graph = Graph(read_study(FILE, seeds=[0]))
+    assert make_command(graph, FILE, "model").endswith("--until model --unregistered")
+    monkeypatch.setattr(before, "is_registered", {"docs/mine": True}.__getitem__)
+    assert make_command(graph, FILE, "model").endswith("--until model")
 
 
 def test_a_model_that_is_there(made):

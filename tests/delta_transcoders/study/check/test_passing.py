@@ -154,6 +154,8 @@ def test_an_absolute_folder_is_left_alone(lab, tmp_path, capsys):
     [
         (["no.yaml"], "no study file 'no.yaml'"),
         ([FILE, "--only", "a"], "--only: check looks at the whole study"),
+        ([FILE, "--jobs", "2"], r"--jobs is an option of study\.py alone"),
+        ([FILE, "--unregistered"], r"--unregistered is an option of study\.py alone"),
         ([FILE, "--x"], "--x: no option"),
         ([FILE, "--z.model.lr", "1"], "there is no stage 'z'"),
     ],
