@@ -61,15 +61,17 @@ def check_made(source: Source, graph: Graph, file: str) -> None:
         raise ValueError(
             f"files of it were changed or removed since it was made: move {path} away, then {make}"
         )
-    runs_smollm2 = graph.steps[source.maker].stage.run == "delta_transcoders.smollm2"
-    if runs_smollm2 and source.kind == "model":
-        from delta_transcoders.smollm2 import HUB_ID, PACKAGE, SOURCE
+    stage = graph.steps[source.maker].stage
+    if stage.run == "delta_transcoders.smollm2" and source.kind == "model":
+        from delta_transcoders.smollm2 import SOURCE, origins
 
         known = files.read_json(path / SOURCE, f"another model, move it away, then {make}")
-        if known.get("source") not in (PACKAGE, HUB_ID):
+        asked = (option in stage.arguments for option in ("--from-package", "--from-hub"))
+        expected = origins(*asked)
+        if known.get("source") not in expected:
             raise FileExistsError(
-                f"{path / SOURCE} says {known.get('source')!r}, expected {PACKAGE!r} or {HUB_ID!r}: move the "
-                f"folder away, then {make}"
+                f"{path / SOURCE} says {known.get('source')!r}, expected "
+                f"{' or '.join(map(repr, expected))}: move the folder away, then {make}"
             )
 
 

