@@ -30,7 +30,7 @@ def access(source: Source, graph: Graph, file: str) -> str:
     if source.maker:
         check_made(source, graph, file)
     if source.kind == "file" and not path.is_file():
-        raise FileNotFoundError(f"there is no such file: give one, {source.option} FILE")
+        raise FileNotFoundError(f"there is no such file: give one, {source.given_as('FILE')}")
     if source.kind != "dataset" and path.exists():
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         for found in inside:
@@ -39,7 +39,7 @@ def access(source: Source, graph: Graph, file: str) -> str:
         return f"there{_local_licence(path)}" if path.is_dir() else "there"
     if split_hub_id(source.name) is None:
         raise FileNotFoundError(
-            f"neither a folder nor a hub id (owner/name): give one, {source.option} DIR"
+            f"neither a folder nor a hub id (owner/name): give one, {source.given_as('DIR')}"
         )
     return _on_the_hub(source)
 
@@ -55,7 +55,7 @@ def check_made(source: Source, graph: Graph, file: str) -> None:
     if files.run_of(path) is None:
         raise FileExistsError(
             f"the stage {source.maker} writes this folder, and something else lies in it: move that away, "
-            f"then {make}, or use what it is by {source.option} DIR"
+            f"then {make}, or use what it is by {source.given_as('DIR')}"
         )
     if not files.is_whole(path):
         raise ValueError(
@@ -92,7 +92,8 @@ def _on_the_hub(source: Source) -> str:
         ) from None
     except RepositoryNotFoundError:
         raise FileNotFoundError(
-            f"{page} does not exist, or is private: mend the name by {source.option}, or `hf auth login`"
+            f"{page} does not exist, or is private: mend the name by {source.given_as('NAME')}, or `hf auth "
+            "login`"
         ) from None
     except (OSError, HTTPError) as error:
         if kind == "model" and (folder := cached_folder(repo)):
@@ -107,15 +108,15 @@ def _on_the_hub(source: Source) -> str:
 
 
 def _fetch(source: Source) -> str:
-    name = source.name.split("/")[1]
+    folder = f"models/{source.name.split('/')[1]}"
     if source.kind == "dataset":
         return (
             "Where there is none, give lines of your own: options of the task, copy_source file and "
             "copy_file FILE (docs/NEW_TASK.md)"
         )
     return (
-        f"Where there is a network: `hf download {source.name} --local-dir models/{name}`, then "
-        f"{source.option} models/{name}"
+        f"Where there is a network: `hf download {source.name} --local-dir {folder}`, then "
+        f"{source.given_as(folder)}"
     )
 
 
