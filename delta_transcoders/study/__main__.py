@@ -158,14 +158,27 @@ def _print_plan(
         print(note)
     folder = graph.study.folder
     if steps:
-        seconds = {s.stage.label: sizes(s, records[s.stage.study])[0] or 0 for s in steps}
+        found = {s.stage.label: sizes(s, records[s.stage.study]) for s in steps}
+        seconds = {label: seconds or 0 for label, (seconds, _, _) in found.items()}
         print(f"{folder}: {len(steps)} of {len(graph.steps)} stages are to run{_hours(seconds)}\n")
         print(f"{table(steps, records)}\n", flush=True)
         if n_jobs > 1:
             least = least_seconds(needs_of(graph, steps), seconds, n_jobs)
-            print(f"with {n_jobs} stages at once at least {least:.0f} seconds\n", flush=True)
+            print(f"with {n_jobs} stages at once at least {_time(least)}", end="")
+            memory = sorted((gb for _, _, gb in found.values() if gb), reverse=True)[:n_jobs]
+            if memory:
+                print(f"; the {len(memory)} largest take {sum(memory):.1f} GB of memory", end="")
+            print("\n", flush=True)
     else:
         print(f"{folder}: nothing to do", flush=True)
+
+
+def _time(seconds: float) -> str:
+    """
+    >>> _time(115.2), _time(35472)
+    ('115 seconds', '9.9 hours')
+    """
+    return f"{seconds:.0f} seconds" if seconds < 3600 else f"{seconds / 3600:.1f} hours"
 
 
 def _hours(seconds: Mapping[str, float]) -> str:

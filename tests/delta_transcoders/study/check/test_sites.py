@@ -89,7 +89,7 @@ def graph(use, lab):
 
 
 def test_of_a_model(use, graph, lab):
-    source = Source("model", use.base_model, "--a.model.model")
+    source = Source("model", use.base_model, ("--a.model.model",))
     found = StoredWeights(use.base_model).fingerprint()
     assert model_hash(source, graph) == f"sha256 {found} in float32, nothing ran on it yet"
     meta = {"model_dtype": "float32", "model_fingerprint": found}

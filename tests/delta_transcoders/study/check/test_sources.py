@@ -24,15 +24,27 @@ def graph(file: str, **kwargs) -> Graph:
 
 
 def found(of: Graph) -> list[tuple[str, str, str]]:
-    return [(source.kind, source.name, source.option) for source in sources_of(of)]
+    return [(source.kind, source.name, source.given_as("X")) for source in sources_of(of)]
 
 
 def test_of_gemma_2_2b(in_the_checkout):
     of = graph("configs/gemma2_2b/study.yaml")
     assert found(of) == [
-        ("model", "google/gemma-2-2b", "--finetune.model.model"),
-        ("dataset", "allenai/c4", "--finetune.data.task.copy_dataset"),
-        ("dictionaries", "google/gemma-scope-2b-pt-transcoders", "--delta.data.base_transcoders"),
+        (
+            "model",
+            "google/gemma-2-2b",
+            "--finetune.model.model X --finetune.data.model X --behaviour.model.models.base_model X "
+            "--delta.data.base_model X --exp1.model.base_model X --exp2a.model.base_model X "
+            "--exp2b.model.base_model X",
+        ),
+        ("dataset", "allenai/c4", "--finetune.data.task.copy_dataset X"),
+        (
+            "dictionaries",
+            "google/gemma-scope-2b-pt-transcoders",
+            "--delta.data.base_transcoders X --exp1.model.base_transcoders X "
+            "--exp2a.model.base_transcoders X --exp2b.model.base_transcoders X "
+            "--effects.model.base_transcoders X",
+        ),
     ]
     assert sources_of(of)[0].dtype == "bfloat16"
     (use,) = dictionary_uses(of)
@@ -45,13 +57,24 @@ def test_of_gemma_2_2b(in_the_checkout):
 
 def test_of_a_public_model(in_the_checkout):
     of = graph("configs/gemma3_1b/study.yaml", options={"all": {"base.model": "here/model"}})
-    assert found(of)[0] == ("model", "here/model", "--all.base.model")
-    assert found(of)[-1][1:] == ("google/gemma-scope-2-1b-it", "--all.base.transcoders")
+    assert found(of)[0] == ("model", "here/model", "--all.base.model X")
+    assert found(of)[-1][1:] == ("google/gemma-scope-2-1b-it", "--all.base.transcoders X")
     (use,) = dictionary_uses(of)
     assert (use.site, use.leading) == (None, 4)
     assert dict(use.which)["files"] == "transcoder_all/*_width_16k_l0_big"
     (use,) = dictionary_uses(graph("configs/qwen3_4b/study.yaml"))
     assert use.layers == (9, 18, 27)
+
+
+def test_what_is_to_be_typed_gives_all_stages_another_source(in_the_checkout):
+    file = "configs/gemma2_2b/study.yaml"
+    words = sources_of(graph(file))[0].given_as("here/model").split()
+    options: dict[str, dict[str, str]] = {}
+    for option, value in zip(words[::2], words[1::2], strict=True):
+        stage, _, key = option.removeprefix("--").partition(".")
+        options.setdefault(stage, {})[key] = value
+    names = [source.name for source in sources_of(graph(file, options=options))]
+    assert "here/model" in names and "google/gemma-2-2b" not in names
 
 
 def test_of_a_study_that_makes_everything(in_the_checkout):

@@ -25,7 +25,7 @@ def copied(model_folder, tmp_path) -> Path:
 
 
 def check(folder: Path) -> tuple[str, float]:
-    return whole.check_model(Source("model", str(folder), "--all.base.model"))
+    return whole.check_model(Source("model", str(folder), ("--all.base.model",)))
 
 
 def cut(path: Path, by: int = 10) -> None:
@@ -115,7 +115,7 @@ def test_no_set(tmp_path):
 def test_what_is_still_to_be_downloaded(monkeypatch):
     monkeypatch.setattr(whole, "here", lambda name: None)
     monkeypatch.setattr(whole, "hub_bytes", lambda name, wanted: 5.2e9)
-    source = Source("model", "google/gemma-2-2b", "--all.base.model")
+    source = Source("model", "google/gemma-2-2b", ("--all.base.model",))
     assert whole.check_model(source) == ("to be downloaded, 5.20 GB", 5.2e9)
 
 
