@@ -105,7 +105,7 @@ def test_every_command_explains_itself_without_slow_imports(name, tmp_path):
     ("args", "message"),
     [
         (["exprot"], "there is no command 'exprot'; did you mean 'export'?"),
-        (["x"], "there is no command 'x'; known are study, inspect, serve, "),
+        (["x"], "there is no command 'x'; known are study, check, inspect, serve, "),
         (
             ["train", "--config", "configs/tiny/absent.yaml"],
             "no configuration file 'configs/tiny/absent.yaml' (see `delta-transcoders train --help`)",

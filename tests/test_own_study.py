@@ -191,7 +191,8 @@ def test_through_study_py(own_content, tmp_path, pytestconfig, monkeypatch, capf
         main(["--config", str(path), *args])
         lines = capfd.readouterr().out.split("stages are to run\n\n")[-1].split("\n\n")[0]
         rows = [re.split(r"  +", line.strip()) for line in lines.splitlines()]
-        return {row[0]: row[-1] for row in rows if len(row) == 4 and row[0] != "stage"}
+        stages = [row for row in rows if len(row) >= 4 and row[0] not in ("stage", "together")]
+        return {row[0]: row[-1] for row in stages}
 
     judge = {"judge": {"class_path": "loud_judge.Loud"}}
     everything = planned(judge, "--dry-run")
