@@ -9,10 +9,8 @@ TASK ?=
 # More options of the finetune, as in FINETUNE='--model.lora_r 8', and of every stage
 FINETUNE ?=
 ON ?=
-# Stages at once in demo and real-quick, each on its share of the CPUs. A stage of the tiny study is only 1.25 × as fast
-# on two threads as on one, so that two at once do 1.6 × the work. Trainings end otherwise on another number of threads
-# (docs/TOLERANCES.md), and so with another JOBS.
-JOBS ?= 2
+# Stages of a study at once, as in JOBS=2: measure first, on two shared cores it was slower (docs/LOG.md).
+JOBS ?= 1
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
