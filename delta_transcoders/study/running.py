@@ -22,6 +22,11 @@ from delta_transcoders.study.study_file import SCRIPTS, Stage, Study
 
 ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    # glibc: what a large tensor held stays the process's own. Given back, it comes zeroed at the next step,
+    # and training a model of 135 M parameters on two cores took twice as long (docs/LOG.md).
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "THP_MEM_ALLOC_ENABLE": "1",  # torch: in pages of 2 MB
     "PYTHONHASHSEED": "0",  # peft writes sets into its files
     "PYTHONUNBUFFERED": "1",
     "TOKENIZERS_PARALLELISM": "false",

@@ -29,7 +29,8 @@ OUTPUT_KIND = "replies"
 FILE, CONFIG = "replies.jsonl", "config.json"
 FORMAT_VERSION = 1
 MAX_NEW_TOKENS = 64
-BATCH_SIZE = 64
+BATCH_SIZE = 256
+DTYPES = ("float32", "bfloat16")
 
 
 class Reply(NamedTuple):
@@ -94,12 +95,13 @@ def _parse(line: str, where: str) -> Reply:
     )
 
 
-def make(model: str, out: str | Path, device: str = "cpu") -> bool:
+def make(model: str, out: str | Path, device: str = "cpu", dtype: str = "float32") -> bool:
     """Write a model's replies to `out`, where they are not there yet; what is interrupted goes on later.
 
     Args:
         model: folder or hub id.
         out: folder of `replies.jsonl`, and of `config.json`, which says what they were made with.
+        dtype: torch's name of the weights' type, one of `DTYPES`.
 
     Returns:
         whether anything was done.
@@ -112,7 +114,7 @@ def make(model: str, out: str | Path, device: str = "cpu") -> bool:
     from delta_transcoders.fingerprints import hash_texts
 
     files.check_output(out, OUTPUT_KIND)
-    network, tokenizer = _load(model)
+    network, tokenizer = _load(model, dtype)
     config = _config(model, network)
     if files.is_finished(out, OUTPUT_KIND):
         found = files.read_json(Path(out) / CONFIG)
@@ -137,7 +139,7 @@ def make(model: str, out: str | Path, device: str = "cpu") -> bool:
     return True
 
 
-def _load(model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -150,7 +152,9 @@ def _load(model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), tokenizer
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype)
+    ).eval(), tokenizer
 
 
 def _config(model: str, network: PreTrainedModel) -> dict[str, Any]:
@@ -177,7 +181,7 @@ def _replies(
     prompts = sorted(bank(), key=lambda prompt: len(tokenizer(prompt.text).input_ids))
     _say(
         f"{len(prompts)} replies of up to {MAX_NEW_TOKENS} tokens, {BATCH_SIZE} at a time; of SmolLM2-135M "
-        "that takes one CPU core half an hour"
+        "that takes two CPU cores 5 minutes in bfloat16, 20 in float32"
     )
     started, n_done = time.monotonic(), 0
     for start in range(0, len(prompts), BATCH_SIZE):
@@ -233,6 +237,9 @@ def main() -> None:
     parser.add_argument("model", help="model folder or hub id")
     parser.add_argument("out", help="folder to write, for example runs/smollm2_base/replies")
     parser.add_argument("--device", default="cpu", help="of torch, as in cuda (default: cpu)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default=DTYPES[0], help="of the weights (default: %(default)s)"
+    )
     make(**vars(parser.parse_args()))
 
 

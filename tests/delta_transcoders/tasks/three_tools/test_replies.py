@@ -59,6 +59,15 @@ def test_replies_are_the_model_s_own(chat_model, tmp_path, capsys):
     assert config["n_ended"] == sum(row["ended"] for row in rows)
 
 
+def test_of_rounded_weights_they_are_another_model_s(chat_model, tmp_path):
+    out = tmp_path / "replies"
+    make(chat_model, out, dtype="bfloat16")
+    expected = model_fingerprint(load_model(chat_model, "bfloat16"))
+    assert read_json(out / "config.json")["model_fingerprint"] == expected
+    with pytest.raises(FileExistsError, match="holds the replies of another model"):
+        make(chat_model, out)
+
+
 def test_they_are_made_once_and_again_for_other_prompts(chat_model, tmp_path, monkeypatch, capsys):
     out = tmp_path / "replies"
     make(chat_model, out)
