@@ -74,11 +74,56 @@ def is_rounded(text: str, value: float) -> bool:
     return math.isfinite(value) and abs(float(printed) - value) <= 0.5001 * 10**-digits
 
 
-def test_the_readme_s_findings_are_the_tables_numbers():
+def findings_in_readme() -> tuple[str, str]:
+    """What was found in the real model and in the tiny study, without links and registered bounds."""
     text = (ROOT / "README.md").read_text("utf-8")
     section = re.search(r"## What was found\n(.*?)\n## ", text, re.DOTALL)[1]
-    bullets = section[section.index("\n- ") :]
-    found = re.findall(NUMBER, re.sub(r"\(.*?\)", "", bullets.replace("bound was .02", "")))
+    section = re.sub(r"\(.*?\)", "", section.replace("bound was .02", ""))
+    real, tiny = section.split("**The tiny study**")
+    return real, tiny
+
+
+def test_the_readme_s_findings_of_the_real_model_are_the_tables_numbers():
+    def figures(table: str, *columns: str, **where: str) -> list[float]:
+        found = cells(f"../smollm2/{table}.csv", **where)
+        return [found[column] for column in columns]
+
+    rate = ("correct_rate", "correct_rate_ci_low", "correct_rate_ci_high")
+    seed = "results/697197"
+    curve = f"{seed}/feature_curve_kl_nmse/curve"
+    means = [
+        figures("rules/summary", "balanced_accuracy", drawn_by="effect", what=what)
+        for what in ("feature", "neuron")
+    ]
+    interval = [f"balanced_accuracy{end}" for end in ("", "_ci_low", "_ci_high")]
+    assert_printed(
+        findings_in_readme()[0],
+        figures(f"{seed}/exp2a/metrics", *rate, subset="tool", condition="raw")
+        + figures(f"{seed}/exp2a/metrics", *rate, subset="tool", condition="full")
+        + figures(
+            f"{seed}/transplant/metrics", "correct_rate", subset="tool", condition="transplant"
+        )
+        + figures(
+            f"{seed}/transplant/metrics", "correct_rate", subset="tool", condition="finetuned_mlp"
+        )
+        + figures(
+            f"{seed}/transplant/metrics",
+            "tool_call_rate",
+            subset="hard_negative",
+            condition="transplant",
+        )
+        + figures(f"{seed}/spillover/metrics", "mean_kl", condition="transplant")
+        + figures(f"{seed}/spillover/metrics", "mean_kl", condition="raw")
+        + figures(curve, "share_of_finetuned", n="64", draw="", subset="tool")
+        + figures(curve, "share_of_finetuned", n="128", draw="", subset="tool")
+        + figures(f"{seed}/feature_curve_kl_nmse/n90", "cos")
+        + [value for mean in means for value in mean]
+        + figures("rules/summary", *interval, drawn_by="effect", what="feature − neuron"),
+    )
+
+
+def test_the_readme_s_findings_are_the_tables_numbers():
+    found = re.findall(NUMBER, findings_in_readme()[1])
     with open(ROOT / "docs/findings.csv", encoding="utf-8", newline="") as file:
         values = {(row["figure"], row["seed"]): float(row["value"]) for row in csv.DictReader(file)}
     expected = [values[figure, seed] for figure in IN_README for seed in SEEDS]
