@@ -117,6 +117,9 @@ def test_the_readme_s_findings_of_the_real_model_are_the_tables_numbers():
         + figures(curve, "share_of_finetuned", n="64", draw="", subset="tool")
         + figures(curve, "share_of_finetuned", n="128", draw="", subset="tool")
         + figures(f"{seed}/feature_curve_kl_nmse/n90", "cos")
+        + figures(
+            f"{seed}/removal/removal", "raw", "random_mean", subset="tool", measure="correct_rate"
+        )
         + [value for mean in means for value in mean]
         + figures("rules/summary", *interval, drawn_by="effect", what="feature − neuron"),
     )
