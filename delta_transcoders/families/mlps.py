@@ -53,6 +53,17 @@ class LayerNormGain(nn.Module):
         return (x_ND * self.norm.weight + self.norm.bias).to(self.norm.weight.dtype)
 
 
+class WeightsDtype(nn.Module):
+    """The norm's dtype for an input that the model has in it, and that a cache holds as float32."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return x_ND.to(self.norm.weight.dtype)
+
+
 def exact_mlps(
     gain: type[nn.Module], norm: str, mlp: str = "mlp", post_norm: str | None = None
 ) -> ExactMLPs:
@@ -69,6 +80,10 @@ def exact_mlps(
 
     return {
         GEMMA_SCOPE: lambda layer: nn.Sequential(gain(getattr(layer, norm)), *after_gain(layer)),
-        AFTER_GAIN: lambda layer: nn.Sequential(*after_gain(layer)),
-        RESIDUAL: lambda layer: nn.Sequential(getattr(layer, norm), *after_gain(layer)),
+        AFTER_GAIN: lambda layer: nn.Sequential(
+            WeightsDtype(getattr(layer, norm)), *after_gain(layer)
+        ),
+        RESIDUAL: lambda layer: nn.Sequential(
+            WeightsDtype(getattr(layer, norm)), getattr(layer, norm), *after_gain(layer)
+        ),
     }

@@ -43,7 +43,7 @@ class NeuronSource(Source):
             lambda module, args, out: seen.update(read_NF=args[0], written_ND=out)
         )
         try:
-            y_ND = self.mlp(x_ND.to(self.down.weight.dtype))
+            y_ND = self.mlp(x_ND)
         finally:
             handle.remove()
         read_NF, written_ND = seen["read_NF"], seen["written_ND"]

@@ -137,7 +137,7 @@ class MLPSource(Source):
         self.site = site
 
     def forward(self, x_ND: Tensor, feature_mask_NF: None = None) -> tuple[Tensor, None]:
-        return self.mlp(x_ND.to(next(self.mlp.parameters()).dtype)), None  # a cache is float32
+        return self.mlp(x_ND), None
 
 
 def mlp_sources(

@@ -3,11 +3,9 @@
 import shutil
 
 import pytest
-import torch
 
 from datamodules.mlp_difference import TARGET, MLPDifferenceData
 from delta_transcoders.activations.cache import ActivationCache
-from delta_transcoders.interventions.loading import load_mlps
 from delta_transcoders.language_models import load_model
 
 
@@ -25,10 +23,3 @@ def test_a_layer_that_finetuning_left_alone_is_refused(dictionaries, tmp_path):
 
     MLPDifferenceData(str(cache), merged, str(base), layers=[0]).prepare_data()
     assert ActivationCache(cache).load("train", 0, [TARGET])[TARGET].abs().max() > 0.01
-
-
-def test_a_cached_float_is_read_by_an_mlp_in_bfloat16(dictionaries):
-    model = str(dictionaries / "finetune/merged")
-    mlp = load_mlps(model, "bfloat16", None, [0]).sources[0]
-    x_ND = torch.randn(3, load_model(model).config.hidden_size).bfloat16()
-    assert torch.equal(mlp(x_ND.float(), None)[0], mlp(x_ND, None)[0])

@@ -58,6 +58,7 @@ def test_an_mlp_gives_the_models_output_bit_for_bit(case, folder, ids, dtype):
         got = capture(bridge, ids, torch.ones_like(ids), range(3), site)
         for layer, (x, y) in got.activations.items():
             again = sources[layer](x)[0]
+            assert torch.equal(sources[layer](x.float())[0], again)  # as a cache holds it
             if (
                 case.family is GPT2 and site == RESIDUAL
             ):  # the bridge writes out PyTorch's layer norm
