@@ -181,7 +181,7 @@ def _replies(
     prompts = sorted(bank(), key=lambda prompt: len(tokenizer(prompt.text).input_ids))
     _say(
         f"{len(prompts)} replies of up to {MAX_NEW_TOKENS} tokens, {BATCH_SIZE} at a time; of SmolLM2-135M "
-        "that takes two CPU cores 5 minutes in bfloat16, 20 in float32"
+        "that takes 5 minutes on two CPU cores in bfloat16, if they have AMX"
     )
     started, n_done = time.monotonic(), 0
     for start in range(0, len(prompts), BATCH_SIZE):
