@@ -49,8 +49,8 @@ class UnitFiring(LightningModule):
     Without `rules`: of the features that fire on half A of the wordings (`wordings.half_of`), and of all
     neurons of the delta's layers, those with the largest attributions there (`features.rules.attribution`)
     and as many others at random. A feature fires where its activation is above 0. A neuron fires above the
-    threshold that gives it the same rate on half A as the feature that it stands beside, on the side of 0
-    that holds its largest activation. Writes all tokens of half A: `features.rules.firing`.
+    threshold that gives it the rate on half A of the feature that it stands beside, counted from its largest
+    activation, which is made positive. Writes all tokens of half A: `features.rules.firing`.
 
     With `rules`: the same units on half B, at the same thresholds; refused unless units and rules are
     committed.

@@ -2,10 +2,11 @@
 
     python -m delta_transcoders.features.rules draw runs/tiny/unit_firing_a rules/tiny
     python -m delta_transcoders.features.rules score rules/tiny runs/tiny/unit_firing_a
-    python -m delta_transcoders.features.rules score rules/tiny runs/tiny/unit_firing_b
+    python -m delta_transcoders.features.rules score rules/tiny runs/tiny/unit_firing_{b,a}
 
 `draw` writes what rules are written from, and a file to write them into. `score` tries them on half A as
-often as you like; on half B, which is opened for committed rules, it writes `scores.csv` and `summary.csv`.
+often as you like; on half B, which is opened for committed rules, it writes `scores.csv` and `summary.csv`:
+on all tokens, and where half A is given too on those that are new as well.
 """
 
 from __future__ import annotations
@@ -44,8 +45,12 @@ def draw(firing: Path, out: Path) -> str:
     )
 
 
-def score(out: Path, firing: Path) -> str:
+def score(out: Path, firing: Path, half_a: Path | None = None) -> str:
     """Score the rules on one half, and write the tables if it is half B; returns a table to print.
+
+    Args:
+        half_a: the table that they were written from, beside half B: they are scored also on the tokens that
+            no text of it has with the same text before them.
 
     Raises:
         FileNotFoundError, ValueError: a missing or damaged file; a table of other units; rules that are not
@@ -68,19 +73,31 @@ def score(out: Path, firing: Path) -> str:
             f"the rules in {out} are others than half B was opened for: take those back "
             f"(`git log {out}`), or draw other units for new ones (--model.seed)"
         )
-    rows, means = scored(found, rules)
+    tables = {"all": found}
+    if half_a is not None:
+        written_from = read_firing(half_a)
+        if (written_from.half, found.half) != ("A", "B") or written_from.units != units:
+            raise ValueError(f"{half_a} is not half A of {firing}, a table of half B")
+        tables["new"] = found.without_prefixes_of(written_from)
+    scores = {name: scored(table, rules) for name, table in tables.items()}
     if commit:
+        rows, means = (
+            [{"tokens": name} | row for name, tables in scores.items() for row in tables[kind]]
+            for kind in (0, 1)
+        )
         write_scores(out, rows, means, commit)
-    return _table(rows, means, found.half)
+    return "\n".join(
+        _table(rows, means, found.half, name) for name, (rows, means) in scores.items()
+    )
 
 
-def _table(rows: Sequence[dict], means: Sequence[dict], half: str) -> str:
+def _table(rows: Sequence[dict], means: Sequence[dict], half: str, tokens: str) -> str:
     def number(row: dict) -> str:
         names = (f"balanced_accuracy{end}" for end in ("", "_ci_low", "_ci_high"))
         value, low, high = (row[name] for name in names)
         return "–".ljust(20) if value != value else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
-    lines = [f"balanced accuracy on half {half}"]
+    lines = [f"balanced accuracy on half {half}, {tokens} tokens"]
     for row in rows:
         kinds = f"{row['kind']:8}{row['place']:10}{row['drawn_by']:8}" if half == "B" else ""
         shares = "".join(f"{row[name]:8.3f}" for name in ("recall", "precision", "base_rate"))
@@ -106,11 +123,14 @@ def main() -> None:
     scoring = commands.add_parser("score", help="say how well the rules do on one half")
     scoring.add_argument("out", type=Path, metavar="RULES", help="the folder that draw wrote")
     scoring.add_argument("firing", type=Path, metavar="HALF", help="e.g. runs/tiny/unit_firing_b")
+    scoring.add_argument(
+        "half_a", type=Path, nargs="?", metavar="HALF_A", help="beside half B: score new tokens too"
+    )
     args = parser.parse_args()
     print(
         {
             "draw": lambda: draw(args.firing, args.out),
-            "score": lambda: score(args.out, args.firing),
+            "score": lambda: score(args.out, args.firing, args.half_a),
         }[args.command]()
     )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +69,19 @@ class FiringTable:
     def read_P(self) -> np.ndarray:
         """Whether a token is read: not the first ones, nor special tokens."""
         return ~np.isnan(self.margins_PU).any(axis=1)
+
+    def without_prefixes_of(self, other: FiringTable) -> FiringTable:
+        """The same without the tokens that a text of `other` has as well, all that precedes them included.
+
+        A chat template begins every text alike, so that the other half of the wordings is not new there.
+        """
+        known = {text.tokens[:n] for text in other.texts for n in range(1, len(text.tokens) + 1)}
+        known_P = [
+            text.tokens[:n] in known for text in self.texts for n in range(1, len(text.tokens) + 1)
+        ]
+        margins_PU = self.margins_PU.copy()
+        margins_PU[np.array(known_P)] = np.nan
+        return replace(self, margins_PU=margins_PU)
 
 
 def write_firing(

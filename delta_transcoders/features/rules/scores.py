@@ -24,12 +24,12 @@ from delta_transcoders.files import write_text
 from delta_transcoders.metrics.intervals import bootstrap_counts
 
 COLUMNS = (
-    "unit", "kind", "drawn_by", "place", "pair", "balanced_accuracy", "balanced_accuracy_ci_low",
+    "tokens", "unit", "kind", "drawn_by", "place", "pair", "balanced_accuracy", "balanced_accuracy_ci_low",
     "balanced_accuracy_ci_high", "recall", "specificity", "precision", "base_rate", "rule_rate", "n_fires",
     "n_tokens", "n_examples", "n_wordings", "says",
 )  # fmt: skip
 SUMMARY_COLUMNS = (
-    "what", "drawn_by", "n_units", "n_unscored", "balanced_accuracy", "balanced_accuracy_ci_low",
+    "tokens", "what", "drawn_by", "n_units", "n_unscored", "balanced_accuracy", "balanced_accuracy_ci_low",
     "balanced_accuracy_ci_high",
 )  # fmt: skip
 DIFFERENCE = "feature − neuron"

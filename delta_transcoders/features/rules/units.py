@@ -39,7 +39,8 @@ class Unit:
     sign: int = 1
     """A neuron's activations are multiplied by it, so that the largest of half A is positive."""
     threshold: float = 0.0
-    """Fires above it. A neuron's gives it its feature's rate on half A."""
+    """Fires above it. A neuron's gives it its feature's rate on half A, or less where values are equal; it is
+    below 0 where the feature fires more often than the neuron is positive."""
     rate: float = 0.0
     """Share of half A's tokens on which it fires."""
 
@@ -95,14 +96,13 @@ def with_thresholds(units: Sequence[Unit], values_PU: np.ndarray) -> list[Unit]:
     }
     found = []
     for u, unit in enumerate(units):
-        rate = n_fires[unit.pair] / len(values_PU)
+        values_P, sign, threshold = values_PU[:, u], 1, 0.0
         if unit.kind == "neuron":
-            values_P = values_PU[:, u]
             sign = 1 if values_P.max() >= -values_P.min() else -1
             descending_P = np.sort(sign * values_P)[::-1]
             threshold = float(descending_P[min(n_fires[unit.pair], len(descending_P) - 1)])
-            unit = replace(unit, sign=sign, threshold=threshold)
-        found.append(replace(unit, rate=rate))
+        rate = float((sign * values_P > threshold).mean())
+        found.append(replace(unit, sign=sign, threshold=threshold, rate=rate))
     return found
 
 

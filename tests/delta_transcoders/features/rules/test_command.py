@@ -42,14 +42,19 @@ def test_from_contexts_to_scores(planted, names, rules_text, git, run, tmp_path)
         run("score", out, half_b)
     git("add", "mine")
     git("commit", "--quiet", "-m", "Rules")
-    shown = run("score", out, half_b)
+    with pytest.raises(ValueError, match=r"B is not half A of "):
+        run("score", out, half_b, half_b)
+    shown = run("score", out, half_b, planted("A"))
+    assert "half B, all tokens" in shown and "half B, new tokens" in shown
     assert "feature by effect" in shown and "feature − neuron by seed" in shown
     commit = git("rev-parse", "HEAD")
     scores, means = (rows_of(out / f"{name}.csv") for name in ("scores", "summary"))
-    assert [row["unit"] for row in scores] == list(names)
+    assert [row["unit"] for row in scores] == 2 * list(names)
     assert {row["rules_commit"] for row in (*scores, *means)} == {commit}
-    assert [row["balanced_accuracy"] for row in scores] == ["1", "1", "1", "0.5"]
-    assert len(means) == 6
+    assert [row["balanced_accuracy"] for row in scores] == 2 * ["1", "1", "1", "0.5"]
+    assert [row["tokens"] for row in means] == 6 * ["all"] + 6 * ["new"]
+    n_tokens = {(row["tokens"], row["unit"]): int(row["n_tokens"]) for row in scores}
+    assert n_tokens["all", "U1"] == 60 * 30 > n_tokens["new", "U1"] > 0
 
     # Later commits of other files do not count; a change of the rules does, committed or not.
     git("add", ".")

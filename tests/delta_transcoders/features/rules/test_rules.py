@@ -124,6 +124,17 @@ def test_a_template_is_to_be_filled_in(tmp_path, names):
         read_rules(tmp_path / "none", names)
 
 
+def test_equal_activations_at_its_threshold_leave_a_neuron_fewer_tokens():
+    units = [
+        Unit(name, kind, "effect", 0, 0, 0, 0.5)
+        for name, kind in (("U1", "feature"), ("U2", "neuron"))
+    ]
+    values_PU = np.array([[1, -4], [1, -2], [1, -2], [0, -2], [0, 3]], dtype=np.float32)
+    feature, neuron = with_thresholds(units, values_PU)
+    assert (feature.sign, feature.threshold, feature.rate) == (1, 0, 0.6)
+    assert (neuron.sign, neuron.threshold, neuron.rate) == (-1, 2, 0.2)
+
+
 def test_the_table_is_read_as_it_was_written(planted, tmp_path):
     firing = read_firing(planted("B", "sha"))
     assert (firing.half, firing.opened_for) == ("B", "sha")
