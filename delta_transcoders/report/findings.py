@@ -178,10 +178,20 @@ def verdict(claim: str, conditions: Sequence[Condition], figures: Figures, needs
         raise ValueError(f"findings_conditions.csv has no condition of the claim {claim!r}")
     if any(name not in figures for c in mine for name in c.figures):
         return NOT_TESTED
+    of = _measured_in([name for c in mine for name in c.figures], figures)
     failed = [(c, seeds) for c in mine if (seeds := c.failures(figures))]
     if not failed:
-        return PASSES
-    return f"{FAILS}: " + "; ".join(f"not {c} in {', '.join(seeds)}" for c, seeds in failed)
+        return PASSES + of
+    return f"{FAILS}{of}: " + "; ".join(f"not {c} in {', '.join(seeds)}" for c, seeds in failed)
+
+
+def _measured_in(names: Iterable[str], figures: Figures) -> str:
+    """Which seeds have all of these figures, said where others are on the page."""
+    every = {seed for of_seeds in figures.values() for seed in of_seeds} - {POOLED}
+    # What all seeds share has none of its own.
+    own = [set(figures[name]) - {POOLED} or every for name in names]
+    found = [seed for seed in sorted(every) if all(seed in seeds for seeds in own)]
+    return "" if len(found) == len(every) else f" (measured in {', '.join(found) or 'no one seed'})"
 
 
 def figure_names(folder: Path, conditions: Sequence[Condition]) -> list[str]:

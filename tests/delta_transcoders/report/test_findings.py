@@ -360,6 +360,23 @@ def test_a_claim_passes_with_all_its_conditions_and_what_it_needs():
         verdict("3", conditions, {CALL: seeds})
 
 
+def test_a_verdict_says_so_where_other_seeds_lack_its_figures():
+    one, two = (
+        {POOLED: Value(1, 1, 1)} | {seed: Value(1, 1, 1) for seed in seeds} for seeds in ("1", "12")
+    )
+    shared = {POOLED: Value(0, 0, 0)}
+    conditions = [
+        Condition("1", CALL, "value", ">", GAIN),
+        Condition("2", GAIN, "value", ">", "0.5"),
+    ]
+    assert verdict("1", conditions, {CALL: one, GAIN: two}).startswith(
+        f"{FAILS} (measured in 1): not"
+    )
+    assert verdict("1", conditions, {CALL: one, GAIN: shared}) == PASSES
+    assert verdict("2", conditions, {CALL: one, GAIN: two}) == PASSES
+    assert verdict("2", conditions, {CALL: two, GAIN: one}) == f"{PASSES} (measured in 1)"
+
+
 @pytest.mark.parametrize(("old", "new"), [("value,>=", "value,=="), (",low,", ",lower,")])
 def test_a_condition_that_cannot_be_read_is_named(docs, old, new):
     (docs / "findings_conditions.csv").write_text(CONDITIONS.replace(old, new, 1))
