@@ -78,51 +78,54 @@ def findings_in_readme() -> tuple[str, str]:
     """What was found in the real model and in the tiny study, without links and registered bounds."""
     text = (ROOT / "README.md").read_text("utf-8")
     section = re.search(r"## What was found\n(.*?)\n## ", text, re.DOTALL)[1]
-    section = re.sub(r"\(.*?\)", "", section.replace("bound was .02", ""))
+    section = re.sub(r"\]\(.*?\)", "]", section.replace("bound was .02", ""))
     real, tiny = section.split("**The tiny study**")
     return real, tiny
 
 
-def test_the_readme_s_findings_of_the_real_model_are_the_tables_numbers():
-    def figures(table: str, *columns: str, **where: str) -> list[float]:
-        found = cells(f"../smollm2/{table}.csv", **where)
-        return [found[column] for column in columns]
+RATE = "correct_rate"
+INTERVAL = ("", "_ci_low", "_ci_high")
+# Of the README's findings in the real model, in their order: table, column, row.
+IN_README_OF_THE_REAL_MODEL = [
+    *[("exp2a/metrics", RATE + end, {"subset": "tool", "condition": "raw"}) for end in INTERVAL],
+    ("transplant/metrics", RATE, {"subset": "tool", "condition": "finetuned_mlp"}),
+    *[("exp2a/metrics", RATE + end, {"subset": "tool", "condition": "full"}) for end in INTERVAL],
+    ("transplant/metrics", RATE, {"subset": "tool", "condition": "transplant"}),
+    (
+        "transplant/metrics",
+        "tool_call_rate",
+        {"subset": "hard_negative", "condition": "transplant"},
+    ),
+    *[("spillover/metrics", "mean_kl", {"condition": name}) for name in ("transplant", "raw")],
+    *[
+        ("weight_baselines/baselines", RATE, {"subset": "tool", "condition": f"refit_{name}"})
+        for name in ("svd_n64", "bias")
+    ],
+    ("feature_curve_kl_nmse/n90", "cos", {}),
+    *[
+        ("removal/removal", name, {"subset": "tool", "measure": RATE})
+        for name in ("raw", "random_mean")
+    ],
+    *[
+        ("deletion_features/selectivity", "selectivity" + end, {"n_deleted": "8"})
+        for end in INTERVAL
+    ],
+]
 
-    rate = ("correct_rate", "correct_rate_ci_low", "correct_rate_ci_high")
-    seed = "results/697197"
-    curve = f"{seed}/feature_curve_kl_nmse/curve"
-    means = [
-        figures("rules/summary", "balanced_accuracy", drawn_by="effect", what=what)
-        for what in ("feature", "neuron")
+
+def test_the_readme_s_findings_of_the_real_model_are_the_tables_numbers():
+    values = [
+        cells(f"../smollm2/results/697197/{table}.csv", **row)[column]
+        for table, column, row in IN_README_OF_THE_REAL_MODEL
     ]
-    interval = [f"balanced_accuracy{end}" for end in ("", "_ci_low", "_ci_high")]
-    assert_printed(
-        findings_in_readme()[0],
-        figures(f"{seed}/exp2a/metrics", *rate, subset="tool", condition="raw")
-        + figures(f"{seed}/exp2a/metrics", *rate, subset="tool", condition="full")
-        + figures(
-            f"{seed}/transplant/metrics", "correct_rate", subset="tool", condition="transplant"
-        )
-        + figures(
-            f"{seed}/transplant/metrics", "correct_rate", subset="tool", condition="finetuned_mlp"
-        )
-        + figures(
-            f"{seed}/transplant/metrics",
-            "tool_call_rate",
-            subset="hard_negative",
-            condition="transplant",
-        )
-        + figures(f"{seed}/spillover/metrics", "mean_kl", condition="transplant")
-        + figures(f"{seed}/spillover/metrics", "mean_kl", condition="raw")
-        + figures(curve, "share_of_finetuned", n="64", draw="", subset="tool")
-        + figures(curve, "share_of_finetuned", n="128", draw="", subset="tool")
-        + figures(f"{seed}/feature_curve_kl_nmse/n90", "cos")
-        + figures(
-            f"{seed}/removal/removal", "raw", "random_mean", subset="tool", measure="correct_rate"
-        )
-        + [value for mean in means for value in mean]
-        + figures("rules/summary", *interval, drawn_by="effect", what="feature − neuron"),
-    )
+    for way in ("effect", "seed"):
+        of_what = [
+            cells("../smollm2/rules/summary.csv", tokens="new", drawn_by=way, what=what)
+            for what in ("feature", "neuron", "feature − neuron")
+        ]
+        values += [of["balanced_accuracy"] for of in of_what]
+        values += [of_what[-1][f"balanced_accuracy{end}"] for end in INTERVAL[1:]]
+    assert_printed(findings_in_readme()[0], values)
 
 
 def test_the_readme_s_findings_are_the_tables_numbers():
