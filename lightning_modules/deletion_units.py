@@ -27,7 +27,7 @@ from delta_transcoders.language_models import (
     token_nll,
 )
 from delta_transcoders.weight_patches.attribution import attribute_components
-from delta_transcoders.weight_patches.baselines import differences, scaled_difference
+from delta_transcoders.weight_patches.baselines import all_components, differences
 from delta_transcoders.weight_patches.patch import load_patch, patched
 from lightning_modules.deletion_matrix import DeletionMatrix
 
@@ -158,7 +158,7 @@ class ComponentDeletion(DeletionMatrix):
         data.check_context(family_of(self.model.config).context, h.max_new_tokens)
         finetuned = load_model(h.finetuned_model, h.dtype)
         if h.patch is None:
-            self.patch = scaled_difference(differences(self.model, finetuned))
+            self.patch = all_components(differences(self.model, finetuned))
         else:
             self.patch, config = load_patch(h.patch)
             recorded = config.base_fingerprint, config.finetuned_fingerprint

@@ -26,7 +26,7 @@ def attribute_components(
     rows: Sequence[TokenizedExample],
     pad_token_id: int,
     steps: int = 8,
-    rows_per_pass: int = 64,
+    rows_per_pass: int = 16,
 ) -> dict[str, Tensor]:
     """By path, each component's integrated gradient of Σ log p(target) over its gate, float64 [E, C].
 

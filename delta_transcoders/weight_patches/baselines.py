@@ -67,12 +67,19 @@ def singular_values(difference_ID: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return U[:, :rank], S[:rank], V[:rank]
 
 
-def scaled_difference(changes: Mapping[str, Tensor], alpha: float = 1.0) -> WeightPatch:
-    """α·ΔW, all of its singular components."""
+def scaled_difference(changes: Mapping[str, Tensor], alpha: float) -> WeightPatch:
+    """α·ΔW as it is. Merged in bfloat16 it has full rank, so that its components would be more work."""
+    return WeightPatch(
+        {path: LayerPatch(A=alpha * change_ID) for path, change_ID in changes.items()}
+    )
+
+
+def all_components(changes: Mapping[str, Tensor]) -> WeightPatch:
+    """ΔW as all of its singular components."""
     layers = {}
     for path, change_ID in changes.items():
         U, S, V = singular_values(change_ID)
-        layers[path] = LayerPatch(alpha * U * S.sqrt(), S.sqrt()[:, None] * V)
+        layers[path] = LayerPatch(U * S.sqrt(), S.sqrt()[:, None] * V)
     return WeightPatch(layers)
 
 

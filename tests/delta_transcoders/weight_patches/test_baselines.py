@@ -8,6 +8,7 @@ from delta_transcoders.language_models import load_model, supervised_logits, tar
 from delta_transcoders.tasks.calculator.task import Calculator
 from delta_transcoders.weight_patches.attribution import attribute_components
 from delta_transcoders.weight_patches.baselines import (
+    all_components,
     best_neurons,
     biases,
     delta_parameters,
@@ -64,8 +65,10 @@ def test_all_of_the_change_is_the_finetuned_model(model, finetuned, tokens):
     _, batch = tokens
     before, wanted = logits(model, batch), logits(finetuned, batch)
     assert (before - wanted).abs().max() > 0.1
-    for patch in (scaled_difference(changes), truncated(changes, 10**9)):
+    by_components = all_components(changes), truncated(changes, 10**9)
+    for patch in by_components:
         assert [layer.n_components for _, layer in patch.items()] == [RANK] * 7 * N_LAYERS
+    for patch in (scaled_difference(changes, 1.0), *by_components):
         assert (logits(model, batch, patch) - wanted).abs().max() < 1e-5
     for unchanged in (scaled_difference(changes, 0.0), biases(changes)):
         assert torch.equal(logits(model, batch, unchanged), before)
@@ -148,7 +151,7 @@ def test_no_patch_has_more_numbers_than_the_delta(model, finetuned):
 
 def test_attributions_add_up_to_what_the_patch_does(model, finetuned, tokens, tokenizer):
     rows, batch = tokens
-    patch = scaled_difference(differences(model, finetuned), 0.3)
+    patch = all_components(differences(model, finetuned))
     found = attribute_components(model, patch, rows, tokenizer.pad_token_id, 32, rows_per_pass=4)
 
     def target_logprobs(patch=None):
@@ -164,7 +167,7 @@ def test_attributions_add_up_to_what_the_patch_does(model, finetuned, tokens, to
 
 def test_each_row_has_its_own_gates(model, finetuned, tokens):
     _, batch = tokens
-    patch = scaled_difference(differences(model, finetuned))
+    patch = all_components(differences(model, finetuned))
     n_rows = len(batch["input_ids_BT"])
     first = torch.zeros(n_rows, 1, 1)
     first[0] = 1
