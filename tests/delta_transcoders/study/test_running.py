@@ -12,6 +12,7 @@ from collections import namedtuple
 
 import pytest
 
+from delta_transcoders import files
 from delta_transcoders.study.__main__ import main
 
 ALL = ["a", "b", "c", "d"]
@@ -110,8 +111,6 @@ def test_files_of_others_are_refused_before_the_first_stage(lab, study):
 
 
 def test_a_file_that_is_added_to_an_output_changes_nothing(lab, study):
-    from delta_transcoders import files
-
     study()
     files.write_text("runs/a/more.txt", "added later, as residuals are to a cache")
     assert "more.txt" in json.loads(lab.read("runs/a/done.json"))["files"]
@@ -312,3 +311,8 @@ def test_no_room_on_the_disk(lab, study, monkeypatch):
     with pytest.raises(OSError, match="take 7 MB, and 5 MB are free in"):
         study()
     assert not (lab.folder / "runs/a").exists()
+    # An interrupted capture has taken some of it already.
+    staged = files.start_output("runs/d", "${study}/d", made_from={})
+    (staged / "shard").write_bytes(bytes(3_000_000))
+    files.leave_output("runs/d")
+    assert study() == dict.fromkeys(ALL, "never run")
