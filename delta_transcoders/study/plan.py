@@ -28,6 +28,7 @@ class Step:
     Attributes:
         inputs: paths that it reads; by path, the stage that writes it, or "" for a path from elsewhere.
         holds: folders that no other stage may write into at the same time (see `StageConfig`).
+        adds_to: those of its inputs that it holds.
         why: it must run; empty where it need not.
     """
 
@@ -35,6 +36,7 @@ class Step:
     config: StageConfig
     inputs: dict[str, str] = field(default_factory=dict)
     holds: set[str] = field(default_factory=set)
+    adds_to: list[str] = field(default_factory=list)
     why: str = ""
 
 
@@ -60,6 +62,7 @@ class Graph:
             step.holds = {self._real(path) for path in step.config.holds}
             for text in step.config.reads:
                 self._add_input(step, text)
+            step.adds_to = [path for path in step.inputs if self._real(path) in step.holds]
         self.steps = _in_order(steps)
 
     def _real(self, text: str) -> str:

@@ -45,7 +45,7 @@ class Job:
         record: of its study.
         log: the file with what it shows; None where that is on the terminal.
         run: the id of its outputs.
-        megabytes: of its inputs as it was started.
+        megabytes: of the inputs that it may add to, as it was started.
         began: by `time.perf_counter`.
     """
 
@@ -156,7 +156,7 @@ def _start(
         how["began"] = record.stages[stage.name]["started"]["began"]
     record.start(stage.name, how | recorded(step))
     log = Path(stage.study, "logs", f"{stage.name}.txt") if has_log else None
-    began, read = time.perf_counter(), megabytes(step.inputs)
+    began, read = time.perf_counter(), megabytes(step.adds_to)
     # What pages and reports print is long, and in the files that they write.
     quiet = stage.run.startswith(("delta_transcoders.report.", "delta_transcoders.pages."))
     process = start_command(command, {**variables, files.RUN: run}, keep, quiet, log)
@@ -185,13 +185,11 @@ def _end(job: Job, ended: Ended, seconds: float, is_stopped: bool) -> int:
 
 
 def _finish(job: Job, seconds: float, memory_gb: float, outputs: Mapping[str, str | None]) -> None:
+    # As the delta stage adds its targets to the cache; to other inputs only stages beside it add.
+    added = max(0, megabytes(job.step.adds_to) - job.megabytes)
     measured = {
         "seconds": round(seconds, 1),
-        # What it adds to its inputs too, as the delta stage adds its targets to the cache.
-        "megabytes": round(
-            megabytes(job.step.config.outputs) + max(0, megabytes(job.step.inputs) - job.megabytes),
-            2,
-        ),
+        "megabytes": round(megabytes(job.step.config.outputs) + added, 2),
         "memory_gb": round(memory_gb, 2),
     }
     job.record.finish(job.step.stage.name, measured | {"outputs": outputs})

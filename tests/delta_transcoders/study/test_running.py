@@ -261,16 +261,18 @@ def test_sigkill_at_random_moments(lab, study):
     assert lab.read("undisturbed/d/text.txt") == result
 
 
-def test_what_a_stage_adds_to_its_input_is_counted(lab, study):
-    """As the delta stage adds its targets to the cache."""
-    lab.replace("evaluate.py", "def main():", "ADDED = 3_000_000\n\ndef main():")
+def test_what_a_stage_adds_to_its_cache_is_counted(lab, study):
+    """As the delta stage adds its targets."""
     lab.replace(
-        "evaluate.py",
+        "train.py",
         "        files.write_text(folder",
-        """        if "/a/" in str(given.get("reads")) and given["output"].endswith("b"):
-            files.write_text(Path(args["--study"], "a", "more.txt"), "x" * ADDED)
+        """        if "/b" in given["output"]:
+            files.write_text(Path(args["--study"], "a", "more.txt"), "x" * 3_000_000)
         files.write_text(folder""",
     )
+    lab.replace("configs/study.yaml", "b: {run: evaluate", "b: {run: train")
+    data = 'data: {class_path: x.Z, init_args: {cache: "${study}/a"}}\n'
+    lab.write("configs/b.yaml", lab.read("configs/b.yaml") + data)
     study()
     done = json.loads(lab.read("runs/study.json"))["stages"]
     assert done["b"]["done"]["megabytes"] == pytest.approx(3, abs=0.01)
