@@ -87,7 +87,6 @@ def run_steps(
         signals.Stopped: a signal came, and all that ran has ended.
     """
     variables = ENVIRONMENT | share_of_cpus(n_jobs) | os.environ
-    found = environment(variables)
     numbers = {step.stage.label: n for n, step in enumerate(steps, start=1)}
     needs, waiting = needs_of(graph, steps), list(steps)
     jobs: list[Job] = []
@@ -120,7 +119,7 @@ def run_steps(
                     make_links(graph.study, step.stage.study)
                     place = f"[{numbers[step.stage.label]}/{len(steps)}]"
                     record = records[step.stage.study]
-                    jobs.append(_start(step, place, record, variables, found, keep, n_jobs > 1))
+                    jobs.append(_start(step, place, record, variables, keep, n_jobs > 1))
                     pass_on(given)  # what came before there was a process
                 if is_new and n_jobs > 1:  # it takes seconds, in which no job is left free
                     keep_tables(graph.study, keep)
@@ -142,7 +141,6 @@ def _start(
     place: str,
     record: Record,
     variables: Mapping[str, str],
-    found: Mapping[str, str],
     keep: Sequence[int],
     has_log: bool,
 ) -> Job:
@@ -151,7 +149,7 @@ def _start(
     command, run = command_of(stage, resume), uuid.uuid4().hex
     print(f"{place} {stage.label}: {shlex.join(command)}", flush=True)
     how: dict[str, Any] = {"run": run, "command": shlex.join(command), "began": time.time()}
-    how["environment"] = found
+    how["environment"] = environment(variables)  # now: a study runs for hours, and code changes
     if resume:  # what that start has left may be gone on from again
         how["began"] = record.stages[stage.name]["started"]["began"]
     record.start(stage.name, how | recorded(step))

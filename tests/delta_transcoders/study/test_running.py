@@ -13,6 +13,7 @@ from collections import namedtuple
 import pytest
 
 from delta_transcoders import files
+from delta_transcoders.study import steps
 from delta_transcoders.study.__main__ import main
 
 ALL = ["a", "b", "c", "d"]
@@ -277,6 +278,15 @@ def test_what_a_stage_adds_to_its_cache_is_counted(lab, study):
     done = json.loads(lab.read("runs/study.json"))["stages"]
     assert done["b"]["done"]["megabytes"] == pytest.approx(3, abs=0.01)
     assert done["c"]["done"]["megabytes"] < 0.01
+
+
+def test_each_stage_s_commit_is_noted(lab, study, monkeypatch):
+    commits = iter("1234")
+    monkeypatch.setattr(steps, "environment", lambda variables: {"commit": next(commits)})
+    study()
+    record = json.loads(lab.read("runs/study.json"))["stages"]
+    found = [stage["done"]["environment"]["commit"] for stage in record.values()]
+    assert found == ["1", "2", "3", "4"]
 
 
 def test_the_most_memory_of_a_stage_is_noted_and_planned(lab, study, capsys):
