@@ -156,7 +156,8 @@ def chats(replies: str, seed: int) -> Documents:
         FileNotFoundError, ValueError: no such file, or a line that is no reply; names it.
     """
     if not Path(replies).expanduser().is_file():
-        raise FileNotFoundError(f"--replies {replies}: no such file; make it: {COMMAND} MODEL OUT")
+        remake = f"{COMMAND} MODEL OUT [--dtype bfloat16]"
+        raise FileNotFoundError(f"--replies {replies}: no such file; make it: {remake}")
     found = numbered(replies, _reply).values()
     by_text = {
         text.identity: text for kind, text in found if kind == "chat" and text.example.target
