@@ -21,7 +21,7 @@ from typing import get_args
 from delta_transcoders.command import run as run_command
 from delta_transcoders.dictionaries.files import DType, Part
 from delta_transcoders.export import CARD, MARK, check_replaceable, export
-from delta_transcoders.files import replace_folder, write_text
+from delta_transcoders.files import replace_folder, run_of, write_text
 from delta_transcoders.hub import check_push, check_repository, push_folder
 from delta_transcoders.report.model_card import SharedFolder, shared_card
 from delta_transcoders.report.shared_study import read_study
@@ -77,8 +77,10 @@ def _parts_of_one(run: Path, merged: bool) -> Iterator[SharedPart]:
     folders = {path.parents[1] for path in run.glob("*/layer_*/delta.safetensors")}
     folders |= {path.parents[1] for path in run.glob("*/*/layer_*/delta.safetensors")}
     for folder in sorted(folders):
-        name = "_".join(folder.relative_to(run).parts)
-        yield SharedPart(name, "deltas", run, folder)
+        parts = folder.relative_to(run).parts
+        # A hidden one is being made or replaced, and one without `done.json` was not finished.
+        if run_of(folder) and not any(part.startswith(".") for part in parts):
+            yield SharedPart("_".join(parts), "deltas", run, folder)
 
 
 def publish(

@@ -37,6 +37,15 @@ def test_a_study_in_one_folder(dictionaries, tmp_path):
         assert "README.md" in dict(files)
 
 
+def test_what_is_not_finished_is_not_shared(runs, tmp_path):
+    delta = runs[1] / "delta"
+    shutil.copytree(delta, runs[1] / ".delta.replaced")
+    for name in (".other.partial", "delta_end_to_end.incomplete/n4"):
+        shutil.copytree(delta, runs[1] / name, ignore=shutil.ignore_patterns("done.json"))
+    listed = publish(runs[:2], "user/it", tmp_path / "out")
+    assert list(listed) == ["base_transcoders", "adapter", "delta", "."]
+
+
 def test_nothing_leaves_without_push_and_what_is_pushed_loads(runs, dictionaries, hub, tmp_path):
     out = tmp_path / "out"
     publish(runs, "user/it", out, dtype="bfloat16")
