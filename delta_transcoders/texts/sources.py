@@ -71,7 +71,9 @@ def packages() -> dict[str, Distribution]:
     """The installed packages but this one, by name; the first one found of each, as imports have it."""
     found: dict[str, Distribution] = {}
     for distribution in distributions():
-        found.setdefault(distribution.metadata["Name"].lower().replace("_", "-"), distribution)
+        # A *.dist-info that lost its METADATA has no name, or no metadata at all, as Python's version has it.
+        if name := (distribution.metadata or {}).get("Name"):
+            found.setdefault(name.lower().replace("_", "-"), distribution)
     found.pop(OURS, None)
     return dict(sorted(found.items()))
 
