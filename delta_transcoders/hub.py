@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -156,7 +156,7 @@ def hub_texts(dataset: str, name: str | None = None) -> Iterator[str]:
         for row in load_dataset(dataset, name, split="train", streaming=True):
             if text := _text(row):
                 yield text
-    except (ConnectionError, OSError) as error:
+    except OSError as error:
         raise ConnectionError(
             f"cannot stream the dataset {dataset!r} from the hub ({type(error).__name__})"
         ) from error
@@ -214,7 +214,7 @@ def push_folder(
     folder: str | Path,
     repo_id: str,
     private: bool = False,
-    replaced: list[str] | tuple[str, ...] = OF_AN_EXPORT,
+    replaced: Sequence[str] = OF_AN_EXPORT,
 ) -> str:
     """Upload a folder as one commit to a model repository, made where there is none; its address.
 

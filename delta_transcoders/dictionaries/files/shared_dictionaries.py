@@ -73,10 +73,12 @@ def write_deltas(
                 base_hash=shared.fingerprint(),
             )
         hashes[layer] = delta.fingerprint()
-        after = rounded(delta, dtype)
-        if dtype != "float32" and (x := tokens_of(layer)) is not None:
-            costs[layer] = rounding_cost(delta, after, x)
-        save_delta(folder / f"layer_{layer}", after, config)
+        stored = delta
+        if dtype != "float32":
+            stored = rounded(delta, dtype)
+            if (x := tokens_of(layer)) is not None:
+                costs[layer] = rounding_cost(delta, stored, x)
+        save_delta(folder / f"layer_{layer}", stored, config)
     return hashes, costs
 
 
