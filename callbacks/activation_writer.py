@@ -22,12 +22,15 @@ from lightning_modules.outputs import finish_output
 
 say = logging.getLogger("delta_transcoders").info
 
+MENDABLE = (Stopped, OSError, torch.OutOfMemoryError)
+"""After these, what is written is right, and stays; after any other error it may be wrong, and does not."""
+
 
 class ActivationWriter(BasePredictionWriter):
     """Writes what `ActivationCapture` captures of `ActivationTexts`; the manifest comes last.
 
-    A run that was stopped or killed, or had no room on the disk, leaves its shards, and the same command goes
-    on after them.
+    A run that was stopped or killed, or had no room on the disk or in a GPU's memory, leaves its shards, and
+    the same command goes on after them.
 
     Args:
         output: folder of the cache; an older cache there is replaced when the new one is complete.
@@ -84,7 +87,7 @@ class ActivationWriter(BasePredictionWriter):
             free = files.free_bytes(staged)
             need -= sum(p.stat().st_size for p in staged.rglob("*.safetensors"))
             if need > free:
-                raise ValueError(
+                raise OSError(  # as where it fills up later, so that what is written stays
                     f"the cache {self.output} will take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
                     "capture fewer layers or texts, use dtype bfloat16, or remove an older cache first"
                 )
@@ -148,9 +151,9 @@ class ActivationWriter(BasePredictionWriter):
     ) -> None:
         if not trainer.is_global_zero:
             return
-        if isinstance(exception, Stopped | OSError) and not trainer.fast_dev_run:
+        if isinstance(exception, MENDABLE) and not trainer.fast_dev_run:
             files.leave_output(self.output)
-            if isinstance(exception, OSError) and self.writer:
+            if not isinstance(exception, Stopped) and self.writer:
                 say(
                     f"  {self.writer.n_written:,} tokens are written and stay: once the cause is mended, "
                     "the same command goes on after them"

@@ -19,10 +19,20 @@ class MatmulPrecision(Callback):
 
     def __init__(self, precision: Literal["high", "medium"]) -> None:
         self.precision = precision
+        self._before: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(self.precision)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        torch.set_float32_matmul_precision(self._before)
+        self._restore()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._restore()  # there is no teardown
+
+    def _restore(self) -> None:
+        if self._before is not None:
+            torch.set_float32_matmul_precision(self._before)

@@ -22,7 +22,7 @@ from delta_transcoders.command import run as run_command
 from delta_transcoders.dictionaries.files import PARTS, TOOL_FORMATS, DType, Format
 from delta_transcoders.dictionaries.files.study_parts import part_folder, write_part
 from delta_transcoders.files import replace_folder, write_text
-from delta_transcoders.hub import check_push, is_hub_id, local_folder, push_folder
+from delta_transcoders.hub import check_push, is_hub_id, local_folder, push_folder, split_hub_id
 from delta_transcoders.report.model_card import model_card
 from delta_transcoders.report.shared_study import Study, delta_configs, models_of, read_study
 
@@ -112,6 +112,11 @@ def export(
         )
     if base_model is not None and not is_hub_id(base_model):
         raise ValueError(f"--base-model {base_model!r} is not a hub id (owner/name)")
+    if base_repository is not None and split_hub_id(base_repository) is None:
+        raise ValueError(
+            f"--base-repository {base_repository!r} is not a hub id (owner/name or a folder in it, with no "
+            "folder `owner` here)"
+        )
     if private and push_to_hub is None:
         raise ValueError("--private goes with --push-to-hub USER/NAME")
     if push_to_hub is not None:

@@ -17,7 +17,7 @@ def git(folder: str | Path, *args: str) -> str:
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise ValueError(
-            f"git is not installed, and it alone knows when {folder} changed"
+            f"git is not installed, and it alone knows when {folder} changed: install it"
         ) from None
     if ended.returncode:
         raise ValueError(f"git {args[0]} in {folder}: {ended.stderr.strip()}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -110,7 +110,7 @@ def local_folder(source: str | Path, patterns: list[str]) -> Path:
         patterns: of paths below it.
 
     Raises:
-        FileNotFoundError: neither a folder nor a hub id.
+        FileNotFoundError: neither a folder nor a hub id, or no such folder in the repository.
         ConnectionError: a hub id that cannot be had; says what to put where.
     """
     folder = Path(source).expanduser()
@@ -134,7 +134,13 @@ def local_folder(source: str | Path, patterns: list[str]) -> Path:
             f"({type(error).__name__}). Where there is a network: `hf download {repository} --local-dir "
             f"{local}`, then give {f'{local}/{below}' if below else 'that folder'} in place of the hub id."
         ) from error
-    return Path(found) / below
+    folder = Path(found) / below
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"the copy here of {repository!r} holds no folder {below.removesuffix('/')!r} with such files: "
+            f"{', '.join(patterns)}"
+        )
+    return folder
 
 
 def hub_texts(dataset: str, name: str | None = None) -> Iterator[str]:
@@ -156,7 +162,7 @@ def hub_texts(dataset: str, name: str | None = None) -> Iterator[str]:
         for row in load_dataset(dataset, name, split="train", streaming=True):
             if text := _text(row):
                 yield text
-    except (ConnectionError, OSError) as error:
+    except OSError as error:
         raise ConnectionError(
             f"cannot stream the dataset {dataset!r} from the hub ({type(error).__name__})"
         ) from error
@@ -214,7 +220,7 @@ def push_folder(
     folder: str | Path,
     repo_id: str,
     private: bool = False,
-    replaced: list[str] | tuple[str, ...] = OF_AN_EXPORT,
+    replaced: Sequence[str] = OF_AN_EXPORT,
 ) -> str:
     """Upload a folder as one commit to a model repository, made where there is none; its address.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -21,10 +21,10 @@ from typing import get_args
 from delta_transcoders.command import run as run_command
 from delta_transcoders.dictionaries.files import DType, Part
 from delta_transcoders.export import CARD, MARK, check_replaceable, export
-from delta_transcoders.files import replace_folder, write_text
+from delta_transcoders.files import replace_folder, run_of, write_text
 from delta_transcoders.hub import check_push, check_repository, push_folder
 from delta_transcoders.report.model_card import SharedFolder, shared_card
-from delta_transcoders.report.shared_study import read_study
+from delta_transcoders.report.shared_study import delta_configs, read_study
 
 BASES = "base_transcoders"
 
@@ -77,8 +77,10 @@ def _parts_of_one(run: Path, merged: bool) -> Iterator[SharedPart]:
     folders = {path.parents[1] for path in run.glob("*/layer_*/delta.safetensors")}
     folders |= {path.parents[1] for path in run.glob("*/*/layer_*/delta.safetensors")}
     for folder in sorted(folders):
-        name = "_".join(folder.relative_to(run).parts)
-        yield SharedPart(name, "deltas", run, folder)
+        parts = folder.relative_to(run).parts
+        # A hidden one is being made or replaced, and one without `done.json` was not finished.
+        if run_of(folder) and not any(part.startswith(".") for part in parts):
+            yield SharedPart("_".join(parts), "deltas", run, folder)
 
 
 def publish(
@@ -117,6 +119,7 @@ def publish(
     parts = parts_of([Path(run) for run in runs], merged)
     check_replaceable(out)
     bases = next((part for part in parts if part.part == BASES), None)
+    shared_hashes = _hashes(bases.source) if bases else set()
     with replace_folder(out) as folder:
         for part in parts:
             options = {}
@@ -124,7 +127,7 @@ def publish(
                 options["dtype"] = dtype
             if part.part == "deltas":
                 options["deltas"] = part.source
-                if bases:
+                if bases and _are_on(shared_hashes, part.source):
                     options["base_repository"] = f"{to}/{bases.name}"
                     options["base_transcoders"] = bases.source
             repository = f"{to}/{part.name}"
@@ -144,6 +147,17 @@ def publish(
     if push:
         push_folder(out, to, private, [f"{part.name}/*" for part in parts])
     return listed
+
+
+def _hashes(bases: Path) -> set[str]:
+    from delta_transcoders.dictionaries.bases import held, load_base
+
+    return {load_base(bases, entry.layer, files=entry.path)[1].hash for entry in held(bases)}
+
+
+def _are_on(hashes: Collection[str], deltas: Path) -> bool:
+    """Whether deltas stand on these dictionaries; others keep the name of what they stand on."""
+    return all(config.get("base_hash") in hashes for config in delta_configs(deltas))
 
 
 def _files(folder: Path) -> list[tuple[str, int]]:

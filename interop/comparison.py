@@ -21,15 +21,30 @@ class Comparison:
         self.out = out
         self.missed = False
 
-    def cases(self, format: str) -> list[str]:
-        """The exports of one format."""
-        folder = self.out / format
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    def cases(self, format: str, required: bool = True) -> list[str]:
+        """The exports of one format.
+
+        Raises:
+            FileNotFoundError: there are none, though required.
+        """
+        return self._names(f"{format}/*", required)
 
     def requests(self) -> list[str]:
-        """The exports that one request in the finetuned model was prepared for."""
-        found = self.out.glob("expected/*, one request.safetensors")
-        return sorted(path.name.partition(",")[0] for path in found)
+        """The exports that one request in the finetuned model was prepared for.
+
+        Raises:
+            FileNotFoundError: there are none.
+        """
+        found = self._names("expected/*, one request.safetensors")
+        return [name.partition(",")[0] for name in found]
+
+    def _names(self, pattern: str, required: bool = True) -> list[str]:
+        found = sorted(path.name for path in self.out.glob(pattern))
+        if required and not found:
+            raise FileNotFoundError(
+                f"no {self.out}/{pattern}: give what interop.prepare has written"
+            )
+        return found
 
     def card(self, format: str, case: str, layer: int) -> dict[str, Any]:
         """What `export.json` says of a layer."""

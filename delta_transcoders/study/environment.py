@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from delta_transcoders.git import git
 
 PACKAGES = (
     "delta-transcoders",
@@ -40,19 +41,9 @@ def environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
 def _commit() -> str:
     if not (_CHECKOUT / ".git").exists():
         return ""
-    command = [
-        "git",
-        "-C",
-        str(_CHECKOUT),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git, or another user's checkout
+        return git(_CHECKOUT, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except ValueError:  # no git, or another user's checkout
         return ""
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from delta_transcoders.command import nearest
-from delta_transcoders.files import DONE, check_no_strangers, free_bytes
+from delta_transcoders.files import DONE, check_no_strangers, free_bytes, staged_output
 from delta_transcoders.hub import is_hub_id
 from delta_transcoders.report.tables import format_table
-from delta_transcoders.study.records import RECORD, Record, fingerprint
+from delta_transcoders.study.records import RECORD, Record, fingerprint, megabytes
 from delta_transcoders.study.stage_config import StageConfig, path_of
 from delta_transcoders.study.study_file import SCRIPTS, SIZES, Stage, Study
 
@@ -28,6 +28,7 @@ class Step:
     Attributes:
         inputs: paths that it reads; by path, the stage that writes it, or "" for a path from elsewhere.
         holds: folders that no other stage may write into at the same time (see `StageConfig`).
+        adds_to: those of its inputs that it holds.
         why: it must run; empty where it need not.
     """
 
@@ -35,6 +36,7 @@ class Step:
     config: StageConfig
     inputs: dict[str, str] = field(default_factory=dict)
     holds: set[str] = field(default_factory=set)
+    adds_to: list[str] = field(default_factory=list)
     why: str = ""
 
 
@@ -60,6 +62,7 @@ class Graph:
             step.holds = {self._real(path) for path in step.config.holds}
             for text in step.config.reads:
                 self._add_input(step, text)
+            step.adds_to = [path for path in step.inputs if self._real(path) in step.holds]
         self.steps = _in_order(steps)
 
     def _real(self, text: str) -> str:
@@ -331,7 +334,11 @@ def check_disk(steps: Iterable[Step], records: dict[str, Record], folder: str) -
     Raises:
         OSError: the stages that are to run would take more than is free.
     """
-    needed = sum(sizes(step, records[step.stage.study])[1] or 0 for step in steps)
+    needed = 0.0
+    for step in steps:
+        # What an interrupted run has left: the stage goes on with it, or removes it first.
+        staged = megabytes(str(staged_output(path)) for path in step.config.outputs)
+        needed += max(0, (sizes(step, records[step.stage.study])[1] or 0) - staged)
     free = free_bytes(folder) / 1e6
     if needed > free:
         raise OSError(

@@ -23,7 +23,14 @@ from typing import Any
 from delta_transcoders.command import find_config
 from delta_transcoders.files import read_json
 from delta_transcoders.study.plan import changes
-from delta_transcoders.study.seeds import N_SEEDS, PLAN, registering_commit, seeds_of
+from delta_transcoders.study.seeds import (
+    N_SEEDS,
+    PLAN,
+    NotRegistered,
+    last_commit,
+    registering_commit,
+    seeds_of,
+)
 from delta_transcoders.study.stage_config import StageConfig
 from delta_transcoders.study.study_file import SCRIPTS, read_study
 
@@ -117,10 +124,14 @@ def registered_seeds(
 
 
 def is_registered(folder: str) -> bool:
-    """Whether what is registered in a folder is committed, with a plan."""
+    """Whether what is registered in a folder is committed as it is, with a plan.
+
+    Raises:
+        ValueError: git cannot say, see `seeds.last_commit`.
+    """
     try:
         registering_commit(folder)
-    except ValueError:
+    except NotRegistered:
         return False
     return True
 
@@ -128,9 +139,18 @@ def is_registered(folder: str) -> bool:
 def check_development(folder: str, seeds: Sequence[int]) -> None:
     """
     Raises:
-        ValueError: one of the seeds is registered: what development sees of it can no more be a test.
+        ValueError: one of the seeds is registered, also where the claims are being edited: what development
+            sees of it can no more be a test. Or git cannot say, see `seeds.last_commit`.
     """
-    derived = seeds_of(registering_commit(folder), N_SEEDS) if is_registered(folder) else []
+    if not (seeds and Path(folder).is_dir()):
+        return
+    try:
+        commit = last_commit(folder)
+    except ValueError as error:
+        raise ValueError(
+            f"--unregistered --seeds: whether they are registered in {folder} is not known: {error}"
+        ) from None
+    derived = seeds_of(commit, N_SEEDS) if commit else []
     for seed in seeds:
         if seed in derived:
             raise ValueError(

@@ -75,7 +75,10 @@ def _text(value: Any) -> str:
 
 
 class Ended(NamedTuple):
-    """How a command ended: its status in a shell's numbers, and the most memory that it took at once."""
+    """How a command ended: its status in a shell's numbers, and the most memory of one of its processes.
+
+    Where it has several at once, as two devices have, together they took more.
+    """
 
     status: int
     memory_gb: float
@@ -139,7 +142,7 @@ def start_command(
 
 
 def end_of(process: subprocess.Popen) -> Ended | None:
-    """How a started command has ended; None while it runs."""
+    """How a started command has ended; None while it runs. Memory is that of its largest process."""
     pid, status, usage = os.wait4(process.pid, os.WNOHANG)
     if pid == 0:
         return None

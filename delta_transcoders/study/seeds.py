@@ -39,28 +39,52 @@ def seeds_of(commit: str, n: int) -> list[int]:
     return seeds
 
 
+class NotRegistered(ValueError):
+    """What is in a folder is not registered, as far as git can say so."""
+
+
+def last_commit(folder: str) -> str:
+    """The hash of the commit that last changed the claims of a folder, whatever was changed since.
+
+    Empty where there is none.
+
+    Raises:
+        ValueError: git cannot say: it is not installed, no repository, or a clone without history.
+    """
+    if git(folder, "rev-parse", "--is-shallow-repository") == "true":  # all is of its oldest commit
+        raise ValueError(
+            f"a clone without history does not have the commit that registered {folder}: git fetch "
+            "--unshallow"
+        )
+    if not git(
+        folder, "rev-list", "--all", "--max-count=1"
+    ):  # where there is no commit, `log` fails
+        return ""
+    return git(folder, "log", "-1", "--format=%H", "--", *REGISTERED)
+
+
 def registering_commit(folder: str = DOCS) -> str:
     """The hash of the commit that registered the claims of a folder.
 
     Raises:
-        ValueError: no such commit, a clone without it, the files have changed since, or there are claims of
-            a study of one's own without its plan.
+        NotRegistered: no such commit, the files have changed since, or there are claims of a study of one's
+            own without its plan.
+        ValueError: git cannot say, see `last_commit`.
     """
     if not Path(folder).is_dir():
-        raise ValueError(f"nothing is registered in {folder}: there is no such folder")
+        raise NotRegistered(f"nothing is registered in {folder}: there is no such folder")
     if Path(folder) != Path(DOCS) and not (Path(folder) / PLAN).is_file():
-        raise ValueError(
+        raise NotRegistered(
             f"nothing is registered in {folder} yet: there is no {PLAN}, which `python -m "
             "delta_transcoders.study.register STUDY.yaml` writes"
         )
-    if git(folder, "rev-parse", "--is-shallow-repository") == "true":  # all is of its oldest commit
-        raise ValueError("a clone without history does not have it: git fetch --unshallow")
+    commit = last_commit(folder)
     if changed := git(folder, "status", "--porcelain", "--", *REGISTERED):
-        raise ValueError(f"not committed, and so not registered: {' '.join(changed.split()[1::2])}")
-    commit = git(folder, "log", "-1", "--format=%H", "--", *REGISTERED)
+        names = " ".join(changed.split()[1::2])
+        raise NotRegistered(f"not committed, and so not registered: {names}")
     if not commit:
         names = " or ".join(f"{folder}/{name}" for name in REGISTERED)
-        raise ValueError(f"no commit holds {names}: run this in a checkout")
+        raise NotRegistered(f"no commit holds {names}: run this in a checkout")
     return commit
 
 

@@ -45,7 +45,7 @@ class Job:
         record: of its study.
         log: the file with what it shows; None where that is on the terminal.
         run: the id of its outputs.
-        megabytes: of its inputs as it was started.
+        megabytes: of the inputs that it may add to, as it was started.
         began: by `time.perf_counter`.
     """
 
@@ -87,7 +87,6 @@ def run_steps(
         signals.Stopped: a signal came, and all that ran has ended.
     """
     variables = ENVIRONMENT | share_of_cpus(n_jobs) | os.environ
-    found = environment(variables)
     numbers = {step.stage.label: n for n, step in enumerate(steps, start=1)}
     needs, waiting = needs_of(graph, steps), list(steps)
     jobs: list[Job] = []
@@ -120,7 +119,7 @@ def run_steps(
                     make_links(graph.study, step.stage.study)
                     place = f"[{numbers[step.stage.label]}/{len(steps)}]"
                     record = records[step.stage.study]
-                    jobs.append(_start(step, place, record, variables, found, keep, n_jobs > 1))
+                    jobs.append(_start(step, place, record, variables, keep, n_jobs > 1))
                     pass_on(given)  # what came before there was a process
                 if is_new and n_jobs > 1:  # it takes seconds, in which no job is left free
                     keep_tables(graph.study, keep)
@@ -142,7 +141,6 @@ def _start(
     place: str,
     record: Record,
     variables: Mapping[str, str],
-    found: Mapping[str, str],
     keep: Sequence[int],
     has_log: bool,
 ) -> Job:
@@ -151,12 +149,12 @@ def _start(
     command, run = command_of(stage, resume), uuid.uuid4().hex
     print(f"{place} {stage.label}: {shlex.join(command)}", flush=True)
     how: dict[str, Any] = {"run": run, "command": shlex.join(command), "began": time.time()}
-    how["environment"] = found
+    how["environment"] = environment(variables)  # now: a study runs for hours, and code changes
     if resume:  # what that start has left may be gone on from again
         how["began"] = record.stages[stage.name]["started"]["began"]
     record.start(stage.name, how | recorded(step))
     log = Path(stage.study, "logs", f"{stage.name}.txt") if has_log else None
-    began, read = time.perf_counter(), megabytes(step.inputs)
+    began, read = time.perf_counter(), megabytes(step.adds_to)
     # What pages and reports print is long, and in the files that they write.
     quiet = stage.run.startswith(("delta_transcoders.report.", "delta_transcoders.pages."))
     process = start_command(command, {**variables, files.RUN: run}, keep, quiet, log)
@@ -185,13 +183,11 @@ def _end(job: Job, ended: Ended, seconds: float, is_stopped: bool) -> int:
 
 
 def _finish(job: Job, seconds: float, memory_gb: float, outputs: Mapping[str, str | None]) -> None:
+    # As the delta stage adds its targets to the cache; to other inputs only stages beside it add.
+    added = max(0, megabytes(job.step.adds_to) - job.megabytes)
     measured = {
         "seconds": round(seconds, 1),
-        # What it adds to its inputs too, as the delta stage adds its targets to the cache.
-        "megabytes": round(
-            megabytes(job.step.config.outputs) + max(0, megabytes(job.step.inputs) - job.megabytes),
-            2,
-        ),
+        "megabytes": round(megabytes(job.step.config.outputs) + added, 2),
         "memory_gb": round(memory_gb, 2),
     }
     job.record.finish(job.step.stage.name, measured | {"outputs": outputs})

@@ -71,7 +71,9 @@ def packages() -> dict[str, Distribution]:
     """The installed packages but this one, by name; the first one found of each, as imports have it."""
     found: dict[str, Distribution] = {}
     for distribution in distributions():
-        found.setdefault(distribution.metadata["Name"].lower().replace("_", "-"), distribution)
+        # A *.dist-info that lost its METADATA has no name, or no metadata at all, as Python's version has it.
+        if name := (distribution.metadata or {}).get("Name"):
+            found.setdefault(name.lower().replace("_", "-"), distribution)
     found.pop(OURS, None)
     return dict(sorted(found.items()))
 
@@ -156,7 +158,8 @@ def chats(replies: str, seed: int) -> Documents:
         FileNotFoundError, ValueError: no such file, or a line that is no reply; names it.
     """
     if not Path(replies).expanduser().is_file():
-        raise FileNotFoundError(f"--replies {replies}: no such file; make it: {COMMAND} MODEL OUT")
+        remake = f"{COMMAND} MODEL OUT [--dtype bfloat16]"
+        raise FileNotFoundError(f"--replies {replies}: no such file; make it: {remake}")
     found = numbered(replies, _reply).values()
     by_text = {
         text.identity: text for kind, text in found if kind == "chat" and text.example.target

@@ -4,9 +4,11 @@ import errno
 import signal
 
 import pytest
+import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import evaluate
+from delta_transcoders import files
 from delta_transcoders.activations import writing
 from delta_transcoders.activations.cache import ActivationCache
 from delta_transcoders.signals import Stopped
@@ -42,15 +44,17 @@ def test_captured_activations_are_let_go_of(study, arguments, tmp_path, monkeypa
 
 @pytest.fixture
 def captured(study, arguments, tmp_path, monkeypatch):
-    """Capture into a folder, stopped at a batch of the model's or at none; the batches that it computed."""
+    """Capture into a folder, ended by an error at a batch or at none; the batches that the model computed."""
     predict_step = ActivationCapture.predict_step
 
-    def run(folder: str, stop_at: int | None = None, **options) -> int:
+    stopped = Stopped(signal.SIGTERM)
+
+    def run(folder: str, stop_at: int | None = None, error=stopped, **options) -> int:
         computed = []
 
         def counted(module, batch, *args):
             if len(computed) == stop_at:
-                raise Stopped(signal.SIGTERM)
+                raise error
             prediction = predict_step(module, batch, *args)
             computed.extend([batch] * (prediction is not None))
             return prediction
@@ -65,7 +69,7 @@ def captured(study, arguments, tmp_path, monkeypatch):
         if stop_at is None:
             evaluate.main(arguments("tiny/activations.yaml", study, options))
         else:
-            with pytest.raises(Stopped):
+            with pytest.raises(type(error)):
                 evaluate.main(arguments("tiny/activations.yaml", study, options))
         return len(computed)
 
@@ -125,7 +129,20 @@ def test_a_capture_without_room_goes_on_after_its_last_shard(
     written = files_of(tmp_path / ".again.partial")
     assert len(written) == 12
     assert "tokens are written and stay: once the cause is mended, the same" in caplog.text
+    with monkeypatch.context() as patch:  # still
+        patch.setattr(files, "free_bytes", lambda path: 0)
+        with pytest.raises(OSError, match=r"again will take .* GB, 0\.0 GB are free"):
+            captured("again")
+    assert files_of(tmp_path / ".again.partial") == written
     assert captured("again") < captured("whole") == 20
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "whole")
+
+
+def test_a_capture_without_memory_on_the_device_goes_on_after_its_last_shard(captured, tmp_path):
+    first = captured("again", stop_at=9, error=torch.OutOfMemoryError("CUDA out of memory"))
+    assert files_of(tmp_path / ".again.partial")
+    assert first + captured("again") < 20 + 9
+    captured("whole")
     assert files_of(tmp_path / "again") == files_of(tmp_path / "whole")
 
 

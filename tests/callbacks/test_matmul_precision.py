@@ -1,5 +1,6 @@
 """Rounded products last as long as a training."""
 
+import pytest
 import torch
 from lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
@@ -20,8 +21,8 @@ class _Model(LightningModule):
         return torch.optim.SGD(self.parameters())
 
 
-def test_products_are_rounded_until_the_training_ends(tmp_path):
-    model = _Model()
+@pytest.fixture
+def fit(tmp_path):
     trainer = Trainer(
         max_steps=1,
         accelerator="cpu",
@@ -32,7 +33,22 @@ def test_products_are_rounded_until_the_training_ends(tmp_path):
         default_root_dir=tmp_path,
         callbacks=[MatmulPrecision("medium")],
     )
+    return lambda model: trainer.fit(model, DataLoader(torch.ones(1, 1)))
+
+
+def test_products_are_rounded_until_the_training_ends(fit):
+    model = _Model()
     assert torch.get_float32_matmul_precision() == "highest"
-    trainer.fit(model, DataLoader(torch.ones(1, 1)))
+    fit(model)
     assert model.seen == "medium"
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_products_are_rounded_until_a_training_fails(fit):
+    class Failing(_Model):
+        def training_step(self, batch):
+            raise ValueError(torch.get_float32_matmul_precision())
+
+    with pytest.raises(ValueError, match="medium"):
+        fit(Failing())
     assert torch.get_float32_matmul_precision() == "highest"

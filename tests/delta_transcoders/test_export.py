@@ -526,6 +526,11 @@ def test_another_model_is_refused(random_study, tokenizer, tmp_path):
         ({"format": "circuit_tracer"}, FileNotFoundError, "no model folder"),
         ({"out": "taken"}, FileExistsError, "taken holds something else than an export"),
         ({"base_model": "./gemma"}, ValueError, "--base-model './gemma' is not a hub id"),
+        (
+            {"format": "deltas", "base_repository": "bases"},
+            ValueError,
+            "--base-repository 'bases' is not a hub id",
+        ),
         ({"private": True}, ValueError, "--private goes with --push-to-hub"),
         (
             {"format": "merged", "alpha": 0.5},
@@ -553,6 +558,16 @@ def test_what_the_user_got_wrong_is_named(
     with pytest.raises(error, match=message):
         export(random_study.folder, **{"format": "saelens", "out": "out"} | arguments)
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+def test_no_repository_of_bases_for_deltas_without_a_dictionary(random_study, tmp_path):
+    deltas = random_study.variant(tmp_path / "deltas", target="mlp_difference")
+    options = {"deltas": deltas, "base_repository": "user/bases"}
+    with pytest.raises(
+        ValueError, match=r"layer_0: a delta of target 'mlp_difference' stands on no"
+    ):
+        export(random_study.folder, "deltas", tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_reader_refuses_another_model_and_changed_files(exported, random_study):

@@ -35,6 +35,14 @@ def test_a_folder_of_a_repository_out_of_reach_says_what_to_download_and_which_f
         local_folder("some/repo/delta", ["*"])
 
 
+def test_a_folder_that_a_repository_does_not_hold_is_named(hub):
+    (hub.root / "some/repo/delta").mkdir(parents=True)
+    assert local_folder("some/repo/delta", ["layer_*/*"]) == hub.root / "some/repo/delta"
+    message = r"copy here of 'some/repo' holds no folder 'dleta' with such files: layer_\*/\*"
+    with pytest.raises(FileNotFoundError, match=message):
+        local_folder("some/repo/dleta", ["layer_*/*"])
+
+
 @pytest.fixture
 def folder(tmp_path):
     for name in ("layer_0/config.json", "layer_1/config.json", "model.safetensors", "README.md"):

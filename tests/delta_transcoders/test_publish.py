@@ -3,13 +3,14 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from huggingface_hub import metadata_load
 
 from delta_transcoders.command import run as run_command
-from delta_transcoders.dictionaries.delta import load_deltas
+from delta_transcoders.dictionaries.delta import load_deltas, save_delta
 from delta_transcoders.interventions.loading import load_delta_set
 from delta_transcoders.language_models import load_model
 from delta_transcoders.publish import main, publish
@@ -35,6 +36,15 @@ def test_a_study_in_one_folder(dictionaries, tmp_path):
         for path, size in files:
             assert (tmp_path / "out" / name / path).stat().st_size == size
         assert "README.md" in dict(files)
+
+
+def test_what_is_not_finished_is_not_shared(runs, tmp_path):
+    delta = runs[1] / "delta"
+    shutil.copytree(delta, runs[1] / ".delta.replaced")
+    for name in (".other.partial", "delta_end_to_end.incomplete/n4"):
+        shutil.copytree(delta, runs[1] / name, ignore=shutil.ignore_patterns("done.json"))
+    listed = publish(runs[:2], "user/it", tmp_path / "out")
+    assert list(listed) == ["base_transcoders", "adapter", "delta", "."]
 
 
 def test_nothing_leaves_without_push_and_what_is_pushed_loads(runs, dictionaries, hub, tmp_path):
@@ -68,6 +78,19 @@ def test_nothing_leaves_without_push_and_what_is_pushed_loads(runs, dictionaries
     for path in out.rglob("*"):
         if path.suffix in (".json", ".md"):
             assert str(tmp_path) not in path.read_text(), path
+
+
+def test_deltas_on_other_dictionaries_keep_the_name_of_these(runs, tmp_path):
+    """As those on a second set of the same layers."""
+    other = runs[2] / "delta_end_to_end/n4"
+    changes = {"base_hash": "0" * 64, "base_id": "base_transcoders_2/layer_{}/params.npz"}
+    for layer, (path, delta, config) in load_deltas(other).items():
+        changed = {name: text.format(layer) for name, text in changes.items()}
+        save_delta(path, delta, replace(config, **changed))
+    publish(runs, "user/it", tmp_path / "out")
+    for name, base in (("8_delta_end_to_end_n4", "base_transcoders_2"), ("8_delta", "user/it")):
+        for _, _, config in load_deltas(tmp_path / "out" / name).values():
+            assert config.base_id.startswith(f"{base}/")
 
 
 def test_a_later_push_takes_back_what_is_no_longer_there(runs, hub, tmp_path):

@@ -225,7 +225,6 @@ def test_what_does_not_belong_together_is_refused(run, rules, dictionaries, tmp_
     with pytest.raises(ValueError, match=r"n is 30, so that 60 features .*: give --model.n"):
         run(tmp_path / "a", model__n=30)
     with pytest.raises(ValueError, match="U1: says is ''"):
-        (rules / "rules.yaml").write_text("U1: {says: '', where: []}\n")
         names = [unit["name"] for unit in json.loads(path.read_text())["units"]]
         lines = [f"{name}: {{says: '', where: []}}\n" for name in names]
         (rules / "rules.yaml").write_text("".join(lines))

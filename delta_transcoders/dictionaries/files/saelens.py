@@ -58,7 +58,7 @@ def save_layer(
     """Write one layer's folder below `folder`, and return it.
 
     Args:
-        dictionary: float32 JumpReLU or ReLU, for plain tensors at the site's hook points.
+        dictionary: JumpReLU or ReLU, in float32 or rounded, for plain tensors at the site's hook points.
         base_model: what tools boot by `model_name`: a name that they know, not that of a finetune.
         finetuned_model: whose MLPs the dictionary stands for.
         prepend_bos: whether its tokenizer puts BOS before a text; None: not known, and left out.
@@ -75,7 +75,7 @@ def save_layer(
         "d_in": dictionary.d_in,
         "d_sae": dictionary.n_features,
         "d_out": dictionary.d_out,
-        "dtype": "float32",
+        "dtype": "float32",  # which its reader computes in, whatever the tensors are stored in
         "device": "cpu",
         "metadata": {
             "sae_lens_version": VERSION,

@@ -50,12 +50,18 @@ def write_deltas(
         by layer the hash of the delta as it was trained; and what rounding costs, where it was measured.
 
     Raises:
-        FileNotFoundError, ValueError: deltas that are damaged or do not belong together, or other bases.
+        FileNotFoundError, ValueError: deltas that are damaged or do not belong together, or on other bases,
+            or on none where `base_repository` is given.
     """
     hashes, costs = {}, {}
     for layer, (path, delta, config) in load_deltas(source).items():
         config = replace(config, base_id=portable_name(config.base_id, config.base_file))
-        if base_repository and config.target in ON_DICTIONARIES:
+        if base_repository:
+            if config.target not in ON_DICTIONARIES:
+                raise ValueError(
+                    f"--base-repository does not apply to {path}: a delta of target {config.target!r} stands "
+                    "on no dictionary"
+                )
             base, found = load_base_of(path, config, bases)
             file, shared = found.file, base
             if dtype != "float32":
@@ -67,10 +73,12 @@ def write_deltas(
                 base_hash=shared.fingerprint(),
             )
         hashes[layer] = delta.fingerprint()
-        after = rounded(delta, dtype)
-        if dtype != "float32" and (x := tokens_of(layer)) is not None:
-            costs[layer] = rounding_cost(delta, after, x)
-        save_delta(folder / f"layer_{layer}", after, config)
+        stored = delta
+        if dtype != "float32":
+            stored = rounded(delta, dtype)
+            if (x := tokens_of(layer)) is not None:
+                costs[layer] = rounding_cost(delta, stored, x)
+        save_delta(folder / f"layer_{layer}", stored, config)
     return hashes, costs
 
 

@@ -4,77 +4,77 @@ Nothing here holds a number to compute with, a quantity or a date. `bank` fills 
 """
 
 
-def _listed(text: str) -> tuple[str, ...]:
+def listed(text: str) -> tuple[str, ...]:
     return tuple(text.split(", "))
 
 
 FILLERS = {
-    "country": _listed(
+    "country": listed(
         "France, Spain, Italy, Portugal, Norway, Sweden, Finland, Denmark, Iceland, Ireland, Scotland, "
         "Poland, Hungary, Austria, Greece, Turkey, Egypt, Morocco, Kenya, Nigeria, Ghana, Ethiopia, "
         "South Africa, India, Nepal, China, Japan, South Korea, Vietnam, Thailand, Indonesia, "
         "Australia, New Zealand, Canada, Mexico, Cuba, Brazil, Argentina, Chile, Peru, Colombia, Iran, "
         "Israel, Ukraine, Romania, Switzerland, Belgium"
     ),
-    "city": _listed(
+    "city": listed(
         "Paris, London, Rome, Madrid, Berlin, Vienna, Prague, Lisbon, Athens, Cairo, Nairobi, Lagos, "
         "Cape Town, Mumbai, Delhi, Beijing, Tokyo, Seoul, Bangkok, Sydney, Toronto, New York, Chicago, "
         "San Francisco, New Orleans, Havana, Lima, Buenos Aires, Istanbul, Moscow, Dublin, Venice, "
         "Amsterdam, Copenhagen"
     ),
-    "animal": _listed(
+    "animal": listed(
         "a fox, an owl, a bear, a wolf, a horse, a cow, a goat, a sheep, a dolphin, a whale, a shark, a "
         "penguin, an eagle, a parrot, a frog, a snake, a turtle, a crocodile, a bee, an ant, a "
         "butterfly, a spider, a mouse, a rabbit, a squirrel, a hedgehog, a bat, an elephant, a lion, a "
         "tiger, a giraffe, a zebra, a monkey, a kangaroo, a koala, a camel, an octopus, a crab, a swan, "
         "a duck, a hamster, a beaver"
     ),
-    "food": _listed(
+    "food": listed(
         "bread, rice, pasta, cheese, butter, honey, chocolate, coffee, tea, soup, salad, pizza, sushi, "
         "curry, yogurt, garlic, ginger, cinnamon, olive oil, tofu, oatmeal, mushrooms, spinach, "
         "carrots, potatoes, tomatoes, apples, bananas, strawberries, lemons, almonds, lentils, salmon, "
         "chicken, popcorn, pancakes"
     ),
-    "job": _listed(
+    "job": listed(
         "a nurse, a doctor, a teacher, a baker, a farmer, a pilot, a plumber, an electrician, a "
         "carpenter, a judge, a lawyer, a journalist, a photographer, an architect, a librarian, a "
         "gardener, a firefighter, a chef, a waiter, a tailor, a translator, a sailor, a miner, a "
         "dentist, a vet, a musician, an actor, a dancer, a programmer, a bus driver, a florist, a "
         "painter"
     ),
-    "object": _listed(
+    "object": listed(
         "an umbrella, a candle, a mirror, a pillow, a backpack, a ladder, a hammer, a needle, a kettle, "
         "a frying pan, a bicycle, a guitar, a piano, a violin, a lamp, a carpet, a blanket, a basket, a "
         "vase, a whistle, a flag, a tent, a sleeping bag, a pair of scissors, a toothbrush, a comb, a "
         "wallet, a key, a lock, a magnet, a microscope, a camera, a broom, a bucket, a rope, a scarf, a "
         "helmet"
     ),
-    "adjective": _listed(
+    "adjective": listed(
         "happy, sad, brave, calm, curious, gentle, quick, slow, loud, quiet, bright, dark, heavy, "
         "smooth, rough, clever, honest, polite, rude, lazy, busy, proud, shy, strange, famous, ancient, "
         "modern, generous, greedy, fragile, strong, empty, narrow, wide, bitter, sweet, dangerous, "
         "safe, beautiful, ugly"
     ),
-    "hobby": _listed(
+    "hobby": listed(
         "gardening, cooking, baking, painting, drawing, knitting, sewing, fishing, hiking, climbing, "
         "swimming, running, cycling, skiing, sailing, dancing, singing, reading, writing, chess, "
         "photography, pottery, birdwatching, camping, yoga, juggling, origami, woodworking, "
         "calligraphy, surfing"
     ),
-    "term": _listed(
+    "term": listed(
         "gravity, photosynthesis, evolution, electricity, magnetism, friction, erosion, oxygen, water, "
         "light, sound, heat, a cell, an atom, a molecule, a planet, a star, a comet, a volcano, an "
         "earthquake, a glacier, a rainbow, a tide, lightning, fog, a virus, a vaccine, a fossil, a "
         "desert, an ecosystem, democracy, inflation, poetry, irony, friendship, justice"
     ),
-    "person": _listed(
+    "person": listed(
         "Albert Einstein, Marie Curie, Isaac Newton, Charles Darwin, Galileo, Leonardo da Vinci, "
         "Michelangelo, Vincent van Gogh, Claude Monet, Frida Kahlo, Pablo Picasso, Mozart, Beethoven, "
         "Bach, Shakespeare, Jane Austen, Charles Dickens, Mark Twain, Cleopatra, Julius Caesar, "
         "Napoleon, Abraham Lincoln, Gandhi, Nelson Mandela, Martin Luther King, Florence Nightingale, "
         "Amelia Earhart, Neil Armstrong, Socrates, Plato"
     ),
-    "situation": _listed(
+    "situation": listed(
         "I lost my keys., My phone is broken., I missed my bus., I feel tired today., I forgot my "
         "friend's birthday., My neighbor is very noisy., I have a headache., I can't sleep., I am "
         "nervous about an interview., My plant is dying., I spilled coffee on my shirt., My computer is "
@@ -84,7 +84,7 @@ FILLERS = {
         "speech., I left my bag on the train., I won a prize., My bike has a flat tire., I want to read "
         "more., My room is a mess., I am cooking for guests."
     ),
-    "sentence": _listed(
+    "sentence": listed(
         "The dog sleeps by the door., My sister sings in the choir., We walk to school together., The "
         "children play in the garden., He writes letters to his mother., The cat drinks milk., She "
         "opens the window., The birds fly south., They build a house near the lake., I like warm "
@@ -95,12 +95,12 @@ FILLERS = {
         "The actor waves to the crowd., It smells of fresh coffee here., The lake is frozen., A "
         "stranger knocks at the door."
     ),
-    "language": _listed(
+    "language": listed(
         "French, Spanish, German, Italian, Portuguese, Dutch, Swedish, Polish, Russian, Japanese, "
         "Chinese, Korean, Arabic, Hindi, Turkish, Greek, Latin, Swahili, Finnish, Hungarian, Danish, "
         "Norwegian, Czech, Irish"
     ),
-    "topic": _listed(
+    "topic": listed(
         "the sea, the moon, autumn, winter, a lighthouse, a lost letter, an old clock, a dragon, a "
         "pirate, a train, a forest, a storm, a garden, a robot, a princess, a detective, a library, a "
         "castle, a market, a desert, a mountain, a secret door, a blue bird, a long journey, a snowman, "

@@ -5,30 +5,27 @@ compute; questions about units, calendars and tools; and tasks on a text that ho
 or a date. `bank` fills the frames; `{x}`, `{quantity}`, `{day}` and the like are those of `requests`.
 """
 
-
-def _listed(text: str) -> tuple[str, ...]:
-    return tuple(text.split(", "))
-
+from delta_transcoders.tasks.three_tools.chats import listed
 
 FILLERS = {
-    "name": _listed(
+    "name": listed(
         "Anna, Ben, Clara, David, Emma, Felix, Grace, Henry, Ida, Jack, Kate, Leo, Maria, Noah, Olga, "
         "Peter, Rosa, Sam, Tina, Victor"
     ),
-    "things": _listed(
+    "things": listed(
         "apples, books, chairs, stamps, coins, pencils, tickets, eggs, candles, bricks, cards, shirts, "
         "bottles, roses, boxes, keys, marbles, spoons"
     ),
-    "place": _listed(
+    "place": listed(
         "the lake, the station, the market, the harbor, the museum, the school, the farm, the old "
         "bridge, the airport, the office, the beach, the village"
     ),
-    "word": _listed(
+    "word": listed(
         "calculate, calculator, convert, conversion, date, days, sum, total, result, number, value, "
         "count, add, divide, multiply, minus, percent, measure, unit, mile, inch, foot, yard, pound, "
         "ounce, gram, liter, gallon, degree, calendar, week, month, tool"
     ),
-    "saying": _listed(
+    "saying": listed(
         "a miss is as good as a mile, give someone an inch, go the extra mile, the whole nine yards, on "
         "cloud nine, two is company, put two and two together, at the eleventh hour, a stitch in time "
         "saves nine, six of one and half a dozen of the other, call it a day, save the date, out of "
@@ -37,35 +34,35 @@ FILLERS = {
         "in numbers, the third degree, a pint of milk, put your best foot forward, a yard sale, worth "
         "its weight in gold, a blind date"
     ),
-    "device": _listed(
+    "device": listed(
         "a calculator, a thermometer, a ruler, a calendar, an abacus, a compass, a kitchen scale, a "
         "stopwatch, a speedometer, a barometer, a measuring tape, a sundial, a slide rule, an "
         "hourglass, a measuring cup, a cash register, a wristwatch, a pedometer"
     ),
-    "unit": _listed(
+    "unit": listed(
         "the meter, the kilometer, the inch, the foot, the yard, the mile, the gram, the kilogram, the "
         "ounce, the pound, the liter, the pint, the gallon, the degree Celsius, the degree Fahrenheit, "
         "the kelvin, the knot, the acre, the second, the hour"
     ),
-    "month": _listed(
+    "month": listed(
         "January, February, March, April, May, June, July, August, September, October, November, "
         "December"
     ),
-    "weekday": _listed("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday"),
-    "bill": _listed(
+    "weekday": listed("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday"),
+    "bill": listed(
         "rent, taxes, bonus, salary, grade, budget, pension, age, share, travel costs, water bill, "
         "fine, tip, carbon footprint, horoscope, chances"
     ),
-    "file": _listed(
+    "file": listed(
         "a photo, a video, a document, a song, a spreadsheet, a drawing, a barn, a garage, a van, an "
         "attic, a church, a warehouse"
     ),
-    "event": _listed(
+    "event": listed(
         "the party, the wedding, the exam, the concert, the election, the race, the funeral, the "
         "picnic, the interview, the festival, the first snow, the school play, the holidays, the "
         "delivery"
     ),
-    "language": _listed("French, Spanish, German, Italian, Polish, Japanese, Turkish, Greek"),
+    "language": listed("French, Spanish, German, Italian, Polish, Japanese, Turkish, Greek"),
 }
 """By the field of a frame; those that end in 2 are filled from the same list as the field before."""
 

@@ -57,7 +57,7 @@ def usable_replies(path: str | Path) -> dict[str, str]:
         ValueError: a malformed line, or a prompt of `bank` without a reply.
     """
     path = Path(path).expanduser()
-    remake = f"{COMMAND} MODEL {path.parent}"
+    remake = f"{COMMAND} MODEL {path.parent} [--dtype bfloat16]"
     if not path.is_file():
         raise FileNotFoundError(f"no replies {path}; make them: {remake}")
     replies = {reply.prompt.text: reply for reply in numbered(path, _parse).values()}
@@ -107,7 +107,7 @@ def make(model: str, out: str | Path, device: str = "cpu", dtype: str = "float32
         whether anything was done.
 
     Raises:
-        FileExistsError: `out` holds something else, or another model's replies.
+        FileExistsError: `out` holds something else, or replies of another model, or in another dtype.
         FileNotFoundError, ConnectionError: no such model folder, or a hub id that cannot be had.
         ValueError: a tokenizer without a chat template.
     """
@@ -119,8 +119,10 @@ def make(model: str, out: str | Path, device: str = "cpu", dtype: str = "float32
     if files.is_finished(out, OUTPUT_KIND):
         found = files.read_json(Path(out) / CONFIG)
         if found["model_fingerprint"] != config["model_fingerprint"]:
+            was = found.get("dtype", "a dtype that is not noted")
             raise FileExistsError(
-                f"{out} holds the replies of another model, {found['model']}: give another folder"
+                f"{out} holds the replies of other weights, {found['model']} in {was}, not {model} in "
+                f"{dtype}: give another folder, or --dtype"
             )
         # Wherever the model's folder is.
         if (config | {"model": found["model"]}).items() <= found.items():
@@ -129,7 +131,8 @@ def make(model: str, out: str | Path, device: str = "cpu", dtype: str = "float32
     digest = hash_texts([json.dumps(config)])[:8]
     parts = Path(out).with_name(f".{Path(out).name}.{digest}")
     replies = list(_replies(network.to(device), tokenizer, parts))
-    config["n_ended"] = sum(reply.ended for reply in replies)
+    # Not compared: in another dtype the weights have another fingerprint.
+    config |= {"dtype": dtype, "n_ended": sum(reply.ended for reply in replies)}
     with files.new_output(out, OUTPUT_KIND) as folder:
         write_replies(folder / FILE, replies)
         files.write_json(folder / CONFIG, config)

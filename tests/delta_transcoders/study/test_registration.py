@@ -8,7 +8,7 @@ import pytest
 
 from delta_transcoders.study.__main__ import main
 from delta_transcoders.study.register import main as register
-from delta_transcoders.study.registration import plan_of
+from delta_transcoders.study.registration import is_registered, plan_of
 from delta_transcoders.study.seeds import registering_commit, seeds_of
 
 FILE = "configs/registered.yaml"
@@ -263,6 +263,31 @@ def test_development_is_not_on_registered_seeds(claims):
     run(*args, "123456")
     with pytest.raises(ValueError, match=rf"--seeds {seeds()[1]}: .* registered in docs/mine: gi"):
         run(*args, "123456", str(seeds()[1]))
+
+
+def test_an_edit_of_the_claims_frees_no_registered_seed(registered):
+    seed = str(seeds()[0])
+    registered.write("docs/mine/REGISTERED.md", "# Claims that are being edited\n")
+    with pytest.raises(ValueError, match=rf"--seeds {seed}: it is one of the seeds registered"):
+        run("--unregistered", "--dry-run", "--seeds", seed)
+
+
+def test_where_git_cannot_say_whether_a_seed_is_registered(registered, monkeypatch):
+    args = ("--unregistered", "--dry-run")
+    seed = str(seeds()[0])
+    assert is_registered("docs/mine")
+    # As in a clone without history.
+    registered.write(".git/shallow", registering_commit("docs/mine") + "\n")
+    with pytest.raises(ValueError, match=r"is not known: .* docs/mine: git fetch --unshallow"):
+        run(*args, "--seeds", seed)
+    with pytest.raises(ValueError, match="git fetch --unshallow"):
+        is_registered("docs/mine")
+    run(*args)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match=r"git is not installed, .*: install it"):
+        run(*args, "--seeds", seed)
+    with pytest.raises(ValueError, match=r"git is not installed, .*: install it"):
+        is_registered("docs/mine")
 
 
 def test_an_installed_program_says_that_it_needs_the_checkout(registered):

@@ -12,6 +12,8 @@ from collections import namedtuple
 
 import pytest
 
+from delta_transcoders import files
+from delta_transcoders.study import steps
 from delta_transcoders.study.__main__ import main
 
 ALL = ["a", "b", "c", "d"]
@@ -110,8 +112,6 @@ def test_files_of_others_are_refused_before_the_first_stage(lab, study):
 
 
 def test_a_file_that_is_added_to_an_output_changes_nothing(lab, study):
-    from delta_transcoders import files
-
     study()
     files.write_text("runs/a/more.txt", "added later, as residuals are to a cache")
     assert "more.txt" in json.loads(lab.read("runs/a/done.json"))["files"]
@@ -262,20 +262,31 @@ def test_sigkill_at_random_moments(lab, study):
     assert lab.read("undisturbed/d/text.txt") == result
 
 
-def test_what_a_stage_adds_to_its_input_is_counted(lab, study):
-    """As the delta stage adds its targets to the cache."""
-    lab.replace("evaluate.py", "def main():", "ADDED = 3_000_000\n\ndef main():")
+def test_what_a_stage_adds_to_its_cache_is_counted(lab, study):
+    """As the delta stage adds its targets."""
     lab.replace(
-        "evaluate.py",
+        "train.py",
         "        files.write_text(folder",
-        """        if "/a/" in str(given.get("reads")) and given["output"].endswith("b"):
-            files.write_text(Path(args["--study"], "a", "more.txt"), "x" * ADDED)
+        """        if "/b" in given["output"]:
+            files.write_text(Path(args["--study"], "a", "more.txt"), "x" * 3_000_000)
         files.write_text(folder""",
     )
+    lab.replace("configs/study.yaml", "b: {run: evaluate", "b: {run: train")
+    data = 'data: {class_path: x.Z, init_args: {cache: "${study}/a"}}\n'
+    lab.write("configs/b.yaml", lab.read("configs/b.yaml") + data)
     study()
     done = json.loads(lab.read("runs/study.json"))["stages"]
     assert done["b"]["done"]["megabytes"] == pytest.approx(3, abs=0.01)
     assert done["c"]["done"]["megabytes"] < 0.01
+
+
+def test_each_stage_s_commit_is_noted(lab, study, monkeypatch):
+    commits = iter("1234")
+    monkeypatch.setattr(steps, "environment", lambda variables: {"commit": next(commits)})
+    study()
+    record = json.loads(lab.read("runs/study.json"))["stages"]
+    found = [stage["done"]["environment"]["commit"] for stage in record.values()]
+    assert found == ["1", "2", "3", "4"]
 
 
 def test_the_most_memory_of_a_stage_is_noted_and_planned(lab, study, capsys):
@@ -312,3 +323,8 @@ def test_no_room_on_the_disk(lab, study, monkeypatch):
     with pytest.raises(OSError, match="take 7 MB, and 5 MB are free in"):
         study()
     assert not (lab.folder / "runs/a").exists()
+    # An interrupted capture has taken some of it already.
+    staged = files.start_output("runs/d", "${study}/d", made_from={})
+    (staged / "shard").write_bytes(bytes(3_000_000))
+    files.leave_output("runs/d")
+    assert study() == dict.fromkeys(ALL, "never run")

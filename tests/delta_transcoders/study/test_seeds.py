@@ -74,7 +74,7 @@ def test_elsewhere_nothing_is_registered(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="git"):
         registering_commit()
     git("init", "--quiet")
-    with pytest.raises(ValueError, match=r"git log|no commit holds docs/REGISTERED"):
+    with pytest.raises(ValueError, match="no commit holds docs/REGISTERED"):
         registering_commit()
 
 
@@ -84,7 +84,9 @@ def test_a_clone_without_history_does_not_know_the_commit(checkout, monkeypatch)
     first = registering_commit()
     git("clone", "--quiet", "--depth", "1", checkout.as_uri(), "shallow")
     monkeypatch.chdir(checkout / "shallow")
-    with pytest.raises(ValueError, match="without history does not have it: git fetch --unshallow"):
+    with pytest.raises(
+        ValueError, match=r"without history .* that registered docs: git fetch --unshallow"
+    ):
         registering_commit()
     git("fetch", "--quiet", "--unshallow")
     assert registering_commit() == first

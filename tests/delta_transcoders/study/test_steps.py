@@ -72,6 +72,13 @@ def test_stages_run_at_once_and_wait_for_what_they_need(meeting, study):
     assert study("--jobs", "2") == {}
 
 
+def test_what_another_stage_adds_to_an_input_is_not_counted(meeting):
+    grow = "files.write_text(Path(args['--study'], 'a', 'more.txt'), 'x' * 3_000_000)\n"
+    meeting.write("c.py", grow + meeting.read("c.py"))  # while b reads a
+    main(["--config", "configs/study.yaml", "--jobs", "2"])
+    assert done(meeting)["b"]["megabytes"] < 0.01
+
+
 def test_tables_are_kept_once_free_jobs_have_been_started(meeting, monkeypatch):
     seen = []
 

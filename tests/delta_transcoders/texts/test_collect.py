@@ -138,6 +138,11 @@ def test_a_duplicate_is_left_out_whatever_split_it_is_in(site, chat_model):
     assert all(texts.count(text) == 1 for text in repeated)
 
 
+def test_what_is_left_of_a_removed_package_is_passed_over(site):
+    (site / "gone-1.0.dist-info").mkdir()
+    assert list(sources.packages()) == ["alpha", "beta"]
+
+
 def test_the_order_of_files_and_the_place_do_not_matter(site, chat_model, replies, tmp_path):
     one = collect(tmp_path / "one", chat_model, TOKENS, VALIDATION, replies)
     for info in site.glob("*.dist-info"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from delta_transcoders.files import read_json
+from delta_transcoders.files import read_json, write_json
 from delta_transcoders.fingerprints import model_fingerprint
 from delta_transcoders.language_models import load_model, load_tokenizer
 from delta_transcoders.tasks.three_tools import replies
@@ -63,8 +63,23 @@ def test_of_rounded_weights_they_are_another_model_s(chat_model, tmp_path):
     out = tmp_path / "replies"
     make(chat_model, out, dtype="bfloat16")
     expected = model_fingerprint(load_model(chat_model, "bfloat16"))
-    assert read_json(out / "config.json")["model_fingerprint"] == expected
-    with pytest.raises(FileExistsError, match="holds the replies of another model"):
+    config = read_json(out / "config.json")
+    assert (config["model_fingerprint"], config["dtype"]) == (expected, "bfloat16")
+    message = (
+        f"other weights, {chat_model} in bfloat16, not {chat_model} in float32: give .* --dtype"
+    )
+    with pytest.raises(FileExistsError, match=message):
+        make(chat_model, out)
+
+
+def test_where_no_dtype_was_noted_it_is_that_of_the_same_weights(chat_model, tmp_path):
+    out = tmp_path / "replies"
+    make(chat_model, out, dtype="bfloat16")
+    config = read_json(out / "config.json")
+    del config["dtype"]
+    write_json(out / "config.json", config)
+    assert not make(chat_model, out, dtype="bfloat16")
+    with pytest.raises(FileExistsError, match=r"in a dtype that is not noted, not .* in float32"):
         make(chat_model, out)
 
 
@@ -112,7 +127,7 @@ def test_another_model_s_replies_are_not_replaced(chat_model, tmp_path):
     model = load_model(chat_model)
     model.model.embed_tokens.weight.data *= 2
     model.save_pretrained(chat_model)
-    with pytest.raises(FileExistsError, match="holds the replies of another model"):
+    with pytest.raises(FileExistsError, match="holds the replies of other weights"):
         make(chat_model, out)
 
 
