@@ -22,6 +22,10 @@ PACKAGES = (
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
+_KEPT = (":!docs/results", ":!docs/*/results")
+"""Tables that a registered study keeps there while it runs."""
+
+
 def environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Commit (`-dirty` with changes, empty without a checkout), CPU, what bounds a stage's threads, and
     versions, for readers.
@@ -42,7 +46,9 @@ def _commit() -> str:
     if not (_CHECKOUT / ".git").exists():
         return ""
     try:
-        return git(_CHECKOUT, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        commit = git(_CHECKOUT, "rev-parse", "HEAD")
+        changed = git(_CHECKOUT, "status", "--porcelain", "--untracked-files=no", "--", ".", *_KEPT)
+        return f"{commit}-dirty" if changed else commit
     except ValueError:  # no git, or another user's checkout
         return ""
 

@@ -2,6 +2,7 @@
 
 import re
 
+from delta_transcoders.git import git
 from delta_transcoders.study import environment as module
 from delta_transcoders.study.environment import environment
 
@@ -27,3 +28,23 @@ def test_where_nobody_set_threads_there_are_the_cpus_that_are_allowed(monkeypatc
 def test_without_a_checkout_there_is_no_commit(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_CHECKOUT", tmp_path)
     assert environment()["commit"] == ""
+
+
+def test_changed_code_is_noted_and_kept_tables_are_not(monkeypatch, tmp_path):
+    def run(*args: str) -> str:
+        return git(tmp_path, "-c", "user.name=A", "-c", "user.email=a@b.c", *args)
+
+    monkeypatch.setattr(module, "_CHECKOUT", tmp_path)
+    tables = [tmp_path / "docs/results/1/a.csv", tmp_path / "docs/real/results/1/a.csv"]
+    for path in (*tables, tmp_path / "code.py"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1")
+    run("init", "--quiet")
+    run("add", ".")
+    run("commit", "--quiet", "-m", "All")
+    commit = run("rev-parse", "HEAD")
+    for path in (*tables, tmp_path / "new.txt"):
+        path.write_text("2")
+    assert environment()["commit"] == commit
+    (tmp_path / "code.py").write_text("2")
+    assert environment()["commit"] == f"{commit}-dirty"
