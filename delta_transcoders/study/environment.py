@@ -22,7 +22,7 @@ PACKAGES = (
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-_KEPT = (":!docs/results", ":!docs/*/results")
+_KEPT = (":!docs/results", ":!docs/*/results/*")
 """Tables that a registered study keeps there while it runs."""
 
 
