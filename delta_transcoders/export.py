@@ -53,6 +53,7 @@ def export(
     push_to_hub: str | None = None,
     private: bool = False,
     with_contexts: bool = False,
+    prompt: str | None = None,
 ) -> Path:
     """Write one format and its model card, replacing an earlier export in that folder.
 
@@ -83,6 +84,7 @@ def export(
         push_to_hub: `USER/NAME` of a model repository to upload the folder to.
         private: the repository must be private, and is made so.
         with_contexts: put the texts on which a feature fires into `features/`.
+        prompt: what the card's code tries, as the tokenizer gets it; by default what the task names.
 
     Returns:
         `out`.
@@ -124,6 +126,8 @@ def export(
 
     deltas = local_folder(deltas, ["layer_*/*"]) if deltas else run / "delta"
     study, brought = read_study(run, deltas, base_model), models_of(run)
+    if prompt is not None:
+        study = replace(study, task=replace(study.task, prompt=prompt))
     if base_transcoders is None and (run / "base_transcoders").is_dir():
         base_transcoders = run / "base_transcoders"
     base_transcoders = base_transcoders or brought.get("dictionaries")
@@ -297,6 +301,7 @@ def main() -> None:
         action="store_true",
         help="put texts of the study, which may be private, beside each feature (circuit_tracer)",
     )
+    parser.add_argument("--prompt", help="what the card's code tries (what the task names)")
     parser.add_argument("--push-to-hub", metavar="USER/NAME", help="also upload it there")
     parser.add_argument("--private", action="store_true", help="make the repository private")
     args = vars(parser.parse_args())

@@ -23,9 +23,10 @@ from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.export import export
 from delta_transcoders.families.sites import GEMMA_SCOPE, HOOK_SITES
 from delta_transcoders.features.files import read_features
+from delta_transcoders.foreign_text import parse_json, text_lines
 from delta_transcoders.hub import split_layer
 from delta_transcoders.language_models import load_tokenizer
-from delta_transcoders.report.shared_study import read_study
+from delta_transcoders.report.shared_study import TaskDescription, read_study
 from delta_transcoders.tensor_files import save_tensors
 from interop.replacement import activations, expected
 
@@ -70,8 +71,18 @@ def case(cache: ActivationCache, bases: Dictionaries, deltas: Dictionaries):
 
 
 def request(study: Path, folder: Path, merged: str) -> str:
-    """The task's example, behind a special token: circuit-tracer puts one where there is none."""
+    """The task's example, or a study's first evaluation prompt where the task names none.
+
+    Behind a special token: circuit-tracer puts one where there is none.
+    """
     prompt, tokenizer = read_study(study, folder, None).task.prompt, load_tokenizer(merged)
+    path = study / "finetune/data/evaluation.jsonl"
+    if prompt == TaskDescription.prompt and path.is_file():
+        number, line = next(iter(text_lines(path)))
+        row = parse_json(line, f"{path}, line {number}")
+        prompt = row.get("prompt") or tokenizer.apply_chat_template(
+            row["messages"], tokenize=False, add_generation_prompt=True
+        )
     begins_special = tokenizer(prompt).input_ids[0] in tokenizer.all_special_ids
     return prompt if begins_special else f"{tokenizer.bos_token}{prompt}"
 
@@ -92,17 +103,18 @@ def prepare(
         "circuit_tracer",
     ]
     cache = ActivationCache(study / "activations")
+    merged = str(study / "finetune" / "merged")
+    prompt = request(study, folder, merged)
     of_features = _described(study).resolve() == folder.resolve()
     for name, options in exports.items():
         for format in formats:
             contexts = format == "circuit_tracer" and name == graph and of_features
             given = options | {"deltas": folder, "dtype": dtype, "with_contexts": contexts}
-            export(study, format, out / format / name, **given)
+            export(study, format, out / format / name, prompt=prompt, **given)
         stored = as_stored(folder, dtype, **options)
         save_tensors(out / "expected" / f"{name}.safetensors", case(cache, *stored))
-    merged = str(study / "finetune" / "merged")
     stored = as_stored(folder, dtype, **exports[graph])
-    tensors = expected(merged, request(study, folder, merged), site, *stored)
+    tensors = expected(merged, prompt, site, *stored)
     save_tensors(out / "expected" / f"{graph}, one request.safetensors", tensors)
 
 

@@ -136,6 +136,8 @@ def write_effects(study, rates, subset, attributions=None):
     path = study / "effects" / "generations.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name, said in (("ranking.json", {"delta": "d"}), ("done.json", {})):
+        (path.parent / name).write_text(json.dumps(said))
     felt = len({tuple(found.values()) for found in rates.values()}) > 1
     ends = {"": -0.5, "_ci_low": -0.75, "_ci_high": -0.25, "_distinct": True}
     rows = [

@@ -158,10 +158,16 @@ def feature_set(results: StudyResults) -> FeatureSet | None:
     return results.attempt(lambda: read_features(results.study / "features"))
 
 
+def is_of_ranking(results: StudyResults, found: FeatureSet) -> bool:
+    """Whether statistics are of the delta that the study's ranking is of."""
+    return results.study / ranking_folder(results) in map(Path, found.rankings)
+
+
 def fires_on(results: StudyResults, feature: str) -> str:
-    """The token that holds most of a feature's activity; empty where no statistics are there."""
+    """The token that holds most of a ranked feature's activity; empty where there are no statistics of it."""
     layer, _, number = feature[1:].partition("F")
-    if not (found := feature_set(results)):
+    found = feature_set(results)
+    if not found or not is_of_ranking(results, found):
         return ""
     known = results.attempt(lambda: found.feature(int(layer), int(number)).tokens)
     return one_word(known[0].token) if known else ""

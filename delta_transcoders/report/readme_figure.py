@@ -18,7 +18,13 @@ from delta_transcoders.command import run
 from delta_transcoders.files import write_text
 from delta_transcoders.report.answer import feature_sentence
 from delta_transcoders.report.charts import dose_response
-from delta_transcoders.report.one_feature import OneFeature, feature_set, one_feature, one_word
+from delta_transcoders.report.one_feature import (
+    OneFeature,
+    feature_set,
+    is_of_ranking,
+    one_feature,
+    one_word,
+)
 from delta_transcoders.report.sentences import spoken
 from delta_transcoders.report.study_results import StudyResults
 from delta_transcoders.report.svg import BASE_CSS, inline_svg
@@ -72,10 +78,13 @@ def draw(results: StudyResults) -> str:
 
 
 def _feature(results: StudyResults, named: OneFeature | None) -> Feature | None:
-    """The feature that the study's answer names, or else the one that is active most."""
+    """The feature that the study's answer names, or else the one that is active most.
+
+    The answer may be about another delta than the statistics.
+    """
     if not (found := feature_set(results)):
         return None
-    if named:
+    if named and is_of_ranking(results, found):
         layer, _, number = named.name[1:].partition("F")
         return found.feature(int(layer), int(number))
     return max(found, key=lambda feature: feature.maximum)

@@ -84,6 +84,11 @@ def test_base_plus_alpha_delta_with_its_features_where_the_card_says(
         assert of_layer.base_hash == random_study.configs[layer].base_hash
 
 
+def test_the_card_s_code_tries_the_prompt_that_is_given(exported):
+    card = exported(prompt='What is "it"?') / "README.md"
+    assert r'attribute("What is \"it\"?", model' in card.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("delta_only", [False, True])
 def test_a_circuit_tracer_set_is_complete(exported, random_study, x, delta_only):
     out = exported(delta_only=delta_only)

@@ -41,6 +41,13 @@ def test_both_themes(study, tmp_path, monkeypatch, capsys):
     assert texts["light"] != texts["dark"] and set(themes()) == {"light", "dark"}
 
 
+def test_statistics_of_another_delta_do_not_go_with_the_effects(study):
+    write_features(study / "features", synthetic_features(2, 3, hostile=True), {"delta": "other"})
+    write_effects(study, {"": {"B": 1.0}, "L7F9": {"B": 0.5}}, "asked", {"L7F9": 0.5})
+    picture = draw(StudyResults(study))
+    assert "Look at a feature: L" in picture and "Look at a feature: L7F9" not in picture
+
+
 def test_without_features_there_is_the_curve_alone(study):
     picture = draw(StudyResults(study))
     assert "asked 99 %" in picture and "Look at a feature" not in picture
