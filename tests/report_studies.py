@@ -144,7 +144,8 @@ def write_effects(study, rates, subset, attributions=None):
         {"layer": name[1:].partition("F")[0], "feature": name.partition("F")[2], "rank": i + 1}
         | {"ablation": "dropped", "subset": subset, "n_examples": N}
         | {f"dce{end}": value for end, value in ends.items()}
-        | {"d_polite_rate": 0.0, "d_polite_rate_distinct": felt, "d_polite_rate_ci_low": 0.0}
+        | {f"d_polite_rate{end}": 0.0 for end in ("", "_ci_low", "_ci_high")}
+        | {"d_polite_rate_distinct": felt}
         | {"mean_activation": 1.0, "density": 0.5, "ig_target": (attributions or {}).get(name, 0.1)}
         for i, name in enumerate(filter(None, rates))
     ]

@@ -31,6 +31,7 @@ from delta_transcoders.report.svg import BASE_CSS, inline_svg
 
 if TYPE_CHECKING:
     from delta_transcoders.features.feature import Context, Feature
+    from delta_transcoders.features.files import FeatureSet
 
 WIDTH, HEIGHT, LEFT, HALF = 1240, 390, 12, 590
 N_CONTEXTS, N_CHARACTERS, CHARACTER = 4, 76, 7.8
@@ -56,7 +57,10 @@ def draw(results: StudyResults) -> str:
     heading = f"Turn the delta up: share of prompts with {spoken(results.measure)}"
     parts = [_text(LEFT, 24, heading, size=17, weight=650), chart]
     found = one_feature(results)
-    feature = _feature(results, found)
+    features = feature_set(results)
+    if features and not is_of_ranking(results, features):
+        found = None  # it is of another delta
+    feature = _feature(features, found)
     if feature is not None:
         token = one_word(feature.tokens[0].token) if feature.tokens else ""
         name = f"{feature.name} fires on “{token}”" if token else feature.name
@@ -77,17 +81,14 @@ def draw(results: StudyResults) -> str:
     )
 
 
-def _feature(results: StudyResults, named: OneFeature | None) -> Feature | None:
-    """The feature that the study's answer names, or else the one that is active most.
-
-    The answer may be about another delta than the statistics.
-    """
-    if not (found := feature_set(results)):
+def _feature(features: FeatureSet | None, named: OneFeature | None) -> Feature | None:
+    """The feature that the study's answer names, or else the one that is active most."""
+    if not features:
         return None
-    if named and is_of_ranking(results, found):
+    if named:
         layer, _, number = named.name[1:].partition("F")
-        return found.feature(int(layer), int(number))
-    return max(found, key=lambda feature: feature.maximum)
+        return features.feature(int(layer), int(number))
+    return max(features, key=lambda feature: feature.maximum)
 
 
 def _contexts(feature: Feature, subset: str) -> Iterator[str]:
