@@ -90,6 +90,8 @@ class Condition(NamedTuple):
         found = []
         factor, of = self._bound
         for seed, value in figures[self.figure].items():
+            if of and len(figures[of]) > 1 and seed not in figures[of]:
+                continue  # there is nothing to hold it against in this seed
             # What all seeds share has no other value than the pooled one.
             against = figures[of].get(seed, figures[of][POOLED]) if of else Value(1.0, 1.0, 1.0)
             bound = factor * self._least(against)
@@ -252,7 +254,7 @@ def read_figures(path: Path) -> dict[str, dict[str, Value]]:
 def pool_results(
     folders: Sequence[Path], shared: Path | None = None
 ) -> dict[str, dict[str, Value]]:
-    """The figures that all results have, per seed and pooled, and those of what the seeds share.
+    """Figures per seed and pooled over the seeds that have them, and those of what the seeds share.
 
     Raises:
         FileNotFoundError: a folder without `figures.csv`.
@@ -261,10 +263,9 @@ def pool_results(
     by_seed = {seed: read_kept(folder) for seed, folder in zip(labels, folders, strict=True)}
     found = read_kept(shared) if shared else {}
     pooled = {name: {POOLED: value} for name, value in found.items()}
-    for name in next(iter(by_seed.values()), {}):
+    for name in dict.fromkeys(name for figures in by_seed.values() for name in figures):
         of_seeds = {seed: figures[name] for seed, figures in by_seed.items() if name in figures}
-        if len(of_seeds) == len(by_seed):
-            pooled[name] = {POOLED: _pooled(list(of_seeds.values()), name), **of_seeds}
+        pooled[name] = {POOLED: _pooled(list(of_seeds.values()), name), **of_seeds}
     return pooled
 
 

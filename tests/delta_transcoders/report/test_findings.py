@@ -374,6 +374,9 @@ def test_a_verdict_says_so_where_other_seeds_lack_its_figures():
     )
     assert verdict("1", conditions, {CALL: one, GAIN: shared}) == PASSES
     assert verdict("2", conditions, {CALL: one, GAIN: two}) == PASSES
+    low = {seed: Value(0, 0, 0) for seed in (POOLED, "1", "2")}
+    expected = f"{FAILS} (measured in 1): not {conditions[0]} in {POOLED}, 1"
+    assert verdict("1", conditions, {CALL: low, GAIN: one}) == expected
     assert verdict("2", conditions, {CALL: two, GAIN: one}) == f"{PASSES} (measured in 1)"
 
 
