@@ -65,7 +65,7 @@ def n90_rows(rows: Sequence[Row], fidelity: Sequence[Row], enough: float) -> lis
         n90 = min((n for n, sufficient in does.items() if sufficient), default=None)
         row = {"delta": delta, "student": ours[0]["student"], "n90": n90, "n_features": max(does)}
         if n90 is None:
-            nothing = dict.fromkeys(FIDELITY, float("nan"))
+            nothing = dict.fromkeys(("n_layers", *FIDELITY), float("nan"))
             row |= nothing | {"n90": f"{MORE_THAN}{max(does)}"}
         else:
             drawn = [r for r in ours if r["draw"] is not None and r["n"] == n90]

@@ -145,11 +145,13 @@ def _pooled(values: Sequence[Value], figure: str) -> Value:
 def shown(name: str, figures: Figures) -> str:
     """A figure as the page has it; the seeds are in parentheses where they differ."""
     of_seeds = figures.get(name)
-    if of_seeds is None or math.isnan(of_seeds[POOLED].value):
+    if of_seeds is None:
         return NOT_APPLICABLE
     pooled = of_seeds[POOLED]
     *_, condition, _ = name.split()
-    if math.isinf(pooled.value):
+    if math.isnan(pooled.value):  # also where only one seed's is
+        text = NOT_APPLICABLE
+    elif math.isinf(pooled.value):
         text = f"more than {pooled.low:g}"
     elif ":" in condition:
         text = difference(*pooled)

@@ -158,7 +158,7 @@ def test_more_than_a_number_is_read_so_and_meets_no_condition(tmp_path):
     assert figures["ours/n90.csv n90"][POOLED] == (math.inf, 72, math.inf)
     assert shown("ours/n90.csv n90", figures) == "more than 72 (16.00 >128)"
     assert shown("both/n90.csv n90", figures) == "more than 128"
-    assert shown("ours/n90.csv cos", figures) == "–"
+    assert shown("ours/n90.csv cos", figures) == "– (0.600 –)"
 
     def failures(figure, part, comparison, bound):
         return Condition("x", figure, part, comparison, bound).failures(figures)
