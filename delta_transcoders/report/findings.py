@@ -47,6 +47,7 @@ TEMPLATE, FINDINGS = "findings.md.j2", "findings.csv"
 MODULE = "python -m delta_transcoders.report.findings"
 PASSES, FAILS, NOT_TESTED = "**passes**", "**fails**", "**not tested**"
 CSV_COLUMNS = ("figure", "seed", "value", "low", "high")
+COUNTS = ("n90", "n_layers")
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
@@ -148,7 +149,8 @@ def shown(name: str, figures: Figures) -> str:
     if of_seeds is None:
         return NOT_APPLICABLE
     pooled = of_seeds[POOLED]
-    *_, condition, _ = name.split()
+    *_, condition, column = name.split()
+    one = _count if column in COUNTS else _one
     if math.isnan(pooled.value):  # also where only one seed's is
         text = NOT_APPLICABLE
     elif math.isinf(pooled.value):
@@ -156,10 +158,14 @@ def shown(name: str, figures: Figures) -> str:
     elif ":" in condition:
         text = difference(*pooled)
     else:
-        text = interval(*pooled) if pooled.low < pooled.high else number(pooled.value)
-    singly = [_one(value) for seed, value in of_seeds.items() if seed != POOLED]
-    differ = singly and set(singly) != {_one(pooled)}  # what all seeds share has none
+        text = interval(*pooled) if pooled.low < pooled.high else one(pooled)
+    singly = [one(value) for seed, value in of_seeds.items() if seed != POOLED]
+    differ = singly and set(singly) != {one(pooled)}  # what all seeds share has none
     return f"{text} ({' '.join(singly)})" if differ else text
+
+
+def _count(value: Value) -> str:
+    return f"{value.value:g}" if math.isfinite(value.value) else _one(value)
 
 
 def _one(value: Value) -> str:

@@ -156,7 +156,7 @@ def test_more_than_a_number_is_read_so_and_meets_no_condition(tmp_path):
         keep_results(tmp_path / folder.name, folder, names)
     figures = pool_results(kept)
     assert figures["ours/n90.csv n90"][POOLED] == (math.inf, 72, math.inf)
-    assert shown("ours/n90.csv n90", figures) == "more than 72 (16.00 >128)"
+    assert shown("ours/n90.csv n90", figures) == "more than 72 (16 >128)"
     assert shown("both/n90.csv n90", figures) == "more than 128"
     assert shown("ours/n90.csv cos", figures) == "– (0.600 –)"
 
