@@ -18,6 +18,7 @@ from delta_transcoders import signals
 from delta_transcoders.command import packaged_configs, run, script_command
 from delta_transcoders.files import write_text
 from delta_transcoders.report.tables import format_table
+from delta_transcoders.study.environment import memory_bytes
 from delta_transcoders.study.plan import Graph, Step, check_disk, decide, sizes, table
 from delta_transcoders.study.records import Record
 from delta_transcoders.study.registration import check_development, registered_seeds
@@ -107,8 +108,8 @@ def parse_options(args: Sequence[str]) -> tuple[argparse.Namespace, dict[str, di
         metavar="N",
         type=int,
         default=1,
-        help="stages that may run at once, where none needs another (default: 1); each needs memory of "
-        "its own, and has its share of the CPUs",
+        help="stages that may run at once, where none needs another and all have room in memory "
+        "(default: 1); each has its share of the CPUs",
     )
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--until", metavar="STAGE", help="run this stage and what it needs")
@@ -168,6 +169,8 @@ def _print_plan(
             memory = sorted((gb for _, _, gb in found.values() if gb), reverse=True)[:n_jobs]
             if memory:
                 print(f"; the {len(memory)} largest take {sum(memory):.1f} GB of memory", end="")
+                if sum(memory) > (room := memory_bytes() / 1e9):
+                    print(f", of {room:.1f}: what does not fit waits", end="")
             print("\n", flush=True)
     else:
         print(f"{folder}: nothing to do", flush=True)

@@ -19,6 +19,10 @@ PACKAGES = (
     "peft",
     "numpy",
 )
+_CGROUP_LIMITS = (  # of version 2 and 1, as a container sees its own
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -51,6 +55,15 @@ def _commit() -> str:
         return f"{commit}-dirty" if changed else commit
     except ValueError:  # no git, or another user's checkout
         return ""
+
+
+def memory_bytes() -> int:
+    """What this machine has, or what its container may use."""
+    bounds = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _CGROUP_LIMITS:
+        if path.is_file() and (text := path.read_text("utf-8").strip()).isdigit():  # or "max"
+            bounds.append(int(text))
+    return min(bounds)
 
 
 def n_cpus() -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from delta_transcoders import files
-from delta_transcoders.study.environment import environment
+from delta_transcoders.study.environment import environment, memory_bytes
 from delta_transcoders.study.plan import Graph, Step, checkpoint, outputs_of, recorded, sizes
 from delta_transcoders.study.records import RECORD, Record, megabytes
 from delta_transcoders.study.running import (
@@ -81,6 +81,7 @@ def run_steps(
         keep: file descriptors that every stage holds too.
         n_jobs: how many run at once, at most. Where it is several, each has its share of the CPUs, unless the
             user has set OMP_NUM_THREADS, and what it shows goes to `logs/STAGE.txt` in its study's folder.
+            Stages whose memory the machine does not have together run one after the other.
 
     Raises:
         SystemExit: a stage ended with an error, whose status it is.
@@ -89,6 +90,8 @@ def run_steps(
     variables = ENVIRONMENT | share_of_cpus(n_jobs) | os.environ
     numbers = {step.stage.label: n for n, step in enumerate(steps, start=1)}
     needs, waiting = needs_of(graph, steps), list(steps)
+    memory = {s.stage.label: sizes(s, records[s.stage.study])[2] or 0 for s in steps}
+    room = memory_bytes() / 1e9
     jobs: list[Job] = []
     failed, said = 0, time.monotonic()
     if n_jobs > 1 and steps:
@@ -112,7 +115,7 @@ def run_steps(
                 if is_new and n_jobs == 1:
                     keep_tables(graph.study, keep)
                 while len(jobs) < n_jobs and not (failed or given):
-                    step = next_step(waiting, [job.step for job in jobs], needs)
+                    step = next_step(waiting, [job.step for job in jobs], needs, memory, room)
                     if step is None:
                         break
                     waiting.remove(step)

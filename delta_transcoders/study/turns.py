@@ -1,7 +1,8 @@
 """Which stages of a study may run at once, and on how many threads.
 
 A stage waits for all that it needs. A module also waits for what stands before it in its study: it may read
-more than it names, as a report reads the record. Stages that write into one folder take turns.
+more than it names, as a report reads the record. Stages that write into one folder take turns, and so do
+those whose memory the machine does not have together.
 """
 
 from __future__ import annotations
@@ -26,13 +27,25 @@ def needs_of(graph: Graph, steps: Sequence[Step]) -> dict[str, set[str]]:
 
 
 def next_step(
-    waiting: Sequence[Step], running: Sequence[Step], needs: Mapping[str, Collection[str]]
+    waiting: Sequence[Step],
+    running: Sequence[Step],
+    needs: Mapping[str, Collection[str]],
+    memory: Mapping[str, float],
+    room: float,
 ) -> Step | None:
-    """The first that may start beside those that run; None where each has to wait."""
+    """The first that may start beside those that run; None where each has to wait.
+
+    Args:
+        memory: of each at its peak, in GB, by label; 0 where it is not known.
+        room: what the machine has, in GB. A stage that needs more is not kept from running alone.
+    """
     unfinished = {step.stage.label for step in (*waiting, *running)}
     held = set().union(*(step.holds for step in running))
+    room -= sum(memory[step.stage.label] for step in running)
     for step in waiting:
-        if unfinished.isdisjoint(needs[step.stage.label]) and held.isdisjoint(step.holds):
+        label = step.stage.label
+        fits = not running or memory[label] <= room
+        if fits and unfinished.isdisjoint(needs[label]) and held.isdisjoint(step.holds):
             return step
     return None
 

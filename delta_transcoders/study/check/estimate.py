@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from delta_transcoders.files import free_bytes
 from delta_transcoders.report.tables import format_table
 from delta_transcoders.study.check.passing import Passed
 from delta_transcoders.study.check.small import MAX_NEW_TOKENS
+from delta_transcoders.study.environment import memory_bytes
 from delta_transcoders.study.plan import Graph, sizes
 from delta_transcoders.study.records import Record
 
@@ -117,7 +117,7 @@ def check_fits(found: Sequence[Estimate], folder: str) -> str:
         OSError: too little memory or disk; names the stage, and what helps.
     """
     largest = max(found, key=lambda one: one.peak or 0)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = memory_bytes()
     if (largest.peak or 0) > memory:
         raise OSError(
             f"{largest.label} needs about {largest.peak / GB:.1f} GB of memory, this machine has "

@@ -2,9 +2,11 @@
 
 import re
 
+import pytest
+
 from delta_transcoders.git import git
 from delta_transcoders.study import environment as module
-from delta_transcoders.study.environment import environment
+from delta_transcoders.study.environment import environment, memory_bytes
 
 
 def test_what_is_noted(monkeypatch):
@@ -48,3 +50,15 @@ def test_changed_code_is_noted_and_kept_tables_are_not(monkeypatch, tmp_path):
     assert environment()["commit"] == commit
     (tmp_path / "code.py").write_text("2")
     assert environment()["commit"] == f"{commit}-dirty"
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("max\n", 8_192_000_000), ("2000000000\n", 2e9), ("9" * 18, 8_192_000_000)],
+)
+def test_memory_is_the_machine_s_or_its_container_s(monkeypatch, tmp_path, limit, expected):
+    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2_000_000}
+    monkeypatch.setattr(module.os, "sysconf", pages.__getitem__)
+    (tmp_path / "memory.max").write_text(limit)
+    monkeypatch.setattr(module, "_CGROUP_LIMITS", (tmp_path / "memory.max", tmp_path / "none"))
+    assert memory_bytes() == expected

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from delta_transcoders.study import __main__ as shown
 from delta_transcoders.study import steps, turns
 from delta_transcoders.study.__main__ import main
 
@@ -70,6 +71,20 @@ def test_stages_run_at_once_and_wait_for_what_they_need(meeting, study):
     assert several["b"]["began"] < several["c"]["began"] + several["c"]["seconds"]
     assert several["d"]["inputs"] == {f"${{study}}/{n}": several[n]["run"] for n in ("b", "c")}
     assert study("--jobs", "2") == {}
+
+
+def test_stages_that_have_no_room_together_take_turns(lab, study, monkeypatch, capsys):
+    for name, size in (("b", 5), ("c", 4)):
+        file = f"config: {name}.yaml"
+        lab.replace("configs/study.yaml", file, f"{file}, takes: {{memory_gb: {size}}}")
+    monkeypatch.setattr(steps, "memory_bytes", lambda: 8_000_000_000)
+    monkeypatch.setattr(shown, "memory_bytes", lambda: 8_000_000_000)
+    main(["--config", "configs/study.yaml", "--jobs", "2"])
+    assert "the 2 largest take 9.0 GB of memory, of 8.0: what does not fit waits\n" in (
+        capsys.readouterr().out
+    )
+    b, c = (done(lab)[name] for name in ("b", "c"))
+    assert b["began"] + b["seconds"] < c["began"] + 0.1  # of clocks
 
 
 def test_what_another_stage_adds_to_an_input_is_not_counted(meeting):

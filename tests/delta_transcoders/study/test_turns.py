@@ -20,6 +20,11 @@ def plan(pytestconfig, monkeypatch):
     return read
 
 
+def start(waiting, running, needs, memory=None, room=8.0):
+    known = {step.stage.label: 0.0 for step in (*waiting, *running)} | (memory or {})
+    return next_step(waiting, running, needs, known, room)
+
+
 def labels(steps):
     return [step.stage.label for step in steps]
 
@@ -28,7 +33,7 @@ def test_the_tiny_study_two_at_a_time(plan):
     graph, waiting = plan("study")
     needs, running, ended = needs_of(graph, waiting), [], []
     while waiting or running:
-        while len(running) < 2 and (step := next_step(waiting, running, needs)):
+        while len(running) < 2 and (step := start(waiting, running, needs)):
             waiting.remove(step)
             running.append(step)
         ended.append(labels(running))
@@ -81,9 +86,9 @@ def test_stages_that_write_into_one_folder_take_turns(plan, name, first, second)
     graph, _ = plan(name)
     first, second = graph.steps[first], graph.steps[second]
     apart = {first.stage.label: (), second.stage.label: ()}
-    assert next_step([first], [], apart) is first
-    assert next_step([first], [second], apart) is None
-    assert next_step([second], [first], apart) is None
+    assert start([first], [], apart) is first
+    assert start([first], [second], apart) is None
+    assert start([second], [first], apart) is None
 
 
 def test_the_option_stage_gives_a_stage_logs_of_its_own(pytestconfig, monkeypatch):
@@ -91,14 +96,25 @@ def test_the_option_stage_gives_a_stage_logs_of_its_own(pytestconfig, monkeypatc
     options = {"faults_bare_text": {"stage": "bare_text"}}
     graph = Graph(read_study("configs/tiny/study_faults.yaml", options=options))
     right, bare_text = graph.steps["faults_right"], graph.steps["faults_bare_text"]
-    assert next_step([bare_text], [right], {"faults_bare_text": ()}) is bare_text
+    assert start([bare_text], [right], {"faults_bare_text": ()}) is bare_text
 
 
 def test_stages_that_read_one_cache_run_at_once(plan):
     graph, steps = plan("study_controls")
     features, delta = graph.steps["features"], graph.steps["dense"]
     assert "features" not in needs_of(graph, steps)["dense"]
-    assert next_step([features], [delta], {"features": ()}) is features
+    assert start([features], [delta], {"features": ()}) is features
+
+
+def test_a_stage_waits_for_room_in_memory_and_another_may_start_before_it(plan):
+    graph, _ = plan("study")
+    exp1, exp2a, exp2b = (graph.steps[name] for name in ("exp1", "exp2a", "exp2b"))
+    needs = dict.fromkeys(("exp1", "exp2a", "exp2b"), ())
+    memory = {"exp1": 3.0, "exp2a": 5.5, "exp2b": 5.0}
+    assert start([exp2a, exp2b], [exp1], needs, memory, room=8) is exp2b  # 8 of 8
+    assert start([exp2a], [exp1], needs, memory, room=8) is None
+    assert start([exp2a], [exp1], needs, memory, room=8.5) is exp2a
+    assert start([exp2a], [], needs, memory, room=4) is exp2a  # alone it may try
 
 
 def test_a_linked_cache_is_one_cache(pytestconfig, tmp_path, monkeypatch):
@@ -109,7 +125,7 @@ def test_a_linked_cache_is_one_cache(pytestconfig, tmp_path, monkeypatch):
     graph = Graph(read_study("study.yaml"))
     outer, inner = graph.steps["base_transcoders"], graph.steps["inner/base_transcoders"]
     assert outer.holds & inner.holds == {str(tmp_path / "runs/tiny/base_activations")}
-    assert next_step([inner], [outer], {"inner/base_transcoders": ()}) is None
+    assert start([inner], [outer], {"inner/base_transcoders": ()}) is None
 
 
 def test_the_least_time_of_the_tiny_study(plan):

@@ -1,11 +1,11 @@
 """From what a pass took to what a study takes."""
 
-import os
 import shutil
 from types import SimpleNamespace
 
 import pytest
 
+from delta_transcoders.study.check import estimate
 from delta_transcoders.study.check.estimate import Estimate, check_fits, estimates, table
 from delta_transcoders.study.check.passing import Passed
 from delta_transcoders.study.check.small import Small
@@ -78,8 +78,7 @@ def test_the_table_says_what_stages_took(tmp_path):
 
 
 def test_what_the_machine_has(monkeypatch, tmp_path):
-    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2_000_000}
-    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    monkeypatch.setattr(estimate, "memory_bytes", lambda: 8_192_000_000)
     free = shutil.disk_usage(tmp_path)._replace(free=3e9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     said = check_fits([Estimate("a", 1, 1800, 500, 4e9), Estimate("b", 1, 1800, 9)], str(tmp_path))
