@@ -21,7 +21,7 @@ WRITTEN = [
 ]  # by hand, and kept current
 RESULTS = ROOT / "docs/results/604163"
 NUMBER = r"(?<![\w.])−?\d*\.\d+(?![\w.]*\d)"
-# Of the README's findings, in their order: figures of docs/findings.csv, each of two seeds.
+# Of the README's findings, in their order: figures of docs/findings.csv, each of these seeds.
 SEEDS = ("604163", "277749", "182775")
 IN_README = [
     "exp2a 3 tool no_delta tool_call_rate",
@@ -85,34 +85,34 @@ def findings_in_readme() -> tuple[str, str]:
 
 RATE = "correct_rate"
 INTERVAL = ("", "_ci_low", "_ci_high")
-REAL_SEEDS = ("697197", "335222")
+REAL_SEEDS = ("697197", "335222", "552929")
 # Of the README's findings in the real model, in their order: table, columns, row, of how many seeds.
 IN_README_OF_THE_REAL_MODEL = [
-    ("exp2a/metrics", RATE, {"subset": "tool", "condition": "raw"}, 2),
-    ("transplant/metrics", RATE, {"subset": "tool", "condition": "finetuned_mlp"}, 2),
-    ("exp2a/metrics", RATE, {"subset": "tool", "condition": "full"}, 2),
-    ("transplant/metrics", RATE, {"subset": "tool", "condition": "transplant"}, 2),
+    ("exp2a/metrics", RATE, {"subset": "tool", "condition": "raw"}, 3),
+    ("transplant/metrics", RATE, {"subset": "tool", "condition": "finetuned_mlp"}, 3),
+    ("exp2a/metrics", RATE, {"subset": "tool", "condition": "full"}, 3),
+    ("transplant/metrics", RATE, {"subset": "tool", "condition": "transplant"}, 3),
     (
         "transplant/metrics",
         "tool_call_rate",
         {"subset": "hard_negative", "condition": "transplant"},
-        2,
+        3,
     ),
-    *[("spillover/metrics", "mean_kl", {"condition": name}, 2) for name in ("transplant", "raw")],
+    *[("spillover/metrics", "mean_kl", {"condition": name}, 3) for name in ("transplant", "raw")],
     *[
-        ("weight_baselines/baselines", RATE, {"subset": "tool", "condition": f"refit_{name}"}, 2)
+        ("weight_baselines/baselines", RATE, {"subset": "tool", "condition": f"refit_{name}"}, 3)
         for name in ("svd_n64", "bias")
     ],
     ("feature_curve_kl_nmse/n90", "cos", {}, 1),
     *[
-        ("removal/removal", name, {"subset": "tool", "measure": RATE}, 2)
+        ("removal/removal", name, {"subset": "tool", "measure": RATE}, 3)
         for name in ("raw", "random_mean")
     ],
     (
         "deletion_features/selectivity",
         " ".join("selectivity" + end for end in INTERVAL),
         {"n_deleted": "8"},
-        2,
+        3,
     ),
 ]
 

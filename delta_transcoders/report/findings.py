@@ -154,7 +154,7 @@ def shown(name: str, figures: Figures) -> str:
     if math.isnan(pooled.value):  # also where only one seed's is
         text = NOT_APPLICABLE
     elif math.isinf(pooled.value):
-        text = f"more than {pooled.low:g}"
+        text = f"more than {math.floor(pooled.low)}"
     elif ":" in condition:
         text = difference(*pooled)
     else:
