@@ -85,44 +85,43 @@ def findings_in_readme() -> tuple[str, str]:
 
 RATE = "correct_rate"
 INTERVAL = ("", "_ci_low", "_ci_high")
-REAL_SEEDS = ("697197", "335222", "552929")
-# Of the README's findings in the real model, in their order: table, columns, row, of how many seeds.
+REAL_SEEDS = ("697197", "335222", "552929", "649886")
+# Of the README's findings in the real model, in their order: table, columns, row.
 IN_README_OF_THE_REAL_MODEL = [
-    ("exp2a/metrics", RATE, {"subset": "tool", "condition": "raw"}, 3),
-    ("transplant/metrics", RATE, {"subset": "tool", "condition": "finetuned_mlp"}, 3),
-    ("exp2a/metrics", RATE, {"subset": "tool", "condition": "full"}, 3),
-    ("transplant/metrics", RATE, {"subset": "tool", "condition": "transplant"}, 3),
+    ("exp2a/metrics", RATE, {"subset": "tool", "condition": "raw"}),
+    ("transplant/metrics", RATE, {"subset": "tool", "condition": "finetuned_mlp"}),
+    ("exp2a/metrics", RATE, {"subset": "tool", "condition": "full"}),
+    ("transplant/metrics", RATE, {"subset": "tool", "condition": "transplant"}),
     (
         "transplant/metrics",
         "tool_call_rate",
         {"subset": "hard_negative", "condition": "transplant"},
-        3,
     ),
-    *[("spillover/metrics", "mean_kl", {"condition": name}, 3) for name in ("transplant", "raw")],
+    *[("spillover/metrics", "mean_kl", {"condition": name}) for name in ("transplant", "raw")],
     *[
-        ("weight_baselines/baselines", RATE, {"subset": "tool", "condition": f"refit_{name}"}, 3)
+        ("weight_baselines/baselines", RATE, {"subset": "tool", "condition": f"refit_{name}"})
         for name in ("svd_n64", "bias")
     ],
-    ("feature_curve_kl_nmse/n90", "cos", {}, 1),
+    ("feature_curve_kl_nmse/n90", "cos", {}),  # of seeds that have an N90
     *[
-        ("removal/removal", name, {"subset": "tool", "measure": RATE}, 3)
+        ("removal/removal", name, {"subset": "tool", "measure": RATE})
         for name in ("raw", "random_mean")
     ],
     (
         "deletion_features/selectivity",
         " ".join("selectivity" + end for end in INTERVAL),
         {"n_deleted": "8"},
-        3,
     ),
 ]
 
 
 def test_the_readme_s_findings_of_the_real_model_are_the_tables_numbers():
     values = [
-        cells(f"../smollm2/results/{seed}/{table}.csv", **row)[column]
-        for table, columns, row, n_seeds in IN_README_OF_THE_REAL_MODEL
-        for seed in REAL_SEEDS[:n_seeds]
+        found[column]
+        for table, columns, row in IN_README_OF_THE_REAL_MODEL
+        for found in (cells(f"../smollm2/results/{seed}/{table}.csv", **row) for seed in REAL_SEEDS)
         for column in columns.split()
+        if column in found
     ]
     for way in ("effect", "seed"):
         of_what = [
