@@ -175,7 +175,7 @@ def load_tokenizer(
         if not read_alike(load_tokenizer(other), tokenizer):
             raise ValueError(
                 f"{other!r} has another tokenizer than {source!r}: one of them would read token ids that it "
-                "was not trained on"
+                "was not trained on; give a finetuned model and the base model that it was made from"
             )
     return tokenizer
 

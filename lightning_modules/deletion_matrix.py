@@ -170,7 +170,7 @@ class DeletionMatrix(Evaluation):
             if all(a == b for a, b in zip(beginnings[one], beginnings[other], strict=False)):
                 raise ValueError(
                     f"rules {one!r} and {other!r}: no token that all answers of each begin with tells them "
-                    "apart"
+                    "apart; give model.rules whose answers begin differently"
                 )
         found = {}
         for rule, mine in by_rule.items():

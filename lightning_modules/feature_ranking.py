@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import PositiveInt
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.evaluation_prompts import PromptRow
 from delta_transcoders.activations.capture import capture
+from delta_transcoders.console import StudyWarning
 from delta_transcoders.interventions.attribution import (
     Measure,
     largest,
@@ -151,6 +153,12 @@ class FeatureRanking(InterventionModule):
         if (prefixed := prefix_rows(self.task, examples, tokens)) is not None:
             rows = [r._replace(tokens=p) for r, p in zip(rows, prefixed, strict=True)]
             self.attributions["ig_prefix"] = self._attributed(rows, lambda tokens: target_logprob)
+        else:
+            rank_zero_warn(
+                f"{type(self.task).__name__}: no `opening` that all answers with the behaviour begin with; "
+                "features are ranked by cross-entropy and KL, without ig_prefix",
+                category=StudyWarning,
+            )
         if self.hparams.first is not None:
             scores = {
                 layer: self.attributions["ig_target"][layer].abs().nanmean(0).nan_to_num()

@@ -103,6 +103,7 @@ IN_README_OF_THE_REAL_MODEL = [
         for name in ("svd_n64", "bias")
     ],
     ("feature_curve_kl_nmse/n90", "cos", {}),  # of seeds that have an N90
+    ("weight_baselines/n90", "cos", {"delta": "refit_svd"}),  # likewise
     *[
         ("removal/removal", name, {"subset": "tool", "measure": RATE})
         for name in ("raw", "random_mean")

@@ -16,8 +16,8 @@ folder of an experiment within a study, the layers (`-` for raw), the subset, th
 its `metrics.csv`. `full:raw` in place of a condition is a difference and `split:finetuning` a part of the gap
 from raw to no_delta, both as `report.comparisons` has them; `full@32_mlp_difference` tells an experiment's
 dictionaries apart by d_new and target. Any other table is named as a file: `curve/n90.csv delta=d32 n90` is
-the column of the one row with these cells. What some seed lacks is left out, and a claim about it reads "not
-tested".
+the column of the one row with these cells. What the page asks for since a seed was kept is read from the
+tables that were kept of it. What some seed lacks is left out, and a claim about it reads "not tested".
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import argparse
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ from delta_transcoders.report.comparisons import POOLED
 from delta_transcoders.report.feature_curve import MORE_THAN
 from delta_transcoders.report.formatting import NOT_APPLICABLE, difference, interval, number
 from delta_transcoders.report.records import seed_labels
-from delta_transcoders.report.results import Value
+from delta_transcoders.report.results import StudyTables, Value
 from delta_transcoders.report.results import read_figures as read_kept
 from delta_transcoders.report.tables import read_metrics, write_table
 from delta_transcoders.report.templates import environment
@@ -47,7 +48,7 @@ TEMPLATE, FINDINGS = "findings.md.j2", "findings.csv"
 MODULE = "python -m delta_transcoders.report.findings"
 PASSES, FAILS, NOT_TESTED = "**passes**", "**fails**", "**not tested**"
 CSV_COLUMNS = ("figure", "seed", "value", "low", "high")
-COUNTS = ("n90", "n_layers")
+COUNTS = ("n90", "n_layers", "n_random", "n_random_sufficient")
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
@@ -154,6 +155,9 @@ def shown(name: str, figures: Figures) -> str:
     if math.isnan(pooled.value):  # also where only one seed's is
         text = NOT_APPLICABLE
     elif math.isinf(pooled.value):
+        if len({value for seed, value in of_seeds.items() if seed != POOLED}) > 1:
+            # A mean over what is only known to be more than a number says less than each seed does.
+            return " ".join(one(value) for seed, value in of_seeds.items() if seed != POOLED)
         text = f"more than {math.floor(pooled.low)}"
     elif ":" in condition:
         text = difference(*pooled)
@@ -259,16 +263,35 @@ def read_figures(path: Path) -> dict[str, dict[str, Value]]:
     return figures
 
 
+def figures_of(results: Path, names: Iterable[str]) -> dict[str, Value]:
+    """Figures that were kept of a seed, and by these names what its kept tables have besides.
+
+    Differences (`full:raw`) are made from answers, which are not kept.
+
+    Raises:
+        FileNotFoundError: a folder without `figures.csv`.
+    """
+    found, tables = read_kept(results), StudyTables(results)
+    for name in names:
+        if name not in found and ":" not in name and tables.has(name):
+            with suppress(ValueError):  # another row or column than its tables have
+                found[name] = tables.figure(name)
+    return found
+
+
 def pool_results(
-    folders: Sequence[Path], shared: Path | None = None
+    folders: Sequence[Path], shared: Path | None = None, names: Sequence[str] = ()
 ) -> dict[str, dict[str, Value]]:
     """Figures per seed and pooled over the seeds that have them, and those of what the seeds share.
+
+    Args:
+        names: of figures that may have been asked for since a seed was kept; see `figures_of`.
 
     Raises:
         FileNotFoundError: a folder without `figures.csv`.
     """
     labels = seed_labels(folders) if len(folders) > 1 else [folder.name for folder in folders]
-    by_seed = {seed: read_kept(folder) for seed, folder in zip(labels, folders, strict=True)}
+    by_seed = {s: figures_of(folder, names) for s, folder in zip(labels, folders, strict=True)}
     found = read_kept(shared) if shared else {}
     pooled = {name: {POOLED: value} for name, value in found.items()}
     for name in dict.fromkeys(name for figures in by_seed.values() for name in figures):
@@ -299,9 +322,9 @@ def main() -> None:
     args = parser.parse_args()
     claims, page = args.registered or args.docs, args.docs / "FINDINGS.md"
     if (args.results or args.shared) and not args.check:
-        pooled = pool_results(args.results, args.shared)
-        names = [n for n in figure_names(claims, read_conditions(claims)) if n in pooled]
-        write_figures(claims / FINDINGS, {name: pooled[name] for name in names})
+        names = figure_names(claims, read_conditions(claims))
+        pooled = pool_results(args.results, args.shared, names)
+        write_figures(claims / FINDINGS, {name: pooled[name] for name in names if name in pooled})
     text = render(args.docs)
     if args.check:
         if page.read_text(encoding="utf-8") != text:

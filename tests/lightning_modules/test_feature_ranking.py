@@ -12,6 +12,7 @@ import torch
 
 import evaluate
 import train
+from delta_transcoders.console import StudyWarning
 from delta_transcoders.dictionaries.delta import load_delta, save_delta
 from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.language_models import load_model, load_tokenizer
@@ -251,7 +252,8 @@ def test_a_task_without_an_opening_is_ranked_by_cross_entropy(
     """The same examples: the same cross-entropies, but no log-probability."""
     monkeypatch.setattr(Calculator, "opening", None)
     options = {"model__layers": f"[{LAYER}]", "data__subsets": "[tool]"}
-    folder = rank(planted, tmp_path, **options)
+    with pytest.warns(StudyWarning, match="Calculator: no `opening`"):
+        folder = rank(planted, tmp_path, **options)
     rows = rows_of(folder)
     watched = rows_of(ranking, layer=LAYER, subset="tool")
     expected = [float(row["dce"]) for row in watched]

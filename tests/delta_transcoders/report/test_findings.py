@@ -17,6 +17,7 @@ from delta_transcoders.report.findings import (
     POOLED,
     Condition,
     figure_names,
+    figures_of,
     main,
     pool_results,
     read_conditions,
@@ -146,6 +147,15 @@ def test_any_other_table_is_named_as_a_file(tmp_path):
         tables.figure("curve/n90.csv delta=d9 n90")
 
 
+def test_figures_asked_for_after_a_seed_was_kept_are_read_from_its_tables(tmp_path):
+    write_table(tmp_path / "1" / "curve" / "n90.csv", ["n90", "cos"], [{"n90": 16, "cos": 0.6}])
+    n90, cos = "curve/n90.csv n90", "curve/n90.csv cos"
+    keep_results(tmp_path / "1", tmp_path / "kept", [n90])
+    names = [n90, cos, "curve/n90.csv x", "x/n90.csv n90", "exp2a all tool full:raw mean_ce"]
+    expected = {n90: Value(16, 16, 16), cos: Value(0.6, 0.6, 0.6)}
+    assert figures_of(tmp_path / "kept", names) == expected
+
+
 def test_more_than_a_number_is_read_so_and_meets_no_condition(tmp_path):
     kept = [tmp_path / "out" / seed for seed in ("1", "2")]
     for folder, n90 in zip(kept, (16, ">128"), strict=True):
@@ -156,7 +166,7 @@ def test_more_than_a_number_is_read_so_and_meets_no_condition(tmp_path):
         keep_results(tmp_path / folder.name, folder, names)
     figures = pool_results(kept)
     assert figures["ours/n90.csv n90"][POOLED] == (math.inf, 72, math.inf)
-    assert shown("ours/n90.csv n90", figures) == "more than 72 (16 >128)"
+    assert shown("ours/n90.csv n90", figures) == "16 >128"
     assert shown("both/n90.csv n90", figures) == "more than 128"
     assert shown("ours/n90.csv cos", figures) == "– (0.600 –)"
 
