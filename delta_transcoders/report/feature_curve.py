@@ -49,9 +49,9 @@ def n90_rows(rows: Sequence[Row], fidelity: Sequence[Row], enough: float) -> lis
     """The N90 of each delta: the fewest features with enough of the correct answers and all else intact.
 
     It is 0 where the delta's bias, or what it is added to, is enough. Where no number of features is, it
-    reads `>128`, more than all there are, and the fidelity is nan, with which no claim passes. Beside it: how
-    many of the random sets of as many features would do; the fidelity there, its mean over the layers in
-    which the delta writes anything, and their number.
+    reads `>128`, more than all there are, and what else there is is nan, with which no claim passes. Beside
+    it: how many of the random sets of as many features would do; the fidelity there, its mean over the layers
+    in which the delta writes anything, and their number.
 
     Args:
         rows, fidelity: of `write_curve`.
@@ -65,7 +65,8 @@ def n90_rows(rows: Sequence[Row], fidelity: Sequence[Row], enough: float) -> lis
         n90 = min((n for n, sufficient in does.items() if sufficient), default=None)
         row = {"delta": delta, "student": ours[0]["student"], "n90": n90, "n_features": max(does)}
         if n90 is None:
-            nothing = dict.fromkeys(("n_layers", *FIDELITY), float("nan"))
+            absent = ("n_random_sufficient", "n_random", "n_layers", *FIDELITY)
+            nothing = dict.fromkeys(absent, float("nan"))
             row |= nothing | {"n90": f"{MORE_THAN}{max(does)}"}
         else:
             drawn = [r for r in ours if r["draw"] is not None and r["n"] == n90]
