@@ -22,7 +22,7 @@ WRITTEN = [
 RESULTS = ROOT / "docs/results/604163"
 NUMBER = r"(?<![\w.])−?\d*\.\d+(?![\w.]*\d)"
 # Of the README's findings, in their order: figures of docs/findings.csv, each of these seeds.
-SEEDS = ("604163", "277749", "182775", "794384")
+SEEDS = ("604163", "277749", "182775", "794384", "168480")
 IN_README = [
     "exp2a 3 tool no_delta tool_call_rate",
     "exp2a all tool no_delta tool_call_rate",
