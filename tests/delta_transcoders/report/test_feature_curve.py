@@ -37,4 +37,5 @@ def test_n90_is_the_smallest_number_that_carries_and_leaves_the_rest_alone():
 def test_a_delta_that_never_carries_has_more_than_its_grid():
     (row,) = n90_rows(list(rows_of({0: NAN, 8: 0.5}, {0: True, 8: True})), FIDELITY, 0.9)
     assert (row["n90"], row["n_features"]) == (">8", 8)
-    assert all(math.isnan(row[name]) for name in ("n_layers", "cos", "unexplained", "norm_ratio"))
+    absent = ("n_random_sufficient", "n_random", "n_layers", "cos", "unexplained", "norm_ratio")
+    assert all(math.isnan(row[name]) for name in absent)
