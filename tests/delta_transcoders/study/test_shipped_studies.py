@@ -104,6 +104,29 @@ def test_planted_finetunes_share_the_base():
     }
 
 
+def test_the_real_model_s_planted_finetunes_differ_in_what_is_adapted_alone():
+    task = "configs/tasks/three_tools.yaml"
+    own = graph("configs/smollm2/study_seed.yaml", folder="runs/smollm2_planted/own", task=task)
+    planted = graph("configs/smollm2/study_planted.yaml")
+    adapts = {
+        "none": "model.lr",
+        "attention": "model.target_modules",
+        "mlps": "model.target_modules",
+    }
+    for name, option in adapts.items():
+        stages = {k.split("/")[1]: v for k, v in planted.steps.items() if k.startswith(name)}
+        own_values, values = own.steps["finetune"].config.values, stages["finetune"].config.values
+        differ = {key for key in values | own_values if values.get(key) != own_values.get(key)}
+        assert {key for key in differ if name not in str(values[key])} == {option}
+        assert ("mlp_difference" in stages) == (
+            name == "mlps"
+        )  # elsewhere there is nothing to learn
+        deltas = stages["exp2a"].config.values["model.deltas"]
+        assert deltas == (["runs/smollm2_planted/mlps/mlp_difference"] if name == "mlps" else [])
+    base = {label for label in planted.steps if label.startswith("base/")}
+    assert base == {"base/base_model", "base/replies"}
+
+
 def test_the_planted_rules_are_another_task_on_the_same_base():
     study = graph("configs/tiny/study_rules.yaml")
     tasks = {label: list(step.stage.more_configs) for label, step in study.steps.items()}
