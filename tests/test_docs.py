@@ -78,7 +78,7 @@ def findings_in_readme() -> tuple[str, str]:
     """What was found in the real model and in the tiny study, without links and registered bounds."""
     text = (ROOT / "README.md").read_text("utf-8")
     section = re.search(r"## What was found\n(.*?)\n## ", text, re.DOTALL)[1]
-    section = re.sub(r"\]\(.*?\)", "]", section.replace("bound was .02", ""))
+    section = re.sub(r"\]\(.*?\)", "]", section.replace("At most .02 nats", ""))
     real, tiny = section.split("**The tiny study**")
     return real, tiny
 
@@ -88,26 +88,31 @@ INTERVAL = ("", "_ci_low", "_ci_high")
 REAL_SEEDS = ("697197", "335222", "552929", "649886", "949956")
 # Of the README's findings in the real model, in their order: table, columns, row.
 IN_README_OF_THE_REAL_MODEL = [
-    ("exp2a/metrics", RATE, {"subset": "tool", "condition": "raw"}),
-    ("transplant/metrics", RATE, {"subset": "tool", "condition": "finetuned_mlp"}),
-    ("exp2a/metrics", RATE, {"subset": "tool", "condition": "full"}),
+    *[
+        ("exp2a/metrics", RATE, {"subset": "tool", "condition": name})
+        for name in ("raw", "no_delta", "full")
+    ],
     ("transplant/metrics", RATE, {"subset": "tool", "condition": "transplant"}),
-    (
-        "transplant/metrics",
-        "tool_call_rate",
-        {"subset": "hard_negative", "condition": "transplant"},
-    ),
-    *[("spillover/metrics", "mean_kl", {"condition": name}) for name in ("transplant", "raw")],
     *[
         ("weight_baselines/baselines", RATE, {"subset": "tool", "condition": f"refit_{name}"})
         for name in ("svd_n64", "bias")
     ],
-    ("feature_curve_kl_nmse/n90", "cos", {}),  # of seeds that have an N90
-    ("weight_baselines/n90", "cos", {"delta": "refit_svd"}),  # likewise
+    ("transplant/metrics", RATE, {"subset": "tool", "condition": "finetuned_mlp"}),
     *[
         ("removal/removal", name, {"subset": "tool", "measure": RATE})
-        for name in ("raw", "random_mean")
+        for name in ("raw", "removed", "random_mean", "permuted_mean")
     ],
+    *[
+        (table, "tool_call_rate", {"subset": "hard_negative", "condition": name})
+        for table, name in (
+            ("exp2a/metrics", "raw"),
+            ("transplant/metrics", "transplant"),
+            ("weight_baselines/baselines", "refit_svd_n64"),
+        )
+    ],
+    *[("spillover/metrics", "mean_kl", {"condition": name}) for name in ("raw", "transplant")],
+    ("feature_curve_kl_nmse/n90", "cos", {}),  # of seeds that have an N90
+    ("weight_baselines/n90", "cos", {"delta": "refit_svd"}),  # likewise
     (
         "deletion_features/selectivity",
         " ".join("selectivity" + end for end in INTERVAL),

@@ -144,27 +144,29 @@ def _pooled(values: Sequence[Value], figure: str) -> Value:
     return Value(mean, low, high)
 
 
-def shown(name: str, figures: Figures) -> str:
-    """A figure as the page has it; the seeds are in parentheses where they differ."""
+def shown(name: str, figures: Figures, seeds: Sequence[str]) -> str:
+    """A figure as the page has it; the page's seeds are in parentheses where they differ."""
     of_seeds = figures.get(name)
     if of_seeds is None:
         return NOT_APPLICABLE
     pooled = of_seeds[POOLED]
     *_, condition, column = name.split()
     one = _count if column in COUNTS else _one
+    # What all seeds share has none of its own.
+    found = [of_seeds.get(seed) for seed in seeds] if len(of_seeds) > 1 else []
+    singly = [one(value) if value else NOT_APPLICABLE for value in found]
     if math.isnan(pooled.value):  # also where only one seed's is
         text = NOT_APPLICABLE
     elif math.isinf(pooled.value):
-        if len({value for seed, value in of_seeds.items() if seed != POOLED}) > 1:
+        if len(set(found)) > 1:
             # A mean over what is only known to be more than a number says less than each seed does.
-            return " ".join(one(value) for seed, value in of_seeds.items() if seed != POOLED)
+            return " ".join(singly)
         text = f"more than {math.floor(pooled.low)}"
     elif ":" in condition:
         text = difference(*pooled)
     else:
         text = interval(*pooled) if pooled.low < pooled.high else one(pooled)
-    singly = [one(value) for seed, value in of_seeds.items() if seed != POOLED]
-    differ = singly and set(singly) != {one(pooled)}  # what all seeds share has none
+    differ = singly and set(singly) != {one(pooled)}
     return f"{text} ({' '.join(singly)})" if differ else text
 
 
@@ -237,11 +239,11 @@ def render(docs: Path) -> str:
 
 def _known(folder: Path) -> dict[str, Any]:
     conditions, figures = read_conditions(folder), read_figures(folder / FINDINGS)
-    seeds = dict.fromkeys(seed for by_seed in figures.values() for seed in by_seed)
+    seeds = list(dict.fromkeys(s for of_seeds in figures.values() for s in of_seeds if s != POOLED))
     return {
-        "f": lambda *words: shown(_name(words), figures),
+        "f": lambda *words: shown(_name(words), figures, seeds),
         "v": lambda claim, needs="": verdict(str(claim), conditions, figures, needs),
-        "seeds": [seed for seed in seeds if seed != POOLED],
+        "seeds": seeds,
     }
 
 
@@ -320,11 +322,15 @@ def main() -> None:
         "--check", action="store_true", help="only compare the page with its figures"
     )
     args = parser.parse_args()
+    if args.check and (args.results or args.shared):
+        raise ValueError(f"--check compares the page with {FINDINGS} as it stands: give no RESULTS")
     claims, page = args.registered or args.docs, args.docs / "FINDINGS.md"
-    if (args.results or args.shared) and not args.check:
+    if args.results or args.shared:
         names = figure_names(claims, read_conditions(claims))
         pooled = pool_results(args.results, args.shared, names)
         write_figures(claims / FINDINGS, {name: pooled[name] for name in names if name in pooled})
+        if missing := [name for name in names if name not in pooled]:
+            print(f"not measured in these results: {'; '.join(missing)}")
     text = render(args.docs)
     if args.check:
         if page.read_text(encoding="utf-8") != text:

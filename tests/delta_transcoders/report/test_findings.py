@@ -166,9 +166,10 @@ def test_more_than_a_number_is_read_so_and_meets_no_condition(tmp_path):
         keep_results(tmp_path / folder.name, folder, names)
     figures = pool_results(kept)
     assert figures["ours/n90.csv n90"][POOLED] == (math.inf, 72, math.inf)
-    assert shown("ours/n90.csv n90", figures) == "16 >128"
-    assert shown("both/n90.csv n90", figures) == "more than 128"
-    assert shown("ours/n90.csv cos", figures) == "– (0.600 –)"
+    seeds = ["1", "2"]
+    assert shown("ours/n90.csv n90", figures, seeds) == "16 >128"
+    assert shown("both/n90.csv n90", figures, seeds) == "more than 128"
+    assert shown("ours/n90.csv cos", figures, seeds) == "– (0.600 –)"
 
     def failures(figure, part, comparison, bound):
         return Condition("x", figure, part, comparison, bound).failures(figures)
@@ -183,6 +184,18 @@ def test_more_than_a_number_is_read_so_and_meets_no_condition(tmp_path):
     assert failures("ours/n90.csv n90", "value", "<=", "0.25 * both/n90.csv n90") == [POOLED, "2"]
     assert failures("theirs/n90.csv n90", "value", "<=", "0.25 * both/n90.csv n90") == everywhere
     assert failures("ours/n90.csv cos", "low", ">=", "0.5") == [POOLED, "2"]
+
+
+def test_a_seed_without_a_figure_keeps_its_place():
+    most = Value(math.inf, 9, math.inf)
+    figures = {
+        "a of_two": {"1": Value(0.5, 0, 1), "3": Value(0.7, 0, 1), POOLED: Value(0.6, 0.4, 0.8)},
+        "a shared": {POOLED: Value(0.2, 0.1, 0.3)},
+        "x.csv n90": {"1": Value(8, 8, 8), "3": most, POOLED: most},
+    }
+    assert shown("a of_two", figures, "123") == "0.600 [0.400, 0.800] (0.500 – 0.700)"
+    assert shown("a shared", figures, "123") == "0.200 [0.100, 0.300]"
+    assert shown("x.csv n90", figures, "123") == "8 – >9"
 
 
 def test_what_is_kept_of_a_study(studies, tmp_path):
@@ -244,6 +257,9 @@ def test_a_page_that_is_not_what_its_figures_make_of_it_is_an_error(
     with pytest.raises(ValueError, match=r"FINDINGS\.md is not what the findings\.csv make of it"):
         main()
     assert "0.950" in page.read_text()
+    monkeypatch.setattr("sys.argv", ["findings", "--docs", str(docs), "--check", "docs/results/1"])
+    with pytest.raises(ValueError, match="give no RESULTS"):
+        main()
 
 
 def test_a_second_result_reads_what_is_new_alone(studies, tmp_path):
