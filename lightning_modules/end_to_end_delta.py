@@ -160,12 +160,15 @@ class EndToEndDelta(LightningModule):
         self.phases = [sum(sizes), *(n for n in h.budgets if n < sum(sizes))]
         if self.trainer.fast_dev_run:
             self.phases = self.phases[:1]
-        sources = {int(layer): source for layer, source in self.deltas.items()}
-        self.measures = StudentMeasures(data.subsets, self.family.n_layers, sources)
+        self.measures = StudentMeasures(data.subsets, self.family.n_layers, self.sources)
+
+    @property
+    def sources(self) -> dict[int, DictionarySource]:
+        return {int(layer): source for layer, source in self.deltas.items()}
 
     @property
     def transcoders(self) -> dict[int, TrainedTranscoder]:
-        return {int(layer): source.transcoder for layer, source in self.deltas.items()}
+        return {layer: source.transcoder for layer, source in self.sources.items()}
 
     def on_fit_start(self) -> None:
         device, h = self.device, self.hparams
@@ -175,7 +178,7 @@ class EndToEndDelta(LightningModule):
             finetuned,
             None if base is None else base.to(device),
             self.tokenizer,
-            {int(layer): source for layer, source in self.deltas.items()},
+            self.sources,
             {layer: source.to(device) for layer, source in self.start.bases.items()},
             self.start.site,
             h.gradient_checkpointing,
@@ -205,6 +208,11 @@ class EndToEndDelta(LightningModule):
         self.phase = phase
 
     def _best_of(self, phase: int) -> dict[str, Any]:
+        if phase > self.phase:
+            raise ValueError(
+                f"the training ended while there were {self.phases[self.phase]} features, before those of "
+                f"{self.phases[phase]}, and so nothing is written: go on from its checkpoint (--ckpt_path)"
+            )
         if phase >= len(self.best):
             raise ValueError(
                 f"no validation with a finite KL while there were {self.phases[phase]} features: lower lr, "
@@ -298,9 +306,9 @@ class EndToEndDelta(LightningModule):
         self.phase_steps = saved["steps"]  # those of this run are known later
 
     def on_fit_end(self) -> None:
+        check_trained(self.trainer, self.deltas)
         phases = {n: self._best_of(phase) for phase, n in enumerate(self.phases)}
         if self.trainer.is_global_zero:
-            check_trained(self.trainer, self.deltas)
             with stage_output(self) as folder:
                 for n_features, best in phases.items():
                     write_deltas(

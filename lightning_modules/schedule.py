@@ -26,7 +26,7 @@ def steps_of_phases(trainer: Trainer, n_phases: int) -> int:
         ValueError: the steps cannot be shared out equally, or a phase does not end with a validation.
     """
     total = total_steps(trainer)
-    if total % n_phases:
+    if total == 0 or total % n_phases:
         raise ValueError(
             f"--trainer.max_steps is {total}, and there are {n_phases} phases of equally many steps: give a "
             f"multiple of {n_phases}"

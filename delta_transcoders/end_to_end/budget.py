@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from delta_transcoders.end_to_end.student import Student
-from delta_transcoders.end_to_end.trained import TrainedTranscoder
+from delta_transcoders.end_to_end.trained import TrainedTranscoder, alive
 from delta_transcoders.interventions.attribution import attribute, largest, minus_kl_from
 from delta_transcoders.language_models import TokenizedExample
 
@@ -36,9 +36,8 @@ def attribution_sums(
     deltas = student.engine.bank["delta"]
     sizes = [deltas[layer].n_features for layer in sorted(deltas)]
     sums = torch.zeros(n_groups, sum(sizes), dtype=torch.float64)
-    student.checkpoint_layers(
-        False
-    )  # `attribute` goes backward when the interventions are off again
+    # `attribute` goes backward when the interventions are off again.
+    student.checkpoint_layers(False)
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[start : start + ROWS_AT_ONCE]
         measure = minus_kl_from(student.teacher_logprobs(part))
@@ -60,7 +59,7 @@ def choose(
     layers = sorted(deltas)
     parts = scores_F.split([deltas[layer].n_features for layer in layers])
     left = {
-        layer: part_F.masked_fill(~deltas[layer].alive.cpu(), -torch.inf)
+        layer: part_F.masked_fill(~alive(deltas[layer]).cpu(), -torch.inf)
         for layer, part_F in zip(layers, parts, strict=True)
     }
     return largest(left, budget)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_transcoders.end_to_end.student import Losses, Reference
+from delta_transcoders.end_to_end.trained import alive
 from delta_transcoders.interventions.sources import DictionarySource
 from delta_transcoders.metrics.grouped import GroupedMean
 
@@ -64,9 +65,11 @@ class StudentMeasures(nn.Module):
 
             handles.append(source.register_forward_hook(count))
             first += source.n_features
-        yield
-        for handle in handles:
-            handle.remove()
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def compute(self) -> tuple[dict[str, float], dict[int, dict[str, float]], int]:
         """Of all processes, each of which must call it.
@@ -84,7 +87,7 @@ class StudentMeasures(nn.Module):
         for layer, source in self._deltas.items():
             part_F = density_F[first : first + source.n_features]
             first += source.n_features
-            left_F = part_F[source.transcoder.alive]
+            left_F = part_F[alive(source.transcoder)]
             dead = float((left_F == 0).double().mean()) if len(left_F) else 0.0
             layers[layer] = {"l0_delta": float(part_F.sum()), "dead_fraction": dead}
             if not nmse_L[layer].isnan():

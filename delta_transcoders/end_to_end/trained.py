@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
+from delta_transcoders.dictionaries.delta import with_features
 from delta_transcoders.dictionaries.stack import first_weights
 from delta_transcoders.dictionaries.transcoder import Transcoder
 
@@ -40,11 +41,6 @@ class TrainedTranscoder(Transcoder):
             delattr(self, name)
             self.register_parameter(name, nn.Parameter(tensor))
 
-    @property
-    def alive(self) -> Tensor:
-        """Which features are left, bool [F]."""
-        return (self.W_enc != 0).any(0) | (self.W_dec != 0).any(1) | (self.b_enc != 0)
-
     @torch.no_grad()
     def keep(self, features: Collection[int]) -> None:
         """Silence all others."""
@@ -53,6 +49,11 @@ class TrainedTranscoder(Transcoder):
         self.W_enc *= kept_F
         self.b_enc *= kept_F
         self.W_dec *= kept_F[:, None]
+
+
+def alive(delta: Transcoder) -> Tensor:
+    """Which features are not silent, bool [F]."""
+    return (delta.W_enc != 0).any(0) | (delta.W_dec != 0).any(1) | (delta.b_enc != 0)
 
 
 def from_scratch(d_model: int, n_features: int, layer: int, seed: int) -> Transcoder:
@@ -74,14 +75,6 @@ def without_silent_features(tensors: Mapping[str, Tensor]) -> Transcoder:
 
     Where none is left it is one silent feature: other tools have no dictionaries without any.
     """
-    tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    whole = TrainedTranscoder(Transcoder(**tensors))
-    (left,) = whole.alive.nonzero(as_tuple=True)
-    left = left if len(left) else torch.tensor([0])
-    along = {"W_enc": 1, "b_enc": 0, "W_dec": 0, "threshold": 0}
-    return Transcoder(
-        **{
-            name: tensor.index_select(along[name], left) if name in along else tensor
-            for name, tensor in tensors.items()
-        }
-    )
+    whole = Transcoder(**{name: tensor.detach().cpu() for name, tensor in tensors.items()})
+    (left,) = alive(whole).nonzero(as_tuple=True)
+    return with_features(whole, left.tolist() or [0])

@@ -197,6 +197,18 @@ def test_a_resumed_run_is_the_uninterrupted_one(make, fit, tmp_path):
         fit(module, data, max_steps=12, ckpt_path=tmp_path / "x.ckpt", callbacks=[RngState()])
 
 
+def test_a_training_that_ends_in_an_earlier_phase_says_so(make, fit, tmp_path):
+    class Stop(lightning.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.should_stop = trainer.global_step == 5
+
+    module, data = make(budgets=[5, 2])
+    problem = "ended while there were 5 features, before those of 2, and so nothing is written"
+    with pytest.raises(ValueError, match=problem):
+        fit(module, data, max_steps=12, callbacks=[Stop()])
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_training_a_warm_start_is_written_as_it_was(dictionaries, arguments, tmp_path):
     options = QUICK | {
         "model.student": "dictionary",
@@ -293,6 +305,7 @@ def refused(arguments, tmp_path):
         ({"model.student": "dictionary"}, "student: dictionary needs base_transcoders"),
         ({"model.bridging": "true"}, "bridging needs student: dictionary"),
         ({"trainer.max_steps": 13}, "max_steps is 13, and there are 3 phases"),
+        ({"trainer.max_steps": 0}, "max_steps is 0, and there are 3 phases"),
         ({"trainer.val_check_interval": 3}, "val_check_interval is 3: a phase has 4 steps"),
         ({"trainer.accumulate_grad_batches": 2}, "phases count batches, so give a larger"),
     ],

@@ -7,6 +7,7 @@ from delta_transcoders.dictionaries.transcoder import Transcoder
 from delta_transcoders.end_to_end.budget import choose
 from delta_transcoders.end_to_end.trained import (
     TrainedTranscoder,
+    alive,
     from_scratch,
     without_silent_features,
 )
@@ -36,13 +37,13 @@ def test_it_computes_what_it_started_from_and_trains_three_tensors():
 def test_silenced_features_stay_silent_whatever_the_optimizer_does():
     trained = TrainedTranscoder(dictionary(5))
     trained.keep([1, 3])
-    assert trained.alive.tolist() == [False, True, False, True, False]
+    assert alive(trained).tolist() == [False, True, False, True, False]
     optimizer = torch.optim.Adam(trained.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
         trained(torch.randn(50, 8)).square().sum().backward()
         optimizer.step()
-    assert trained.alive.tolist() == [False, True, False, True, False]
+    assert alive(trained).tolist() == [False, True, False, True, False]
     assert not trained.encode(100 * torch.randn(1000, 8))[:, [0, 2, 4]].any()
 
 
