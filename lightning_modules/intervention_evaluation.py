@@ -55,6 +55,7 @@ class InterventionEvaluation(InterventionModule):
         max_new_tokens: longest answer.
         rows_per_pass: rows of one forward pass.
         deltas: folders or hub ids of trained deltas, one per configuration of d_new, percentile and target.
+            Without these and `base_transcoders` there are other models' MLPs and controls alone.
         percentile, base_files: which base dictionaries, where there are no deltas to say it: see
             `dictionaries.bases.load_base`, there `files`.
         base_model: folder or hub id of the un-finetuned model, for the source `base_mlp`.
@@ -93,13 +94,24 @@ class InterventionEvaluation(InterventionModule):
         for source in (model, base_model, finetuned_model):
             if source is not None:
                 check_model_source(source)
-        if bool(deltas) == (percentile is not None):
+        if deltas and percentile is not None:
             raise ValueError(
-                "give either deltas, folders of trained deltas, or a percentile, for base "
-                f"dictionaries alone; got {list(deltas)} and {percentile}"
+                f"deltas say themselves what they correct: give no percentile with them, got {percentile:g}"
             )
-        if not deltas and base_transcoders is None:
-            raise ValueError("base dictionaries alone need base_transcoders, a folder or hub id")
+        if not deltas and (base_transcoders is None) != (percentile is None):
+            raise ValueError(
+                "base dictionaries alone need base_transcoders, a folder or hub id, and a percentile: got "
+                f"{base_transcoders} and {percentile}"
+            )
+        used = {name for spec in conditions for name in from_spec(spec, [0]).sources}
+        absent = (
+            {"delta", "random_delta"} if base_transcoders else {"base", "delta", "random_delta"}
+        )
+        if not deltas and used & absent:
+            raise ValueError(
+                f"conditions use {', '.join(sorted(used & absent))}: give deltas, folders of trained deltas, "
+                "or for base dictionaries alone base_transcoders and a percentile"
+            )
         if "transplant" in conditions and finetuned_model is None:
             raise ValueError(
                 "conditions: 'transplant' adds the deltas to the base model's MLPs: give the base model as "
@@ -127,6 +139,8 @@ class InterventionEvaluation(InterventionModule):
         if h.deltas:
             return self.load_deltas(h.deltas)
         layers = self.layers()
+        if h.base_transcoders is None:
+            return [DictionarySet("", self.family.site, {}, layers)]
         return [load_base_set(h.base_transcoders, layers, h.percentile, self.family, h.base_files)]
 
     def columns_of(self, dictionaries: DictionarySet) -> list[Column]:

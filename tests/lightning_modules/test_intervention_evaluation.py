@@ -148,6 +148,33 @@ def test_only_the_named_layers_are_loaded(dictionaries, arguments, tmp_path):
     }
 
 
+def test_the_base_model_s_mlps_need_no_dictionaries(one, dictionaries, arguments, tmp_path):
+    """As in a study whose finetune has not been asked about its MLPs yet."""
+    alone = {"model.deltas": "[]", "model.base_transcoders": "null"}
+    options = (
+        OPTIONS | alone | {"model.conditions": "[base_mlp]", "model.output": tmp_path / "alone"}
+    )
+    cli = evaluate.main(arguments("tiny/exp2a.yaml", dictionaries, options))
+    assert {name: list(by_layer) for name, by_layer in cli.model.bank.items()} == {
+        "base_mlp": [0, 1]
+    }
+    of_dictionaries = {"d_new", "percentile", "target"}
+    tables = [
+        {
+            (row["layer"], row["subset"], row["condition"]): {
+                name: cell for name, cell in row.items() if name not in of_dictionaries
+            }
+            for row in read_metrics(folder / "metrics.csv")
+        }
+        for folder in (one, tmp_path / "alone")
+    ]
+    expected = {k: row for k, row in tables[0].items() if k[2] in ("raw", "base_mlp")}
+    assert len(tables[1]) == len(SUBSETS) * 3
+    for key, row in expected.items():
+        for name, cell in row.items():
+            assert tables[1][key][name] == pytest.approx(cell, rel=1e-5, abs=1e-6, nan_ok=True)
+
+
 # Bad input, refused before the first forward pass
 
 
@@ -223,7 +250,16 @@ def test_an_example_longer_than_the_context(refused, dictionaries, tmp_path):
     [
         ({"model.layers": "[0+1, all]"}, "layer 'all', condition 'no_delta' is asked for twice"),
         ({"model.conditions": "[alpha_1, alpha_1.0]"}, "'alpha_1.00' is asked for twice"),
-        ({"model.deltas": "[]"}, "give either deltas"),
+        ({"model.deltas": "[]"}, "need base_transcoders, a folder or hub id, and a percentile"),
+        (
+            {"model.deltas": "[]", "model.percentile": "0.5"},
+            "conditions use delta: give deltas, folders",
+        ),
+        (
+            {"model.deltas": "[]", "model.base_transcoders": "null"},
+            "conditions use base, delta: give deltas, folders",
+        ),
+        ({"model.percentile": "0.5"}, "give no percentile with them, got 0.5"),
         ({"model.layers": "[]"}, "layers is empty, expected at least one"),
         ({"model.conditions": "[]"}, "conditions is empty, expected at least one"),
         ({"model.conditions": "[fill]"}, "unknown condition 'fill'"),
