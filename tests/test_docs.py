@@ -220,6 +220,11 @@ def test_what_the_readme_s_three_features_change_elsewhere():
         re.search(r"the cross-entropy rises by .*?\. No", text)[0],
         [min(on_trained), max(on_trained)],
     )
+    on_lines = dropped("L2F4", "copy")
+    assert_printed(
+        re.search(r"Without L2F4 .*?, where", text)[0],
+        [on_lines[f"d_call_logprob{end}"] for end in ("", "_ci_low", "_ci_high")],
+    )
     counts = [int(dropped("L2F4", subset)["n_examples"]) for subset in ("tool", "tool_ood", "copy")]
     assert "29 of the trained kind, 24 of other kinds, 31 lines to copy" in text
     assert counts == [29, 24, 31]
