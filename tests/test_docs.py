@@ -311,6 +311,21 @@ def test_the_real_model_s_table_is_the_tables_numbers():
     assert {row["n_examples"] for row in rows} == {60} and "(60 prompts, each" in page
 
 
+def test_the_real_model_s_planted_finetunes_are_the_tables_numbers():
+    page = (ROOT / "docs/smollm2/findings.md.j2").read_text("utf-8")
+    section = re.search(r"## The real model: finetunes whose.*?\n\n- ", page, re.DOTALL)[0]
+    for name, shown in (("none", "nothing"), ("attention", "attention"), ("mlps", "MLPs")):
+        base = "no_delta" if name == "mlps" else "base_mlp"
+        rows = {
+            condition: cells(f"../smollm2/planted/{name}.csv", subset="tool", condition=condition)
+            for condition in ("raw", base, *(["full"] if name == "mlps" else []))
+        }
+        values = [row[f"{RATE}{end}"] for row in rows.values() for end in INTERVAL]
+        values += [rows[condition]["mean_ce"] for condition in ("raw", base)]
+        line = re.search(rf"^\| {shown} \|.*", section, re.MULTILINE)[0]
+        assert_printed(line, values)
+
+
 def test_the_concepts_examples_are_the_tables_numbers():
     page = (ROOT / "docs/CONCEPTS.md").read_text("utf-8")
     examples = [re.sub(r"\s*\n> ", " ", e) for e in re.findall(r"(?:^> .*\n)+", page, re.MULTILINE)]
