@@ -211,7 +211,8 @@ class EndToEndDelta(LightningModule):
         if phase > self.phase:
             raise ValueError(
                 f"the training ended while there were {self.phases[self.phase]} features, before those of "
-                f"{self.phases[phase]}, and so nothing is written: go on from its checkpoint (--ckpt_path)"
+                f"{self.phases[phase]}, and so nothing is written: go on from its checkpoint, if it has one "
+                "(--ckpt_path)"
             )
         if phase >= len(self.best):
             raise ValueError(

@@ -98,20 +98,8 @@ class InterventionEvaluation(InterventionModule):
             raise ValueError(
                 f"deltas say themselves what they correct: give no percentile with them, got {percentile:g}"
             )
-        if not deltas and (base_transcoders is None) != (percentile is None):
-            raise ValueError(
-                "base dictionaries alone need base_transcoders, a folder or hub id, and a percentile: got "
-                f"{base_transcoders} and {percentile}"
-            )
-        used = {name for spec in conditions for name in from_spec(spec, [0]).sources}
-        absent = (
-            {"delta", "random_delta"} if base_transcoders else {"base", "delta", "random_delta"}
-        )
-        if not deltas and used & absent:
-            raise ValueError(
-                f"conditions use {', '.join(sorted(used & absent))}: give deltas, folders of trained deltas, "
-                "or for base dictionaries alone base_transcoders and a percentile"
-            )
+        if not deltas:
+            _check_without_deltas(conditions, controls, base_transcoders, percentile)
         if "transplant" in conditions and finetuned_model is None:
             raise ValueError(
                 "conditions: 'transplant' adds the deltas to the base model's MLPs: give the base model as "
@@ -288,6 +276,36 @@ class InterventionEvaluation(InterventionModule):
             if raw == answers["raw"].get(i) and isinstance(text, str):
                 base[i] = text
         return {"base_model": base} | answers if base else answers
+
+
+def _check_without_deltas(
+    conditions: Iterable[str | dict],
+    controls: Mapping[str, object],
+    base_transcoders: str | None,
+    percentile: float | None,
+) -> None:
+    """Refuse conditions that need deltas, and base dictionaries of which not all is said."""
+    given = f"got {base_transcoders} and {percentile}"
+    has_bases = base_transcoders is not None and percentile is not None
+    absent = {"delta", "random_delta", *([] if has_bases else ["base"])} - set(controls)
+    for spec in conditions:
+        intervention = from_spec(spec, [0])
+        used = {term.source for write in intervention.writes.values() for term in write.terms}
+        if used & absent == {"base"}:
+            raise ValueError(
+                f"condition {intervention.condition!r} needs base dictionaries: give model.deltas with what "
+                f"they correct, or model.base_transcoders and model.percentile; {given}"
+            )
+        if used & absent:
+            raise ValueError(
+                f"condition {intervention.condition!r} needs deltas: give model.deltas, folders or hub ids; "
+                "it is empty"
+            )
+    if (base_transcoders is None) != (percentile is None):
+        raise ValueError(
+            "model.deltas is empty, and model.base_transcoders and model.percentile go together: give both, "
+            f"or, as no condition needs them, neither (--model.base_transcoders null); {given}"
+        )
 
 
 def _texts(path: Path) -> dict[tuple[str, str, str | None], str]:

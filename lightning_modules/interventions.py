@@ -158,7 +158,10 @@ class InterventionModule(Evaluation):
         """The MLPs of `base_model` or `finetuned_model` at a site, loaded once."""
         if (of, site) not in self._loaded_mlps:
             if self.hparams[of] is None:
-                raise ValueError(f"these conditions need {of}, a folder or hub id")
+                raise ValueError(
+                    f"{of.removesuffix('_model')} MLPs are needed: give model.{of}, a folder or hub id; it "
+                    "is null"
+                )
             load_tokenizer(self.hparams.model, self.hparams[of])  # refuses another than the model's
             mlps = load_mlps(self.hparams[of], self.hparams.dtype, site, self.layers())
             self._loaded_mlps[of, site] = mlps

@@ -28,8 +28,8 @@ def steps_of_phases(trainer: Trainer, n_phases: int) -> int:
     total = total_steps(trainer)
     if total == 0 or total % n_phases:
         raise ValueError(
-            f"--trainer.max_steps is {total}, and there are {n_phases} phases of equally many steps: give a "
-            f"multiple of {n_phases}"
+            f"the training has {total} steps, and there are {n_phases} phases of equally many: give a "
+            f"--trainer.max_steps of {n_phases}, or a multiple of it"
         )
     if trainer.accumulate_grad_batches > 1:  # an epoch's last step is made of fewer batches
         raise ValueError(

@@ -129,6 +129,12 @@ def test_the_readme_s_findings_of_the_real_model_are_the_tables_numbers():
         for column in columns.split()
         if column in found
     ]
+    in_table = 16 * len(REAL_SEEDS)  # the bullets' own numbers follow
+    planted = [
+        cells(f"../smollm2/planted/{name}.csv", subset="tool", condition="raw")[RATE]
+        for name in ("attention", "mlps")
+    ]
+    values[in_table:in_table] = planted
     for way in ("effect", "seed"):
         of_what = [
             cells("../smollm2/rules/summary.csv", tokens="new", drawn_by=way, what=what)

@@ -26,6 +26,7 @@ OPTIONS = {
     "data.batch_size": 4,
 }
 SUBSETS = ("tool", "copy", "tool_ood")
+ALONE = {"model.deltas": "[]", "model.base_transcoders": "null"}
 
 
 def records_of(folder) -> list[dict]:
@@ -247,14 +248,25 @@ def test_an_example_longer_than_the_context(refused, dictionaries, tmp_path):
     [
         ({"model.layers": "[0+1, all]"}, "layer 'all', condition 'no_delta' is asked for twice"),
         ({"model.conditions": "[alpha_1, alpha_1.0]"}, "'alpha_1.00' is asked for twice"),
-        ({"model.deltas": "[]"}, "need base_transcoders, a folder or hub id, and a percentile"),
         (
-            {"model.deltas": "[]", "model.percentile": "0.5"},
-            "conditions use delta: give deltas, folders",
+            {"model.deltas": "[]"},
+            "condition 'no_delta' needs base dictionaries: give model.deltas .*transcoders and None",
         ),
         (
-            {"model.deltas": "[]", "model.base_transcoders": "null"},
-            "conditions use base, delta: give deltas, folders",
+            {"model.deltas": "[]", "model.percentile": "0.5"},
+            "condition 'full' needs deltas: give model.deltas, folders or hub ids; it is empty",
+        ),
+        (
+            {"model.deltas": "[]", "model.conditions": "[base_mlp]"},
+            r"give both, or, as no condition needs them, neither \(--model.base_transcoders null\)",
+        ),
+        (
+            {"model.conditions": "[error_kept_1]", **ALONE},
+            "condition 'error_kept_1.00' needs deltas",
+        ),
+        (
+            {"model.conditions": "[base_mlp]", "model.base_model": "null", **ALONE},
+            "base MLPs are needed: give model.base_model, a folder or hub id; it is null",
         ),
         ({"model.percentile": "0.5"}, "give no percentile with them, got 0.5"),
         ({"model.layers": "[]"}, "layers is empty, expected at least one"),

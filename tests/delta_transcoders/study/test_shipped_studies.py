@@ -118,9 +118,8 @@ def test_the_real_model_s_planted_finetunes_differ_in_what_is_adapted_alone():
         own_values, values = own.steps["finetune"].config.values, stages["finetune"].config.values
         differ = {key for key in values | own_values if values.get(key) != own_values.get(key)}
         assert {key for key in differ if name not in str(values[key])} == {option}
-        assert ("mlp_difference" in stages) == (
-            name == "mlps"
-        )  # elsewhere there is nothing to learn
+        learned = {"activations", "mlp_difference"} if name == "mlps" else set()
+        assert set(stages) == {"finetune", "behaviour", "exp2a"} | learned
         deltas = stages["exp2a"].config.values["model.deltas"]
         assert deltas == (["runs/smollm2_planted/mlps/mlp_difference"] if name == "mlps" else [])
     base = {label for label in planted.steps if label.startswith("base/")}
