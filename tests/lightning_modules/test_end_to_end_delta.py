@@ -304,7 +304,7 @@ def refused(arguments, tmp_path):
         ({"model.warm_start": "absent/folder/here"}, "there is no local delta to start from"),
         ({"model.student": "dictionary"}, "student: dictionary needs base_transcoders"),
         ({"model.bridging": "true"}, "bridging needs student: dictionary"),
-        ({"trainer.max_steps": 13}, "has 13 steps, and there are 3 phases .* max_steps of 3, or a"),
+        ({"trainer.max_steps": 13}, "has 13 steps, and there are 3 phases .*max_steps of 3, or a"),
         ({"trainer.max_steps": 0}, "has 0 steps, and there are 3 phases"),
         ({"trainer.val_check_interval": 3}, "val_check_interval is 3: a phase has 4 steps"),
         ({"trainer.accumulate_grad_batches": 2}, "phases count batches, so give a larger"),
