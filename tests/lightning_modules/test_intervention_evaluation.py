@@ -151,10 +151,8 @@ def test_only_the_named_layers_are_loaded(dictionaries, arguments, tmp_path):
 
 def test_the_base_model_s_mlps_need_no_dictionaries(one, dictionaries, arguments, tmp_path):
     """As in a study whose finetune has not been asked about its MLPs yet."""
-    alone = {"model.deltas": "[]", "model.base_transcoders": "null"}
-    options = (
-        OPTIONS | alone | {"model.conditions": "[base_mlp]", "model.output": tmp_path / "alone"}
-    )
+    more = {"model.conditions": "[base_mlp]", "model.output": tmp_path / "alone"}
+    options = OPTIONS | ALONE | more
     cli = evaluate.main(arguments("tiny/exp2a.yaml", dictionaries, options))
     assert {name: list(by_layer) for name, by_layer in cli.model.bank.items()} == {
         "base_mlp": [0, 1]
